@@ -1,0 +1,35 @@
+# make tutorial   everything a reader needs, from an empty clone to executed notebooks
+# make test       the whole test suite
+# make lab        JupyterLab on the notebooks
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA := data/sample/sample.txt
+
+.PHONY: tutorial test lab lint clean
+
+tutorial: $(VENV)/installed $(DATA)
+	$(BIN)/python studies/run_notebooks.py --out executed
+	$(BIN)/python -m distill compare results/sample.json
+	@echo "The executed notebooks are in executed/. Open the course with: make lab"
+
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q
+
+lab: $(VENV)/installed $(DATA)
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+# The stamp is touched last, so that an interrupted installation is taken up again.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(DATA): | $(VENV)/installed
+	$(BIN)/python -m distill data sample
+
+clean:
+	rm -rf $(VENV) executed runs data/sample
