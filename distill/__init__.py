@@ -1,0 +1,28 @@
+"""Distil segmentation networks: teachers, students, losses, one trainer, and scores."""
+
+from distill.datasets import open_dataset
+from distill.errors import DistillError
+from distill.evaluation import Scores, evaluate, predict
+from distill.methods import METHODS, build_method
+from distill.models import POSITIONS, build_model, load_model, save_model
+from distill.runs import Run
+from distill.teachers import load_teacher
+from distill.training import fit, make_student
+
+__all__ = [
+    "METHODS",
+    "POSITIONS",
+    "DistillError",
+    "Run",
+    "Scores",
+    "build_method",
+    "build_model",
+    "evaluate",
+    "fit",
+    "load_model",
+    "load_teacher",
+    "make_student",
+    "open_dataset",
+    "predict",
+    "save_model",
+]

@@ -1,0 +1,219 @@
+"""Readers of data in VOC layout, the sample included.
+
+    JPEGImages/NAME.jpg  SegmentationClass/NAME.png  ImageSets/Segmentation/SPLIT.txt  class_names.txt
+
+Masks are palette or grey PNG files whose pixel values are the class indices; 255 is void.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from tqdm.auto import tqdm
+
+from distill.errors import DistillError
+from distill.sample import SAMPLE_SIZES, make_sample
+from distill.transforms import IGNORE_INDEX
+
+VOC_CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def data_root() -> Path:
+    """Where data is put: $DISTILL_DATA, or the `data` folder of this clone, or `data` in the working folder."""
+    if "DISTILL_DATA" in os.environ:
+        return Path(os.environ["DISTILL_DATA"])
+    return PROJECT / "data" if (PROJECT / "pyproject.toml").exists() else Path("data")
+
+
+class VOCFolder(Dataset):
+    """One split of a folder in VOC layout.
+
+    `dataset[i]` is an image (3, H, W) uint8 and its labels (H, W) int64, both tv_tensors. `limit` keeps the first
+    images only. Without a `class_names.txt` the classes are VOC's 21.
+    Raises DistillError when the folder, its lists or its files are not what they should be.
+    """
+
+    def __init__(self, root: str | Path, split: str = "train", limit: int | None = None) -> None:
+        self.root, self.split = Path(root), split
+        self.class_names = read_class_names(self.root)
+        self.num_classes = len(self.class_names)
+        self.ids = read_split(self.root, split)[:limit]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image_path(self, index: int) -> Path:
+        return self.root / "JPEGImages" / f"{self.ids[index]}.jpg"
+
+    def mask_path(self, index: int) -> Path:
+        return self.root / "SegmentationClass" / f"{self.ids[index]}.png"
+
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        image = read_image(self.image_path(index))
+        labels = read_mask(self.mask_path(index), self.num_classes)
+        if image.shape[:2] != labels.shape:
+            raise DistillError(
+                f"{self.mask_path(index)} is {labels.shape[1]} x {labels.shape[0]} pixels and its image "
+                f"{image.shape[1]} x {image.shape[0]}; export the mask again at the image's size"
+            )
+        return (
+            tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
+            tv_tensors.Mask(torch.from_numpy(labels).long()),
+        )
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as RGB, (H, W, 3) uint8."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError:
+        raise DistillError(
+            f"there is no image {path}; check the path or, if a split list names it, add it or take its name out"
+        ) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DistillError(f"{path} cannot be read as an image ({error}); replace the file") from None
+
+
+def read_mask(path: Path, num_classes: int) -> np.ndarray:
+    """A palette or grey mask as class indices, (H, W) uint8; values must be below `num_classes`, or 255 for void."""
+    try:
+        with Image.open(path) as image:
+            mode, mask = image.mode, np.array(image)
+    except FileNotFoundError:
+        raise DistillError(
+            f"{path} is missing, though the split list names it; add the mask or take its name out"
+        ) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DistillError(f"{path} cannot be read as a mask ({error}); replace the file") from None
+    if mode not in ("P", "L") or mask.ndim != 2:
+        raise DistillError(
+            f"{path} is a {mode} image, and a mask is a palette or 8-bit grey PNG of class indices; "
+            f"export it again as such"
+        )
+    wrong = np.unique(mask[(mask >= num_classes) & (mask != IGNORE_INDEX)])
+    if len(wrong):
+        raise DistillError(
+            f"{path} holds the value {wrong[0]}, and with {num_classes} classes only 0 to "
+            f"{num_classes - 1} and 255 (void) may occur; mend the mask or class_names.txt"
+        )
+    return mask
+
+
+def read_class_names(root: Path) -> tuple[str, ...]:
+    """The lines of class_names.txt, or VOC's classes where there is none."""
+    path = root / "class_names.txt"
+    if not path.exists():
+        return VOC_CLASSES
+    names = tuple(_read_lines(path))
+    if not 1 <= len(names) <= 255:
+        raise DistillError(f"{path} names {len(names)} classes, and 1 to 255 are possible; write one name a line")
+    return names
+
+
+def read_split(root: Path, split: str) -> list[str]:
+    """The image names that ImageSets/Segmentation/SPLIT.txt lists, in its order."""
+    if not root.is_dir():
+        raise DistillError(
+            f"there is no folder {root}; give the folder that holds JPEGImages, SegmentationClass and ImageSets"
+        )
+    path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    if not path.exists():
+        there = sorted(p.stem for p in path.parent.glob("*.txt"))
+        raise DistillError(
+            f"{path} is missing (splits found: {', '.join(there) or 'none'}); write it, one image name a line"
+        )
+    names = _read_lines(path)
+    if not names:
+        raise DistillError(f"{path} lists no images; write one image name a line, without the ending")
+    return names
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise DistillError(f"{path} is no text in UTF-8; save it again as such, one name a line") from None
+
+
+def open_dataset(
+    data: str | Path, split: str = "train", root: str | Path | None = None, limit: int | None = None
+) -> VOCFolder:
+    """The split of a data set: `"sample"`, `"pascal"`, or a folder in VOC layout.
+
+    The sample is made on first use, under `root` or `data_root()/sample`. Pascal VOC is looked for under `root`, in
+    the folder that its archive unpacks to (VOCdevkit/VOC2012) or directly.
+    """
+    if data == "sample":
+        return VOCFolder(make_default_sample(root), split, limit)
+    if data == "pascal":
+        folder = Path(root) if root else data_root()
+        inside = folder / "VOCdevkit" / "VOC2012"
+        return VOCFolder(inside if inside.is_dir() else folder, split, limit)
+    return VOCFolder(Path(root) if root else Path(data), split, limit)
+
+
+def make_default_sample(root: str | Path | None = None) -> Path:
+    """The sample that the course uses, made on first use. A folder that already holds a sample is taken as it is."""
+    root = Path(root) if root else data_root() / "sample"
+    return root if (root / "sample.txt").exists() else make_sample(root, **SAMPLE_SIZES)
+
+
+def check_dataset(root: str | Path, splits: Iterable[str] | None = None) -> dict[str, dict]:
+    """Read every image and mask of a folder in VOC layout and report, split by split.
+
+    Returns for each split: `images`, `sizes` (smallest and largest, width x height), `class_share` (share of the
+    labelled pixels by class), `void_share` and `problems` (one sentence each).
+    """
+    root = Path(root)
+    names = read_class_names(root)
+    found = sorted(p.stem for p in (root / "ImageSets" / "Segmentation").glob("*.txt"))
+    return {split: _check_split(VOCFolder(root, split), names) for split in splits or found or ["train"]}
+
+
+def _check_split(dataset: VOCFolder, names: tuple[str, ...]) -> dict:
+    counts, sizes, problems = np.zeros(256, dtype=np.int64), [], []
+    for index in tqdm(range(len(dataset)), desc=f"checking {dataset.split}", unit="image"):
+        try:
+            image, labels = dataset[index]
+        except DistillError as error:
+            problems.append(str(error))
+            continue
+        sizes.append((image.shape[2], image.shape[1]))
+        counts += np.bincount(labels.numpy().ravel(), minlength=256)
+    labelled = max(1, counts[:IGNORE_INDEX].sum())
+    return {
+        "images": len(dataset),
+        "problems": problems,
+        "sizes": [min(sizes), max(sizes)] if sizes else [],
+        "class_share": {name: float(counts[label] / labelled) for label, name in enumerate(names)},
+        "void_share": float(counts[IGNORE_INDEX] / max(1, counts.sum())),
+    }

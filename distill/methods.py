@@ -1,0 +1,400 @@
+"""A method = cross-entropy plus weighted distillation terms, and the connectors those terms need.
+
+To add a method, write a subclass of `Term` (or of `MapTerm`, if it compares maps position by position) and
+enter it in `METHODS`. Every option is a keyword of the constructor and is kept as an attribute of the same
+name, which is all that `build_method` and `describe` need to know about it.
+"""
+
+import difflib
+import inspect
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill import losses
+from distill.errors import DistillError
+from distill.models import POSITIONS
+
+# How OFD and SAKD divide each position's loss: the early, large maps count less.
+DIVIDERS = dict(zip(POSITIONS, (8, 4, 2, 1, 1, 16), strict=True))
+STAGES = POSITIONS[:4]
+
+
+class Output(NamedTuple):
+    """What a network returned: logits (N, C, H, W) and the maps at POSITIONS, or None where they were not
+    asked for.
+    """
+
+    logits: Tensor | None
+    maps: Sequence[Tensor] | None
+
+
+class Term(nn.Module):
+    """One distillation loss, its weight, and how the weight changes during training.
+
+    The weight rises linearly over the first `warmup` calls in training mode, reaching full size at call
+    number `warmup`. With `decay` > 0 it then falls linearly and is 0 from call number `decay` on. The calls
+    are counted in a buffer, so a resumed run continues where it stopped; in eval mode the count stands still.
+    """
+
+    needs_maps = False  # of teacher and student
+    needs_logits = False  # of the teacher
+
+    def __init__(self, weight: float, warmup: int, decay: int):
+        super().__init__()
+        if not (math.isfinite(weight) and weight >= 0):
+            raise DistillError(f"weight is {weight}; give a finite number that is not negative.")
+        if warmup < 0 or decay < 0 or 0 < decay <= warmup:
+            raise DistillError(f"warmup is {warmup} and decay is {decay}; give decay = 0 or more calls than warmup.")
+        self.weight, self.warmup, self.decay = weight, warmup, decay
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
+        """The loss before its weight, a scalar."""
+        raise NotImplementedError
+
+    def current_weight(self) -> Tensor | float:
+        """The weight at the present call; a tensor where it is scheduled, so that a GPU need not wait for it."""
+        factor = 1.0
+        if self.warmup:
+            factor = (self.calls / self.warmup).clamp(max=1)
+        if self.decay:
+            factor = factor * ((self.decay - self.calls) / (self.decay - self.warmup)).clamp(0, 1)
+        return self.weight * factor
+
+
+class KD(Term):
+    """Softened logits: Hinton, Vinyals and Dean 2015; see `losses.kd`."""
+
+    needs_logits = True
+
+    def __init__(
+        self,
+        teacher,
+        student,
+        *,
+        weight: float = 0.9,
+        temperature: float = 4.0,
+        warmup: int = 0,
+        decay: int = 0,
+    ):
+        super().__init__(weight, warmup, decay)
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise DistillError(f"temperature is {temperature}; give a finite number above 0, such as 4.")
+        self.temperature = temperature
+
+    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
+        return losses.kd(student.logits, teacher.logits, self.temperature)
+
+
+class MapTerm(Term):
+    """Sum over `positions` of `compare(…) / divider`, on student's maps brought to the teacher's size and
+    channels.
+
+    `dividers`: one number a position; None for the published [8, 4, 2, 1, 1, 16], each at its own position.
+    `connectors`: whether a 1x1 convolution takes the student's channels to the teacher's before they are
+    compared.
+    """
+
+    needs_maps = True
+
+    def __init__(self, teacher, student, positions, dividers, connectors, weight, warmup, decay):
+        super().__init__(weight, warmup, decay)
+        self.positions = _check_positions(positions)
+        self.dividers = tuple(DIVIDERS[p] for p in self.positions) if dividers is None else tuple(dividers)
+        if len(self.dividers) != len(self.positions) or not all(d > 0 for d in self.dividers):
+            raise DistillError(
+                f"dividers is {self.dividers}; give one number above 0 for each of the {len(self.positions)} positions."
+            )
+        self.connectors = connectors
+        self.connect = nn.ModuleDict(_build_connectors(teacher, student, self.positions) if connectors else {})
+
+    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        """The loss at one position, before its divider."""
+        raise NotImplementedError
+
+    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
+        total = 0.0
+        for position, divider in zip(self.positions, self.dividers, strict=True):
+            index = POSITIONS.index(position)
+            student_map, teacher_map = student.maps[index], teacher.maps[index].detach()
+            student_map = _resize_to(student_map, teacher_map)
+            if self.connectors:
+                student_map = self.connect[position](student_map)
+            total = total + self.compare(position, student_map, teacher_map) / divider
+        return total
+
+
+class AT(MapTerm):
+    """Attention transfer: Zagoruyko and Komodakis 2017; see `losses.at`.
+
+    Their weight, 1000 / 2, at each of the four stages. Averaging over channels makes connectors needless.
+    """
+
+    def __init__(
+        self,
+        teacher,
+        student,
+        *,
+        weight: float = 500.0,
+        positions: Sequence[str] = STAGES,
+        warmup: int = 0,
+        decay: int = 0,
+    ):
+        positions = _check_positions(positions)
+        super().__init__(teacher, student, positions, [1] * len(positions), False, weight, warmup, decay)
+
+    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        return losses.at(student_map, teacher_map)
+
+
+class OFD(MapTerm):
+    """Overhaul of feature distillation: Heo et al. 2019; see `losses.ofd`. The sum is divided by the batch
+    here.
+
+    Without connectors the student must have the teacher's channels.
+    """
+
+    def __init__(
+        self,
+        teacher,
+        student,
+        *,
+        weight: float = 1e-5,
+        positions: Sequence[str] = POSITIONS,
+        dividers: Sequence[float] | None = None,
+        connectors: bool = True,
+        warmup: int = 0,
+        decay: int = 0,
+    ):
+        super().__init__(teacher, student, positions, dividers, connectors, weight, warmup, decay)
+        for position, norm in zip(self.positions, _last_norms(teacher, self.positions), strict=True):
+            self.register_buffer(f"margin_{position}", losses.ofd_margin(norm))
+
+    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        return losses.ofd(student_map, teacher_map, getattr(self, f"margin_{position}")) / len(student_map)
+
+
+class SAKD(MapTerm):
+    """Self-attention knowledge distillation, the method under study; see `losses.sakd`."""
+
+    def __init__(
+        self,
+        teacher,
+        student,
+        *,
+        weight: float = 150.0,
+        positions: Sequence[str] = POSITIONS,
+        dividers: Sequence[float] | None = None,
+        connectors: bool = True,
+        warmup: int = 0,
+        decay: int = 0,
+    ):
+        super().__init__(teacher, student, positions, dividers, connectors, weight, warmup, decay)
+
+    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        return losses.sakd(student_map, teacher_map)
+
+
+# The baseline has no term: cross-entropy is part of every method.
+METHODS: dict[str, type[Term] | None] = {"baseline": None, "kd": KD, "at": AT, "ofd": OFD, "sakd": SAKD}
+ALIASES = {"proposed": "sakd"}
+
+
+class Method(nn.Module):
+    """loss, parts = method(student_output, teacher_output, labels).
+
+    `loss` is cross-entropy (void ignored) plus the weighted terms; `parts` holds the same summands by name,
+    detached. Its parameters are the connectors' alone: teacher and student stay outside.
+    """
+
+    def __init__(self, terms: dict[str, Term]):
+        super().__init__()
+        self.name = "+".join(terms) or "baseline"
+        self.terms = nn.ModuleDict(terms)
+        self.needs_teacher = bool(terms)
+        self.needs_maps = any(term.needs_maps for term in terms.values())
+        self.needs_logits = any(term.needs_logits for term in terms.values())
+
+    def forward(self, student_output, teacher_output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs are (logits, maps), or bare logits where no term needs maps; the baseline's teacher may be
+        None.
+        """
+        student, teacher = _as_output(student_output), _as_output(teacher_output)
+        self._check_outputs(student, teacher)
+        summands = {"ce": losses.cross_entropy(student.logits, labels)}
+        for name, term in self.terms.items():
+            if self.training:
+                term.calls += 1
+            summands[name] = term.current_weight() * term(student, teacher, labels)
+        return sum(summands.values()), {name: value.detach() for name, value in summands.items()}
+
+    def describe(self) -> dict:
+        """JSON-able: the name, and every option of every term; `build_method(name, …, **terms)` builds it
+        again.
+        """
+        terms = {
+            name: {option: _plain(getattr(term, option)) for option in _default_options(type(term))}
+            for name, term in self.terms.items()
+        }
+        return {"name": self.name, "terms": terms}
+
+    def extra_repr(self) -> str:
+        return self.name
+
+    def _check_outputs(self, student: Output, teacher: Output) -> None:
+        if self.needs_logits and teacher.logits is None:
+            raise DistillError(f"The method {self.name} needs the teacher's logits; pass teacher(images).")
+        for who, output in (("student", student), ("teacher", teacher)):
+            if self.needs_maps and output.maps is None:
+                raise DistillError(
+                    f"The method {self.name} needs the {who}'s maps; pass {who}(images, return_maps=True)."
+                )
+
+
+def build_method(name: str, teacher: nn.Module | None, student: nn.Module, **options) -> Method:
+    """The method called `name`: one of METHODS, or several joined with `+`, as in "kd+sakd".
+
+    Options of a single term are given flat (`build_method("kd", teacher, student, temperature=2)`), those of
+    several by the term's name (`build_method("kd+sakd", teacher, student, sakd={"weight": 30})`). Connectors
+    are initialised from torch's global generator and placed on the student's device. Raises DistillError for
+    unknown or repeated names, unknown options, and for a teacher that cannot serve the method.
+    """
+    names = _parse_name(name)
+    by_term = _options_by_term(names, options)
+    if names:
+        _check_teacher(names, teacher, student)
+    terms = {term: METHODS[term](teacher, student, **by_term[term]) for term in names}
+    method = Method(terms)
+    parameter = next(student.parameters(), None)
+    return method if parameter is None else method.to(parameter.device, parameter.dtype)
+
+
+def connector(student_channels: int, teacher_channels: int) -> nn.Sequential:
+    """(N, student_channels, H, W) to (N, teacher_channels, H, W): 1x1 convolution without bias, then
+    BatchNorm.
+    """
+    convolution = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
+    nn.init.normal_(convolution.weight, std=math.sqrt(2 / teacher_channels))
+    return nn.Sequential(convolution, nn.BatchNorm2d(teacher_channels))
+
+
+def _build_connectors(teacher: nn.Module, student: nn.Module, positions: Sequence[str]) -> dict[str, nn.Module]:
+    for who, model in (("teacher", teacher), ("student", student)):
+        if getattr(model, "map_channels", None) is None:
+            raise DistillError(
+                f"The {who} ({type(model).__name__}) does not say how many channels its maps have; give it a "
+                "`map_channels` of six numbers, or use kd, which needs logits only."
+            )
+    indices = {position: POSITIONS.index(position) for position in positions}
+    return {p: connector(student.map_channels[i], teacher.map_channels[i]) for p, i in indices.items()}
+
+
+def _last_norms(teacher: nn.Module, positions: Sequence[str]) -> list[nn.Module]:
+    """The BatchNorm before each position of the teacher: OFD reads its margins from them."""
+    norms = list(teacher.map_norms()) if hasattr(teacher, "map_norms") else []
+    norms += [None] * (len(POSITIONS) - len(norms))
+    chosen = [norms[POSITIONS.index(position)] for position in positions]
+    for position, norm in zip(positions, chosen, strict=True):
+        if not hasattr(norm, "running_mean"):  # true of BatchNorm, SyncBatchNorm and torchvision's frozen one
+            raise DistillError(
+                f"The teacher has no BatchNorm at {position}, from which ofd takes its margin; use sakd or kd instead, "
+                "or leave that position out with `positions`."
+            )
+    return chosen
+
+
+def _resize_to(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    size = teacher_map.shape[-2:]
+    if student_map.shape[-2:] == size:
+        return student_map
+    return F.interpolate(student_map, size=size, mode="bilinear", align_corners=True)
+
+
+def _check_positions(positions: Sequence[str]) -> tuple[str, ...]:
+    positions = (positions,) if isinstance(positions, str) else tuple(positions)
+    for position in positions:
+        if position not in POSITIONS:
+            raise DistillError(f"There is no position {position!r}{_nearest(position, POSITIONS)}.")
+    if not positions or len(set(positions)) < len(positions):
+        raise DistillError(f"positions is {positions}; name at least one of {', '.join(POSITIONS)}, none twice.")
+    return positions
+
+
+def _parse_name(name: str) -> list[str]:
+    """The terms of a joined name, canonical and in the order given; empty for the baseline."""
+    names = []
+    for part in name.lower().split("+"):
+        part = ALIASES.get(part.strip(), part.strip())
+        if part not in METHODS:
+            raise DistillError(f"There is no method {part!r}{_nearest(part, [*METHODS, *ALIASES])}.")
+        if part in names:
+            raise DistillError(f"The method {part} appears twice in {name!r}; name it once and set its weight instead.")
+        names.append(part)
+    return [part for part in names if METHODS[part] is not None]
+
+
+def _options_by_term(names: list[str], options: dict) -> dict[str, dict]:
+    by_term = {name: {} for name in names}
+    for key, value in options.items():
+        term = ALIASES.get(key, key)
+        if term in by_term and isinstance(value, dict):
+            by_term[term].update(value)
+        elif len(names) == 1 and term not in METHODS:
+            by_term[names[0]][key] = value
+        else:
+            joined = "+".join(names) or "baseline"
+            raise DistillError(
+                f"The method {joined} cannot use the option {key!r}; "
+                + (f"give options by term, such as {names[0]}={{'weight': 1}}." if names else "it takes none.")
+            )
+    for name, given in by_term.items():
+        known = _default_options(METHODS[name])
+        for key in given:
+            if key not in known:
+                raise DistillError(f"The method {name} has no option {key!r}{_nearest(key, known)}.")
+    return by_term
+
+
+def _check_teacher(names: list[str], teacher: nn.Module | None, student: nn.Module) -> None:
+    joined = "+".join(names)
+    if teacher is None:
+        raise DistillError(f"The method {joined} needs a teacher; give one, or use the method baseline.")
+    ours, theirs = getattr(student, "num_classes", None), getattr(teacher, "num_classes", None)
+    if ours is None or theirs is None or ours == theirs:
+        return
+    why = (
+        "kd compares their logits class by class" if "kd" in names else f"{joined} needs both to know the same classes"
+    )
+    raise DistillError(
+        f"The teacher has {theirs} classes and the student {ours}, but {why}; build the student with "
+        f"num_classes={theirs}, or load a teacher of {ours} classes."
+    )
+
+
+def _as_output(output) -> Output:
+    if output is None or isinstance(output, Tensor):
+        return Output(output, None)
+    logits, maps = output
+    return Output(logits, maps)
+
+
+def _default_options(term: type[Term]) -> dict:
+    """A term's options and their defaults: the keyword-only arguments of its constructor."""
+    parameters = inspect.signature(term).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _nearest(word: str, known) -> str:
+    """The end of a sentence that names what may have been meant, and everything that exists."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    meant = f"; did you mean {close[0]!r}? There are" if close else "; there are"
+    return f"{meant} {', '.join(known)}"

@@ -1,0 +1,303 @@
+"""What a person looks at: masks, maps and charts, readable in black and white and by colour-blind readers.
+
+Every function returns a matplotlib Figure; `display` shows it in a notebook, with a text for those who cannot see it.
+Methods differ in marker as well as in colour, and the regions of a mask carry the names of their classes.
+"""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import matplotlib
+import matplotlib.patheffects
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from distill.sample import voc_palette
+
+# Okabe and Ito's colours, which colour-blind readers tell apart, and a marker for each.
+LOOKS: dict[str, tuple[str, str]] = {
+    "baseline": ("#777777", "o"),
+    "kd": ("#0072B2", "s"),
+    "at": ("#E69F00", "^"),
+    "ofd": ("#009E73", "D"),
+    "sakd": ("#D55E00", "v"),
+    "kd+sakd": ("#CC79A7", "P"),
+    "teacher": ("#000000", "*"),
+}
+_OTHER_LOOKS = [("#56B4E9", "X"), ("#7A5195", "<"), ("#4D4D4D", ">")]
+_NETWORKS = {"resnet18": "ResNet-18", "mobilenetv2": "MobileNetV2", "resnet101": "ResNet-101"}
+_STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "image.interpolation": "nearest",
+    "hatch.linewidth": 0.6,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The one look of all figures, while the `with` block runs; use it for figures of your own too."""
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def display(figure: Figure, alt: str) -> None:
+    """Show a figure in a notebook as a PNG, with alternative text, and let go of it.
+
+    `alt` says in a sentence or two what there is to see; it is also the output's plain text.
+    """
+    from IPython.display import display as show
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144, facecolor="white")  # drawn at 1.5 times its size: crisp when zoomed
+    bundle = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": alt}
+    show(bundle, raw=True, metadata={"image/png": {"alt": alt, "width": round(96 * figure.get_figwidth())}})
+    figure.clear()
+
+
+# ------------------------------------------------------------------------------------------ pictures
+
+
+def colour_mask(mask: np.ndarray) -> np.ndarray:
+    """Class indices (H, W), 255 for void, to VOC's colours, (H, W, 3) uint8."""
+    return np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)[np.asarray(mask, dtype=np.uint8)]
+
+
+def show_row(pictures: Mapping[str, np.ndarray], class_names: Sequence[str] | None = None, size: float = 2.2) -> Figure:
+    """Pictures in a row, each under its title; see `show_grid`."""
+    return show_grid({"": pictures}, class_names, size)
+
+
+def show_grid(
+    rows: Mapping[str, Mapping[str, np.ndarray]], class_names: Sequence[str] | None = None, size: float = 2.0
+) -> Figure:
+    """Rows of pictures, `rows[row name][title]`, pixels drawn as squares; `size` is each picture's side in inches.
+
+    A picture, an array or a tensor on the CPU, is an image (H, W, 3) uint8; a mask (H, W) of integers, drawn in VOC's
+    colours with the names of its classes where `class_names` is given; or a map (H, W) of floats, drawn from its
+    smallest value (dark) to its largest (bright). Titles are repeated only where they change from row to row.
+    """
+    columns = max(len(row) for row in rows.values())
+    titled = len({tuple(row) for row in rows.values()})
+    with style():
+        figure = Figure(figsize=(size * columns, size * len(rows) + 0.3 * titled))
+        axes = figure.subplots(len(rows), columns, squeeze=False)
+    above: list[str] = []
+    for line, (name, row) in zip(axes, rows.items(), strict=True):
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        for axis, (title, picture) in zip(line, row.items(), strict=False):
+            _draw(axis, np.asarray(picture), class_names)
+            axis.set_title("" if list(row) == above else title, loc="center")
+        line[0].set_ylabel(name)
+        above = list(row)
+    return figure
+
+
+def _draw(axis: Axes, picture: np.ndarray, class_names: Sequence[str] | None) -> None:
+    if picture.ndim == 3:
+        axis.imshow(picture)
+    elif np.issubdtype(picture.dtype, np.floating):
+        axis.imshow(picture, cmap="cividis")
+    else:
+        axis.imshow(colour_mask(picture))
+        if class_names is not None:
+            _name_regions(axis, picture, class_names)
+
+
+def _name_regions(axis: Axes, mask: np.ndarray, class_names: Sequence[str]) -> None:
+    """Write each class's name into its region, if that covers 1.5 % of the picture or more; the background stays."""
+    outline = [matplotlib.patheffects.withStroke(linewidth=2, foreground="black")]
+    for label in np.unique(mask[(mask > 0) & (mask < len(class_names))]):
+        inside = mask == label
+        if inside.mean() < 0.015:
+            continue
+        y, x = _deepest(inside)
+        x = np.clip(x, 0.15 * mask.shape[1], 0.85 * mask.shape[1])
+        axis.text(x, y, class_names[label], color="white", size=8, ha="center", va="center", path_effects=outline)
+
+
+def _deepest(inside: np.ndarray) -> np.ndarray:
+    """Row and column of a place farthest from the border of the region (H, W) bool: what erosion leaves last."""
+    while inside.any():
+        last, padded = inside, np.pad(inside, 1)
+        inside = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    places = np.argwhere(last)
+    return places[len(places) // 2]
+
+
+def probability_chart(panels: Mapping[str, Mapping[str, np.ndarray]], class_names: Sequence[str]) -> Figure:
+    """Bars of class probabilities (C,), `panels[title][network name]`, one panel below the other; dotted: all equal."""
+    top = 1.1 * max(values.max() for bars in panels.values() for values in bars.values())
+    with style():
+        figure = Figure(figsize=(8.5, 1.0 + 1.35 * len(panels)))
+        axes = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
+        for axis, (title, bars) in zip(axes, panels.items(), strict=True):
+            width = 0.8 / len(bars)
+            for index, (name, values) in enumerate(bars.items()):
+                places = np.arange(len(values)) + (index - (len(bars) - 1) / 2) * width
+                colour, hatch = (("#0072B2", ""), ("#F0C989", "////"))[index % 2]
+                axis.bar(places, values, width, label=name, color=colour, hatch=hatch, edgecolor="#333333", lw=0.4)
+            axis.axhline(1 / len(class_names), color="black", ls=":", lw=1)
+            axis.set(title=title, ylim=(0, top))
+            axis.grid(axis="y")
+        axes[0].legend(ncols=len(bars), loc="lower right", bbox_to_anchor=(1, 1))
+        axes[-1].set_xticks(range(len(class_names)), class_names, rotation=60, ha="right", rotation_mode="anchor")
+        figure.supylabel("probability", size=10)
+    return figure
+
+
+def histogram(values: np.ndarray, lines: Mapping[str, float], xlabel: str) -> Figure:
+    """How often values (any shape) occur, and vertical lines at named values."""
+    with style():
+        figure = Figure(figsize=(6.5, 2.6))
+        axis = figure.subplots()
+        axis.hist(np.asarray(values).ravel(), bins=80, color="#A6CBE3", edgecolor="#5B8FB0", lw=0.3)
+        for (name, value), dashes in zip(lines.items(), ("-", "--", ":", "-."), strict=False):
+            axis.axvline(value, color="black", ls=dashes, label=f"{name}: {value:.2f}")
+        axis.set(xlabel=xlabel, ylabel="places")
+        axis.legend()
+    return figure
+
+
+# ------------------------------------------------------------------------------------------ charts of runs
+
+
+def gain_chart(rows: Sequence[dict]) -> Figure:
+    """Mean gain over the baseline with its 95 % interval, in points of mIoU, a panel for each student.
+
+    `rows` are those of `distill.runs.compare`; rows without a gain are left out. A single seed has no interval.
+    """
+    return _dot_panels(
+        [row for row in rows if "gain" in row], "gain", "gain over the baseline, points of mIoU", 0.0, ""
+    )
+
+
+def score_chart(rows: Sequence[dict], teacher_miou: float) -> Figure:
+    """Mean mIoU of every method with its 95 % interval, and the teacher's (a share) as a dashed line."""
+    return _dot_panels(rows, "miou", "mIoU, %", teacher_miou, "teacher")
+
+
+def _dot_panels(rows: Sequence[dict], key: str, xlabel: str, line: float, line_name: str) -> Figure:
+    panels: dict[str, list[dict]] = {}
+    for row in rows:
+        panels.setdefault(row["backbone"], []).append(row)
+    longest = max((len(panel) for panel in panels.values()), default=1)
+    with style():
+        figure = Figure(figsize=(4.4 * max(1, len(panels)), 1.1 + 0.36 * longest))
+        axes = figure.subplots(1, max(1, len(panels)), squeeze=False, sharex=True)[0]
+        for axis, (backbone, panel) in zip(axes, panels.items(), strict=False):
+            for y, row in enumerate(panel):
+                colour, marker = _look(row["method"])
+                interval = 100 * np.nan_to_num(row[f"{key}_interval"])
+                axis.errorbar(
+                    100 * row[key], y, xerr=interval, fmt=marker, color=colour, capsize=4, ms=7, mec="black", mew=0.6
+                )
+            names = [method_name(row["method"]) for row in panel]
+            axis.set(yticks=range(len(panel)), yticklabels=names, ylim=(len(panel) - 0.4, -0.6), xlabel=xlabel)
+            axis.axvline(100 * line, color="black", lw=1, ls="--" if line_name else "-", zorder=1)
+            if line_name:
+                axis.annotate(line_name, (100 * line, -0.55), (-4, 0), textcoords="offset points", ha="right", va="top")
+            axis.set_title(network_name(backbone))
+            axis.grid(axis="x")
+    return figure
+
+
+def size_chart(points: Sequence[dict]) -> Figure:
+    """mIoU against the number of parameters, on a logarithmic axis.
+
+    A point has `name`, `method` ("teacher", "baseline", …), `parameters` and `miou` (a share). Points of equal
+    `parameters` are joined by a line.
+    """
+    with style():
+        figure = Figure(figsize=(6.5, 3.6))
+        axis = figure.subplots()
+        for parameters in {point["parameters"] for point in points}:
+            scores = [100 * point["miou"] for point in points if point["parameters"] == parameters]
+            axis.plot([parameters] * len(scores), scores, color="#999999", lw=1, zorder=1)
+        for point in points:
+            colour, marker = _look(point["method"])
+            axis.scatter(
+                point["parameters"], 100 * point["miou"], 70, color=colour, marker=marker, ec="black", lw=0.6, zorder=2
+            )
+            place = (point["parameters"], 100 * point["miou"])
+            others = [other["miou"] for other in points if other["parameters"] == point["parameters"]]
+            side = "center" if len(others) == 1 else "bottom" if point["miou"] > min(others) else "top"
+            axis.annotate(point["name"], place, (8, 0), textcoords="offset points", va=side)
+        sizes, scores = zip(*[(point["parameters"], 100 * point["miou"]) for point in points], strict=True)
+        axis.set(xscale="log", xlabel="parameters, millions", ylabel="mIoU, %", xlim=(min(sizes) / 1.3, max(sizes) * 2))
+        axis.set_ylim(min(scores) - 3, max(scores) + 3)
+        axis.set_xticks(sorted(set(sizes)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:.2f}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.grid(axis="y")
+    return figure
+
+
+def class_chart(panels: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Gains in IoU (shares) by class, `panels[title][class]`: losses hatched, the first panel's order for all."""
+    names = sorted(next(iter(panels.values())), key=next(iter(panels.values())).get)
+    with style():
+        figure = Figure(figsize=(4.2 * len(panels), 0.8 + 0.21 * len(names)))
+        axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, sharex=True)[0]
+        for axis, (title, gains) in zip(axes, panels.items(), strict=True):
+            bars = axis.barh(names, [100 * gains[name] for name in names], color="#A6CBE3", ec="#333333", lw=0.5)
+            for bar in bars:
+                if bar.get_width() < 0:
+                    bar.set(facecolor="#F0C989", hatch="////")
+            axis.axvline(0, color="black", lw=1)
+            axis.set(title=title, xlabel="gain in IoU, points")
+            axis.margins(y=0.01)
+            axis.grid(axis="x")
+    return figure
+
+
+def learning_curves(histories: Mapping[str, Sequence[dict]], keys: Mapping[str, str]) -> Figure:
+    """Lines over the epochs, a panel for each of `keys` (history's key to the panel's title), a line a run.
+
+    `histories[label]` is `Run.history`; a label that begins with a method's name gets its looks. Epochs without the
+    key, as those between two evaluations, are skipped. Scores are drawn in per cent.
+    """
+    with style():
+        figure = Figure(figsize=(4.4 * len(keys), 2.8))
+        for axis, (key, title) in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys.items(), strict=True):
+            for (label, history), dashes in zip(
+                histories.items(), ("-", "--", ":", "-.") * len(histories), strict=False
+            ):
+                scale = 100 if key.endswith("miou") else 1
+                line = [(entry["epoch"], scale * entry[key]) for entry in history if key in entry]
+                colour, marker = _look(label.split(" ")[0].lower())
+                axis.plot(*zip(*line, strict=True), dashes, color=colour, marker=marker, ms=5, label=label)
+            axis.set(title=title, xlabel="epoch")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.grid(axis="y")
+        figure.axes[0].legend()
+    return figure
+
+
+def method_name(method: str) -> str:
+    """`kd+sakd` to KD+SAKD; `baseline` and `teacher` stay words."""
+    return method if method in ("baseline", "teacher") else method.upper()
+
+
+def network_name(backbone: str) -> str:
+    """`resnet18` to ResNet-18."""
+    return _NETWORKS.get(backbone, backbone)
+
+
+def _look(method: str) -> tuple[str, str]:
+    """Colour and marker; a method without looks of its own takes one of the spare ones, always the same."""
+    return LOOKS.get(method) or _OTHER_LOOKS[sum(map(ord, method)) % len(_OTHER_LOOKS)]

@@ -1,0 +1,265 @@
+"""What a run leaves on disk, and tables from many runs.
+
+config.json         every value that shaped the run        history.jsonl        one line an epoch
+environment.json    versions, device, commit               last.pt              everything needed to resume
+scores.json         scores of the last epoch (and best)    student.safetensors  last epoch; best.safetensors
+"""
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distill.datasets import PROJECT
+from distill.errors import DistillError
+from distill.files import write_text
+from distill.models import DeepLabV3Plus, load_model
+
+# Two-sided 95 % quantiles of Student's t by degrees of freedom; scipy would be a heavy way to have nine numbers.
+_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or interrupted run in the folder `path`."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+        if not (self.path / "config.json").exists():
+            raise DistillError(
+                f"{self.path} holds no config.json, so it is not a run; give the folder that `train` wrote"
+            )
+
+    @property
+    def config(self) -> dict:
+        return read_json(self.path / "config.json")
+
+    @property
+    def environment(self) -> dict:
+        """Versions, hardware and commit, to be published with the scores; without the folders of this machine."""
+        return {key: value for key, value in self._surroundings.items() if key != "data_root"}
+
+    @property
+    def _surroundings(self) -> dict:
+        path = self.path / "environment.json"
+        return read_json(path) if path.exists() else {}
+
+    @property
+    def data_root(self) -> Path | None:
+        """The folder of the data it was trained on, if that is still there."""
+        root = self._surroundings.get("data_root")
+        return Path(root) if root and Path(root).is_dir() else None
+
+    @property
+    def scores(self) -> dict:
+        """`val` and, where there is a test split, `test`: the last epoch's; `best`: the best epoch seen on val."""
+        path = self.path / "scores.json"
+        if not path.exists():
+            raise DistillError(
+                f"{self.path} has no scores.json: the run is not finished; start the same command to resume it"
+            )
+        return read_json(path)
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "scores.json").exists()
+
+    @property
+    def history(self) -> list[dict]:
+        """One dict an epoch: epoch, lr, loss, each part of the loss, seconds, and at times val_miou."""
+        path = self.path / "history.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def student(self) -> DeepLabV3Plus:
+        """The network of the last epoch, in eval mode."""
+        return load_model(self.path / "student.safetensors").eval()
+
+
+def run_folder(root: str | Path, data: str, backbone: str, method: str, seed: int) -> Path:
+    return Path(root) / data / backbone / method / f"seed{seed}"
+
+
+def find_runs(*folders: str | Path) -> list[Run]:
+    """All finished runs at or below the folders."""
+    paths = sorted({path.parent for folder in folders for path in Path(folder).rglob("scores.json")})
+    runs = [Run(path) for path in paths if (path / "config.json").exists()]
+    if not runs:
+        raise DistillError(f"there is no finished run in {', '.join(map(str, folders))}; train one first")
+    return runs
+
+
+def results_file(name: str) -> Path:
+    """A recorded study in the clone's `results/`, such as "sample.json"."""
+    path = PROJECT / "results" / name
+    if not path.exists():
+        raise DistillError(
+            f"there is no {path.relative_to(PROJECT)} beside the package; use a clone of the project, or make the file "
+            f"with the scripts in its studies/"
+        )
+    return path
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DistillError(
+            f"{path} cannot be read as JSON ({error}); restore it or run again into another folder"
+        ) from None
+
+
+def write_json(path: Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def environment(device: torch.device) -> dict:
+    """Versions, hardware and commit of this process, as JSON values."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "numpy": version("numpy"),
+        "pillow": version("pillow"),
+        "distill": version("distill"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def _commit() -> str | None:
+    """The commit of the clone that this package runs from, with `+` where files were changed; None elsewhere."""
+    folder = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."], cwd=folder, capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "") if commit.returncode == 0 else None
+
+
+# --------------------------------------------------------------------------------------------- tables
+
+
+def record(run: Run) -> dict:
+    """The part of a run that tables are made of, small enough to be kept in `results/`."""
+    config, scores = run.config, run.scores
+    split = "test" if "test" in scores else "val"
+    return {
+        "data": config["data"],
+        "backbone": config["model"]["backbone"],
+        "method": config["method"]["name"],
+        "seed": config["seed"],
+        "start": config["start"],
+        "images": config["images"],
+        "samples": config["images"] * config["settings"]["epochs"],
+        "terms": config["method"]["terms"],
+        "split": split,
+        "miou": scores[split]["miou"],
+        "pixel_accuracy": scores[split]["pixel_accuracy"],
+        "per_class_iou": scores[split]["per_class_iou"],
+        "val_miou": scores["val"]["miou"],
+        "best_val_miou": scores["best"]["val_miou"],
+        "parameters": config["parameters"],
+        "teacher": config["teacher"],
+        "seconds": round(sum(line["seconds"] for line in run.history), 1),
+        "settings": config["settings"],
+    }
+
+
+def interval95(values: list[float]) -> float:
+    """Half the width of the 95 % confidence interval of the mean (Student's t); NaN for fewer than two values."""
+    if len(values) < 2:
+        return float("nan")
+    freedom = len(values) - 1
+    quantile = _T95.get(freedom, 1.96 + 2.372 / freedom + 2.82 / freedom**2)  # Cornish and Fisher: within 0.2 % from 10
+    return quantile * float(np.std(values, ddof=1)) / len(values) ** 0.5
+
+
+def compare(records: list[dict], teacher_miou: float | None = None) -> list[dict]:
+    """One row per data set, student and method: mean mIoU and its interval, and the gain over the baseline.
+
+    The gain is paired: each seed's score less the baseline's of the same seed. `closed` is the share of the gap
+    between baseline and teacher that the method closes. Scores are shares between 0 and 1.
+    """
+    groups: dict[tuple, dict[int, dict]] = {}
+    for entry in records:
+        seeds = groups.setdefault((entry["data"], entry["backbone"], entry["method"]), {})
+        if entry["seed"] in seeds:
+            raise DistillError(
+                f"two runs are recorded for {entry['backbone']}, {entry['method']}, seed {entry['seed']}; compare one "
+                f"study at a time"
+            )
+        seeds[entry["seed"]] = entry
+    students = list(dict.fromkeys(key[:2] for key in groups))  # a student's rows stand together
+    return [
+        _row(key, groups[key], groups.get((*key[:2], "baseline"), {}), teacher_miou)
+        for key in sorted(groups, key=lambda key: students.index(key[:2]))
+    ]
+
+
+def _row(key: tuple, seeds: dict[int, dict], baseline: dict[int, dict], teacher_miou: float | None) -> dict:
+    scores = [entry["miou"] for entry in seeds.values()]
+    gains = [entry["miou"] - baseline[seed]["miou"] for seed, entry in seeds.items() if seed in baseline]
+    row = dict(
+        zip(("data", "backbone", "method"), key, strict=True),
+        seeds=sorted(seeds),
+        split=next(iter(seeds.values()))["split"],
+        miou=float(np.mean(scores)),
+        miou_interval=interval95(scores),
+        seconds=float(np.mean([entry["seconds"] for entry in seeds.values()])),
+    )
+    if gains and key[2] != "baseline":
+        row.update(gain=float(np.mean(gains)), gain_interval=interval95(gains))
+        start = float(np.mean([entry["miou"] for entry in baseline.values()]))
+        if teacher_miou is not None and teacher_miou > start:
+            row["closed"] = row["gain"] / (teacher_miou - start)
+    return row
+
+
+def markdown_table(rows: list[dict]) -> str:
+    """Rows of `compare` as a Markdown table, in points of mIoU."""
+    lines = [
+        "| student | method | mIoU | gain over baseline | gap closed | seeds | seconds a run |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        gain = _plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else ""
+        closed = f"{row['closed']:.0%}" if "closed" in row else ""
+        cells = [
+            row["backbone"],
+            row["method"],
+            _plus_minus(row["miou"], row["miou_interval"]),
+            gain,
+            closed,
+            str(len(row["seeds"])),
+            f"{row['seconds']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _plus_minus(value: float, half_width: float, sign: str = "") -> str:
+    interval = "" if np.isnan(half_width) else f" ± {100 * half_width:.1f}"
+    return f"{100 * value:{sign}.1f}{interval}"

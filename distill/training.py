@@ -1,0 +1,554 @@
+"""One trainer for every row: the same data order, initial weights, schedule and regularisation at a seed."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from distill.datasets import VOCFolder, open_dataset
+from distill.errors import DistillError
+from distill.evaluation import evaluate
+from distill.files import replace_file
+from distill.methods import ALIASES, Method, build_method
+from distill.models import DeepLabV3Plus, build_model, parameter_groups, save_model
+from distill.runs import Run, environment, read_json, run_folder, write_json, write_text
+from distill.teachers import fingerprint, freeze, load_teacher
+from distill.transforms import normalise, published_crops
+
+# images (N, 3, H, W) float, labels (N, H, W), the teacher's output where it is cached
+Batch = tuple[Tensor, Tensor, tuple | None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything about training that is not the data, the networks or the method.
+
+    `lr` belongs to the backbone; the head and the connectors learn at `head_lr_factor` times that. `warmup` is the
+    share of all steps over which the rate rises. During the first `connector_epochs` only connectors are trained.
+    `clip` bounds the norm of the gradient (0: no bound). `augment`: `flip`, or `crops` (see
+    `transforms.published_crops`). `output_stride`, `crop_size` in pixels.
+    """
+
+    epochs: int = 24
+    batch_size: int = 16
+    crop_size: int = 64
+    output_stride: int = 16
+    optimizer: str = "adamw"
+    lr: float = 3.2e-2
+    head_lr_factor: float = 1.0
+    weight_decay: float = 0.02
+    nesterov: bool = False
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    connector_epochs: int = 0
+    clip: float = 5.0
+    augment: str = "flip"
+    evaluate_every: int = 6
+    workers: int = 0
+
+
+# A preset is nothing but default values.
+PRESETS: dict[str, Settings] = {
+    "sample": Settings(),
+    "voc": Settings(
+        epochs=100,
+        batch_size=12,
+        crop_size=513,
+        optimizer="sgd",
+        lr=0.0035,
+        head_lr_factor=10.0,
+        weight_decay=5e-4,
+        nesterov=True,
+        schedule="poly",
+        warmup=0.0,
+        connector_epochs=1,
+        clip=0.0,
+        augment="crops",
+        evaluate_every=1,
+        workers=4,
+    ),
+}
+
+# The slim networks of the sample preset; the published networks are build_model's own defaults.
+SLIM: dict[str, dict] = {
+    "resnet101": {"width": 0.25, "atrous_rates": (2, 3, 4), "zero_init_residual": True},
+    "resnet18": {"width": 0.25, "atrous_rates": (2, 3, 4), "zero_init_residual": True},
+    "mobilenetv2": {"width": 0.35, "head_width": 0.125, "atrous_rates": (2, 3, 4)},
+}
+
+# By data set: weights for the sample's small maps, chosen on its val split by studies/weights.py. On other data the
+# published weights hold.
+TUNED: dict[str, dict[str, dict]] = {
+    "sample": {"kd": {"weight": 10.0}, "at": {"weight": 5.0}, "ofd": {"weight": 3.2e-2}, "sakd": {"weight": 1.0}},
+}
+
+
+def make_student(
+    backbone: str,
+    num_classes: int,
+    preset: str = "sample",
+    output_stride: int = 16,
+    seed: int = 0,
+    weights: str | None = None,
+) -> DeepLabV3Plus:
+    """A network of a preset with the initial weights that belong to a seed: slim for `sample`, published for `voc`."""
+    backbone = "mobilenetv2" if backbone == "mobilenet" else backbone
+    shape = SLIM.get(backbone, {}) if preset == "sample" else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(backbone, num_classes, output_stride, weights=weights, **shape)
+
+
+def fit(
+    student: str | DeepLabV3Plus,
+    method: str = "sakd",
+    teacher: str | Path | nn.Module | None = "sample",
+    data: str | Path = "sample",
+    *,
+    seed: int = 0,
+    out: str | Path | None = None,
+    preset: str = "sample",
+    data_root: str | Path | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    resume: bool = True,
+    progress: bool = True,
+    method_options: dict | None = None,
+    **settings,
+) -> Run:
+    """Train `student` with `method` under `teacher` on the train split of `data`; score it on val and test.
+
+    `student` is a backbone's name (built with `seed`) or a network, which is trained in place. `out` is the run's
+    folder, by default runs/DATA/BACKBONE/METHOD/seedK. Every field of `Settings` can be given as a keyword. A run that
+    was interrupted is resumed from its last epoch, and ends with the weights it would have had; a finished one is
+    returned as it is. Raises DistillError when `out` holds a run of another configuration.
+    """
+    chosen = _settings(preset, settings)
+    target = pick_device(device)
+    train = open_dataset(data, "train", data_root, limit)
+    if isinstance(student, str):
+        student = make_student(student, train.num_classes, preset, chosen.output_stride, seed)
+    student = student.to(target, memory_format=torch.channels_last)
+    teacher = _as_teacher(teacher, method, target)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1_000_003)  # connectors have a stream of their own: students start alike in every row
+        method = build_method(method, teacher, student, **_options(method, data, method_options))
+    _check_classes(student, train)
+    if target.type == "cpu":
+        _check_width(student)
+    config = _config(data, train, student, teacher, method, seed, preset, chosen)
+    folder = Path(out) if out else run_folder("runs", Path(data).name, config["model"]["backbone"], method.name, seed)
+    if _is_finished(folder, config, resume):
+        return Run(folder)
+    loop = _Loop(student, teacher, method, train, chosen, seed, target, folder, progress)
+    val = open_dataset(data, "val", data_root)
+    _make_folder(folder, config, train.root, target)  # only now, so that a mistake leaves no folder behind
+    loop.run(val)
+    write_json(folder / "scores.json", _final_scores(loop, data, data_root))
+    return Run(folder)
+
+
+def pick_device(device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise DistillError(
+            f"the device {device} was asked for and PyTorch finds no GPU; use --device cpu, or install a CUDA build"
+        )
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise DistillError(f"PyTorch knows no device {device!r}; choose auto, cpu or cuda") from None
+
+
+class _Loop:
+    """The state of one training run, and the steps that change it."""
+
+    def __init__(
+        self,
+        student: DeepLabV3Plus,
+        teacher: nn.Module | None,
+        method: Method,
+        train: VOCFolder,
+        settings: Settings,
+        seed: int,
+        device: torch.device,
+        folder: Path,
+        progress: bool,
+    ) -> None:
+        self.student, self.teacher, self.method = student, teacher, method
+        self.settings, self.seed, self.device, self.folder, self.progress = settings, seed, device, folder, progress
+        batches = FlippedBatches if settings.augment == "flip" else CroppedBatches
+        self.batches = batches(train, settings, seed, device)
+        self.steps = settings.epochs * len(self.batches)
+        self.optimizer = _optimizer(student, method, settings)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: lr_factor(step, self.steps, settings)
+        )
+        self.history: list[dict] = []
+        self.best = {"epoch": 0, "val_miou": -1.0}
+
+    def run(self, val: VOCFolder) -> None:
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay where they were
+            torch.manual_seed(self.seed + 2_000_003)  # dropout's stream, the same in every row
+            self._restore()
+            if self.method.needs_teacher and len(self.history) < self.settings.epochs:
+                self.batches.cache_teacher(self.teacher, self.method.needs_maps, self.progress)
+            for epoch in range(len(self.history), self.settings.epochs):
+                self._epoch(epoch, val)
+
+    def _epoch(self, epoch: int, val: VOCFolder) -> None:
+        start, sums = time.perf_counter(), {}
+        self.student.train()
+        self.method.train()
+        frozen = epoch < self.settings.connector_epochs and any(True for _ in self.method.parameters())
+        label = f"epoch {epoch + 1}/{self.settings.epochs}"
+        for batch in tqdm(
+            self.batches(epoch), total=len(self.batches), desc=label, leave=False, disable=not self.progress
+        ):
+            for name, value in self._step(*batch, frozen).items():
+                sums[name] = sums.get(name, 0.0) + value
+        line = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0]}
+        line |= {name: float(value) / len(self.batches) for name, value in sums.items()}
+        line["seconds"] = round(time.perf_counter() - start, 3)
+        last = epoch + 1 == self.settings.epochs
+        if last or (epoch + 1) % self.settings.evaluate_every == 0:
+            line["val_miou"] = evaluate(self.student, val).miou
+            self._keep_best(line)
+        self.history.append(line)
+        if self.progress:
+            tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
+        self._save()
+
+    def _step(self, images: Tensor, labels: Tensor, teacher_output: tuple | None, frozen: bool) -> dict[str, Tensor]:
+        if teacher_output is None and self.method.needs_teacher:
+            teacher_output = ask_teacher(self.teacher, images, self.method.needs_maps)
+        student_output = self.student(images, return_maps=self.method.needs_maps)
+        loss, parts = self.method(student_output, teacher_output, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if frozen:  # the first epochs of the published recipe: only the connectors move
+            self.student.zero_grad(set_to_none=True)
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        return {"loss": loss.detach(), **parts}
+
+    def _keep_best(self, line: dict) -> None:
+        if line["val_miou"] > self.best["val_miou"]:
+            self.best = {"epoch": line["epoch"], "val_miou": line["val_miou"]}
+            save_model(self.student, self.folder / "best.safetensors")
+
+    def _save(self) -> None:
+        """Student and history first, the checkpoint last: what it says is never ahead of what is on disk."""
+        save_model(self.student, self.folder / "student.safetensors")
+        state = {
+            "student": self.student.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": torch.get_rng_state(),
+            "history": self.history,
+            "best": self.best,
+        }
+        with replace_file(self.folder / "last.pt") as temporary:
+            torch.save(state, temporary)
+        _write_history(self.folder, self.history)
+
+    def _restore(self) -> None:
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise DistillError(
+                f"{path} cannot be read ({type(error).__name__}), so the run cannot resume; delete {self.folder} to "
+                f"start again"
+            ) from None
+        for name in ("student", "method", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(state[name])
+        torch.set_rng_state(state["random"].cpu())
+        self.history, self.best = state["history"], state["best"]
+        _write_history(self.folder, self.history)
+
+
+# ------------------------------------------------------------------------------------------- batches
+
+
+class FlippedBatches:
+    """Whole images of one size, each mirrored or not by a coin: few enough views to hold, with the teacher's answers.
+
+    `batches(epoch)` gives the epoch's batches in the order that belongs to the seed.
+    """
+
+    def __init__(self, dataset: VOCFolder, settings: Settings, seed: int, device: torch.device) -> None:
+        self.batch_size, self.seed, self.device = _batch_size(settings, dataset), seed, device
+        images, labels = zip(*_same_size(dataset, 2 * settings.crop_size), strict=True)
+        self.images, self.labels = torch.stack(images), torch.stack(labels)
+        self.answers: list[Tensor | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images) // self.batch_size
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        order = torch.randperm(len(self.images), generator=generator)
+        mirrored = torch.rand(len(self.images), generator=generator) < 0.5
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            index = order[start : start + self.batch_size]
+            yield self._batch(index, mirrored[index])
+
+    def _batch(self, index: Tensor, mirrored: Tensor) -> Batch:
+        images = torch.where(mirrored[:, None, None, None], self.images[index].flip(-1), self.images[index])
+        labels = torch.where(mirrored[:, None, None], self.labels[index].flip(-1), self.labels[index])
+        answer = self._answer(index + len(self.images) * mirrored) if self.answers is not None else None
+        return _to_device(images, self.device), labels.to(self.device).long(), answer
+
+    def _answer(self, view: Tensor) -> tuple[Tensor, list[Tensor] | None]:
+        logits, *maps = (tensor[view].to(self.device) for tensor in self.answers)
+        return logits, maps or None
+
+    def cache_teacher(self, teacher: nn.Module, maps: bool, progress: bool) -> None:
+        """Ask the teacher once about every view: it is frozen, so its answers never change.
+
+        Costs 4 bytes a pixel and class for the logits, and for the sample's six maps about two thirds of that again.
+        """
+        answers: list[list[Tensor]] = []
+        views = [(chunk, flipped) for flipped in (False, True) for chunk in torch.arange(len(self.images)).split(64)]
+        for index, flipped in tqdm(views, desc="asking the teacher", leave=False, disable=not progress):
+            images = self.images[index].flip(-1) if flipped else self.images[index]
+            logits, features = ask_teacher(teacher, _to_device(images, self.device), maps)
+            answers.append([tensor.cpu() for tensor in (logits, *(features or ()))])
+        self.answers = [
+            torch.cat(parts).contiguous(memory_format=torch.channels_last) for parts in zip(*answers, strict=True)
+        ]
+
+
+def _same_size(dataset: VOCFolder, largest: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image and its labels, uint8; DistillError at the first that is of another size or above `largest`."""
+    size = None
+    for index in range(len(dataset)):
+        image, labels = dataset[index]
+        size = size or labels.shape
+        if labels.shape != size or max(size) > largest:
+            raise DistillError(
+                f"{dataset.image_path(index)} is {labels.shape[1]} x {labels.shape[0]} pixels, and `flip` needs images "
+                f"of one size, at most {largest} pixels a side; use --augment crops"
+            )
+        yield image.as_subclass(Tensor), labels.as_subclass(Tensor).to(torch.uint8)
+
+
+class CroppedBatches:
+    """Random crops of images of any size (`transforms.published_crops`), through a DataLoader."""
+
+    def __init__(self, dataset: VOCFolder, settings: Settings, seed: int, device: torch.device) -> None:
+        self.crops = _Crops(dataset, published_crops(settings.crop_size), seed)
+        self.batch_size, self.seed, self.device = _batch_size(settings, dataset), seed, device
+        self.workers = settings.workers
+
+    def __len__(self) -> int:
+        return len(self.crops) // self.batch_size
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        order = torch.randperm(len(self.crops), generator=torch.Generator().manual_seed(self.seed * 100_003 + epoch))
+        order = [(epoch, index) for index in order[: len(self) * self.batch_size].tolist()]
+        loader = DataLoader(self.crops, self.batch_size, sampler=order, num_workers=self.workers)
+        for images, labels in loader:
+            yield _to_device(images, self.device), labels.to(self.device).long(), None
+
+    def cache_teacher(self, teacher: nn.Module, maps: bool, progress: bool) -> None:
+        """Nothing: no two crops are alike, so the teacher is asked at every step."""
+
+
+class _Crops(Dataset):
+    """Crop `(epoch, index)`: drawn from a stream of its own, so that it does not depend on workers or on a resume."""
+
+    def __init__(self, dataset: VOCFolder, transform: nn.Module, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash((self.seed, epoch, index)))
+            image, labels = self.transform(*self.dataset[index])
+        return image.as_subclass(Tensor), labels.as_subclass(Tensor).to(torch.uint8)
+
+
+@torch.no_grad()
+def ask_teacher(teacher: nn.Module, images: Tensor, maps: bool) -> tuple[Tensor, list[Tensor] | None]:
+    """The teacher's logits, and its six maps where they are needed, without gradients."""
+    return teacher(images, return_maps=True) if maps else (teacher(images), None)
+
+
+def _to_device(images: Tensor, device: torch.device) -> Tensor:
+    return normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
+
+
+def _batch_size(settings: Settings, dataset: VOCFolder) -> int:
+    if len(dataset) < settings.batch_size:
+        raise DistillError(
+            f"{dataset.root} lists {len(dataset)} training images, fewer than the batch of {settings.batch_size}; "
+            f"lower --batch-size"
+        )
+    return settings.batch_size
+
+
+# ------------------------------------------------------------------------------- schedule and optimizer
+
+
+def lr_factor(step: int, steps: int, settings: Settings) -> float:
+    """Share of the learning rate at a step: a linear warm-up, then a cosine, or the published (1 - step/steps)^0.9."""
+    warmup = settings.warmup * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1.0, steps - warmup))
+    if settings.schedule == "poly":
+        return (1 - progress) ** 0.9
+    return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
+
+
+def _optimizer(student: DeepLabV3Plus, method: Method, settings: Settings) -> torch.optim.Optimizer:
+    backbone, head = parameter_groups(student)
+    head_lr = settings.lr * settings.head_lr_factor
+    groups = [{"params": backbone, "lr": settings.lr}, {"params": [*head, *method.parameters()], "lr": head_lr}]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=settings.nesterov, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+
+
+# ------------------------------------------------------------------------------- settings and folders
+
+
+def _settings(preset: str, given: dict) -> Settings:
+    if preset not in PRESETS:
+        raise DistillError(f"there is no preset {preset!r}; choose {' or '.join(PRESETS)}")
+    known = [field.name for field in fields(Settings)]
+    for name in given:
+        if name not in known:
+            raise DistillError(f"there is no setting {name!r}; the settings are {', '.join(known)}")
+    chosen = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
+    choices = {"optimizer": ("adamw", "sgd"), "schedule": ("cosine", "poly"), "augment": ("flip", "crops")}
+    for name, allowed in choices.items():
+        if getattr(chosen, name) not in allowed:
+            raise DistillError(f"{name} is {getattr(chosen, name)!r}; choose {' or '.join(allowed)}")
+    for name in ("epochs", "batch_size", "crop_size", "lr", "evaluate_every"):
+        if not getattr(chosen, name) > 0:
+            raise DistillError(f"{name} is {getattr(chosen, name)}; it must be above 0")
+    if chosen.batch_size < 2:
+        raise DistillError("batch_size is 1; BatchNorm needs at least two images a batch")
+    return chosen
+
+
+def _options(method: str, data: str | Path, given: dict | None) -> dict:
+    """The given options of a method, or else those that were tuned for the data, by the term's name."""
+    if given is not None:
+        return given
+    tuned = TUNED.get(str(data), {})
+    names = [ALIASES.get(name.strip(), name.strip()) for name in method.lower().split("+")]
+    return {name: tuned[name] for name in names if name in tuned}
+
+
+def _as_teacher(teacher: str | Path | nn.Module | None, method: str, device: torch.device) -> nn.Module | None:
+    if method == "baseline" or teacher is None:
+        return None
+    return freeze(teacher).to(device) if isinstance(teacher, nn.Module) else load_teacher(teacher, device)
+
+
+def _check_classes(student: DeepLabV3Plus, train: VOCFolder) -> None:
+    if student.num_classes != train.num_classes:
+        raise DistillError(
+            f"the student has {student.num_classes} classes and {train.root} names {train.num_classes}; build it with "
+            f"num_classes={train.num_classes}"
+        )
+
+
+def _check_width(student: nn.Module) -> None:
+    """oneDNN, behind PyTorch's CPU convolutions, damages memory in this case (its issue 6035)."""
+    for name, layer in student.named_modules():
+        strided = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+        if strided and layer.in_channels < 16:
+            raise DistillError(
+                f"the student's {name} has {layer.in_channels} input channels, and on the CPU PyTorch cannot train a "
+                f"strided 1x1 convolution of fewer than 16 safely; build the student with a larger width"
+            )
+
+
+def _config(
+    data: str | Path,
+    train: VOCFolder,
+    student: DeepLabV3Plus,
+    teacher: nn.Module | None,
+    method: Method,
+    seed: int,
+    preset: str,
+    settings: Settings,
+) -> dict:
+    return {
+        "data": Path(data).name,
+        "images": len(train),
+        "class_names": list(train.class_names),
+        "model": student.config,
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "method": method.describe(),
+        "seed": seed,
+        "preset": preset,
+        "teacher": {"weights": fingerprint(teacher), **getattr(teacher, "config", {})} if teacher is not None else None,
+        "start": fingerprint(student),
+        "settings": asdict(settings),
+    }
+
+
+def _is_finished(folder: Path, config: dict, resume: bool) -> bool:
+    """Whether the folder holds this run, finished; DistillError if it holds another, or one not to be resumed."""
+    if not (folder / "config.json").exists():
+        return False
+    there, config = read_json(folder / "config.json"), _as_json(config)
+    different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
+    if different:
+        raise DistillError(
+            f"{folder} holds a run whose {', '.join(different)} differ from what is asked for; choose another --out"
+        )
+    if not (folder / "scores.json").exists() and not resume:
+        raise DistillError(f"{folder} holds an unfinished run; resume it, or choose another --out")
+    return (folder / "scores.json").exists()
+
+
+def _make_folder(folder: Path, config: dict, data_root: Path, device: torch.device) -> None:
+    if not (folder / "config.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "environment.json", {**environment(device), "data_root": str(data_root.resolve())})
+        write_json(folder / "config.json", config)
+
+
+def _as_json(value: dict) -> dict:
+    return json.loads(json.dumps(value))
+
+
+def _write_history(folder: Path, history: list[dict]) -> None:
+    write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+
+
+def _final_scores(loop: _Loop, data: str | Path, data_root: str | Path | None) -> dict:
+    scores = {"protocol": "native", "epoch": loop.settings.epochs, "best": loop.best}
+    for split in ("val", "test"):
+        try:
+            dataset = open_dataset(data, split, data_root)
+        except DistillError:
+            if split == "val":
+                raise
+            continue  # most folders have no test split
+        if split == "test" and not dataset.mask_path(0).exists():
+            continue  # VOC's test images come without masks
+        scores[split] = evaluate(loop.student, dataset).to_json()
+    return scores
