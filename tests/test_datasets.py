@@ -1,0 +1,201 @@
+"""Reading VOC layout: what is read, and what is said of folders with faults."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill import datasets
+from distill.datasets import VOC_CLASSES, VOCFolder, check_dataset, data_root, open_dataset
+from distill.sample import SAMPLE_CLASSES
+
+CAMVID_LIKE = ("sky", "building", "pole", "road")
+MASK = np.array([[0, 1, 2, 3], [3, 2, 255, 0], [1, 1, 1, 1]], dtype=np.uint8)  # 4 wide, 3 high
+
+
+@pytest.fixture
+def own(voc_folder: Callable[..., Path]) -> Path:
+    return voc_folder({"train": [MASK, MASK[::-1]], "val": [MASK]}, CAMVID_LIKE)
+
+
+def save_mask(root: Path, values: np.ndarray, name: str = "train0") -> None:
+    Image.fromarray(values).save(root / "SegmentationClass" / f"{name}.png")
+
+
+def test_an_item_is_an_image_and_its_labels(own: Path) -> None:
+    image, labels = VOCFolder(own, "train")[0]
+    assert image.shape == (3, 3, 4) and image.dtype == torch.uint8
+    assert labels.shape == (3, 4) and labels.dtype == torch.int64
+    assert np.array_equal(labels.numpy(), MASK)
+    assert np.array_equal(VOCFolder(own, "train")[1][1].numpy(), MASK[::-1])
+
+
+def test_image_channels_are_red_green_blue(own: Path) -> None:
+    Image.new("RGB", (4, 3), (250, 10, 10)).save(own / "JPEGImages" / "train0.jpg", quality=95)
+    image, _ = VOCFolder(own, "train")[0]
+    assert image[0].min() > 200 and image[1:].max() < 60
+
+
+def test_a_grey_image_and_a_grey_mask_are_read(own: Path) -> None:
+    Image.new("L", (4, 3), 90).save(own / "JPEGImages" / "train0.jpg")
+    save_mask(own, MASK)
+    image, labels = VOCFolder(own, "train")[0]
+    assert image.shape == (3, 3, 4)
+    assert np.array_equal(labels.numpy(), MASK)
+
+
+def test_limit_keeps_the_first_images(own: Path) -> None:
+    assert VOCFolder(own, "train", limit=1).ids == ["train0"]
+    assert len(VOCFolder(own, "train", limit=99)) == 2
+
+
+def test_class_names_come_from_the_file_else_they_are_vocs(own: Path) -> None:
+    assert VOCFolder(own).class_names == CAMVID_LIKE
+    assert VOCFolder(own).num_classes == 4
+    (own / "class_names.txt").unlink()
+    assert VOCFolder(own).class_names == VOC_CLASSES
+    assert len(VOC_CLASSES) == 21 and VOC_CLASSES[15] == "person"
+
+
+def test_lists_with_blank_lines_and_a_byte_order_mark_are_read(own: Path) -> None:
+    (own / "ImageSets/Segmentation/train.txt").write_bytes(b"\xef\xbb\xbftrain0\r\n\r\ntrain1 \r\n")
+    assert VOCFolder(own, "train").ids == ["train0", "train1"]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path, refused) -> None:
+    refused(tmp_path / "nothing", "JPEGImages", call=lambda: VOCFolder(tmp_path / "nothing"))
+
+
+def test_a_missing_split_tells_which_there_are(own: Path, refused) -> None:
+    refused("test.txt", "train, val", call=lambda: VOCFolder(own, "test"))
+
+
+def test_an_empty_list_is_refused(own: Path, refused) -> None:
+    (own / "ImageSets/Segmentation/train.txt").write_text("\n \n")
+    refused("train.txt", "no images", call=lambda: VOCFolder(own, "train"))
+
+
+def test_a_list_that_is_no_text_is_refused(own: Path, refused) -> None:
+    (own / "class_names.txt").write_bytes(b"stra\xdfe\n")
+    refused("class_names.txt", "UTF-8", call=lambda: VOCFolder(own, "train"))
+
+
+def test_an_empty_list_of_classes_is_refused(own: Path, refused) -> None:
+    (own / "class_names.txt").write_text("\n")
+    refused("class_names.txt", "0 classes", call=lambda: VOCFolder(own, "train"))
+
+
+def test_a_missing_image_is_named(own: Path, refused) -> None:
+    (own / "JPEGImages/train0.jpg").unlink()
+    refused("train0.jpg", "no image", call=lambda: VOCFolder(own)[0])
+
+
+def test_a_missing_mask_is_named(own: Path, refused) -> None:
+    (own / "SegmentationClass/train0.png").unlink()
+    refused("train0.png", "missing", call=lambda: VOCFolder(own)[0])
+
+
+def test_a_truncated_image_is_named(own: Path, refused) -> None:
+    path = own / "JPEGImages/train0.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:1500])
+    refused("train0.jpg", "cannot be read as an image", call=lambda: VOCFolder(own)[0])
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_picture_is_named(own: Path, content: bytes, refused) -> None:
+    (own / "JPEGImages/train0.jpg").write_bytes(content)
+    refused("train0.jpg", "cannot be read as an image", call=lambda: VOCFolder(own)[0])
+    (own / "SegmentationClass/train1.png").write_bytes(content)
+    refused("train1.png", "cannot be read as a mask", call=lambda: VOCFolder(own)[1])
+
+
+def test_a_truncated_mask_is_named(own: Path, refused) -> None:
+    path = own / "SegmentationClass/train0.png"
+    save_mask(own, np.random.default_rng(0).integers(0, 4, (64, 64), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:400])
+    refused("train0.png", "cannot be read as a mask", call=lambda: VOCFolder(own)[0])
+
+
+def test_a_mask_of_another_size_is_refused_with_both_sizes(own: Path, refused) -> None:
+    save_mask(own, np.zeros((5, 6), dtype=np.uint8))
+    refused("train0.png", "6 x 5", "4 x 3", call=lambda: VOCFolder(own)[0])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "1"])
+def test_a_mask_that_holds_no_indices_is_refused(own: Path, mode: str, refused) -> None:
+    Image.new(mode, (4, 3)).save(own / "SegmentationClass/train0.png")
+    refused("train0.png", mode, "palette or 8-bit grey", call=lambda: VOCFolder(own)[0])
+
+
+def test_a_value_beyond_the_classes_is_refused_with_its_number(own: Path, refused) -> None:
+    save_mask(own, np.where(MASK == 2, np.uint8(4), MASK))
+    refused("train0.png", "value 4", "0 to 3", "255", call=lambda: VOCFolder(own)[0])
+
+
+def test_check_finds_no_problem_where_there_is_none(own: Path) -> None:
+    report = check_dataset(own)
+    assert list(report) == ["train", "val"]
+    train = report["train"]
+    assert train["images"] == 2 and train["problems"] == [] and train["sizes"] == [(4, 3), (4, 3)]
+    assert train["class_share"] == pytest.approx({"sky": 2 / 11, "building": 5 / 11, "pole": 2 / 11, "road": 2 / 11})
+    assert train["void_share"] == pytest.approx(1 / 12)
+
+
+def test_check_lists_every_fault_and_goes_on(voc_folder: Callable[..., Path]) -> None:
+    root = voc_folder({"train": [MASK] * 6}, CAMVID_LIKE)
+    (root / "JPEGImages/train1.jpg").unlink()
+    (root / "SegmentationClass/train2.png").unlink()
+    save_mask(root, np.full((3, 4), 9, dtype=np.uint8), "train3")
+    Image.new("RGB", (4, 3)).save(root / "SegmentationClass/train4.png")
+    report = check_dataset(root)["train"]
+    assert [f"train{index}" in problem for index, problem in enumerate(report["problems"], 1)] == [True] * 4
+    assert report["images"] == 6
+    assert sum(report["class_share"].values()) == pytest.approx(1)
+
+
+def test_check_of_a_missing_folder_is_refused(tmp_path: Path, refused) -> None:
+    refused("there is no folder", call=lambda: check_dataset(tmp_path / "nothing"))
+
+
+def test_data_root_follows_the_environment_else_the_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_DATA", str(tmp_path))
+    assert data_root() == tmp_path
+    monkeypatch.delenv("DISTILL_DATA")
+    assert data_root() == Path(__file__).resolve().parent.parent / "data"
+
+
+def test_pascal_is_found_inside_what_its_archive_unpacks_to(
+    voc_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = voc_folder({"train": [np.full((3, 3), 20)]}, name="VOCdevkit/VOC2012")
+    assert open_dataset("pascal", root=tmp_path).root == root
+    assert open_dataset("pascal", root=root).root == root
+    monkeypatch.setenv("DISTILL_DATA", str(tmp_path))
+    assert open_dataset("pascal").num_classes == 21
+
+
+def test_a_missing_pascal_is_refused(tmp_path: Path, refused) -> None:
+    refused(tmp_path, call=lambda: open_dataset("pascal", root=tmp_path))
+
+
+def test_a_folder_of_ones_own_opens_by_its_path(own: Path) -> None:
+    assert open_dataset(own, "val").class_names == CAMVID_LIKE
+    assert len(open_dataset(str(own), "train", limit=1)) == 1
+
+
+def test_the_sample_is_made_on_first_use_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_DATA", str(tmp_path))
+    monkeypatch.setattr(datasets, "SAMPLE_SIZES", {"train": 2, "val": 1, "test": 1})
+    dataset = open_dataset("sample", "train")
+    assert dataset.root == tmp_path / "sample" and len(dataset) == 2
+    assert dataset.class_names == SAMPLE_CLASSES
+    monkeypatch.setattr(datasets, "make_sample", None)  # would fail if it made it again
+    assert len(open_dataset("sample", "val")) == 1
+
+
+def test_a_sample_of_another_size_is_taken_as_it_is(tiny_sample: Path) -> None:
+    assert len(open_dataset("sample", "train", root=tiny_sample)) == 24

@@ -1,0 +1,86 @@
+"""The recorded results, and that everything said about them agrees with them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import distill
+from distill.runs import compare
+from distill.teachers import SHIPPED, fingerprint, shipped_file
+
+PROJECT = Path(__file__).resolve().parent.parent
+RESULTS = PROJECT / "results"
+METHODS = {"baseline", "kd", "at", "ofd", "sakd", "kd+sakd"}
+
+
+def read(name: str) -> dict:
+    return json.loads((RESULTS / name).read_text())
+
+
+def test_every_row_of_the_study_is_there_with_three_seeds_or_more() -> None:
+    rows = compare(read("sample.json")["runs"])
+    assert {(row["backbone"], row["method"]) for row in rows} == {
+        (b, m) for b in ("resnet18", "mobilenetv2") for m in METHODS
+    }
+    assert all(len(row["seeds"]) >= 3 and row["split"] == "test" for row in rows)
+
+
+def test_rows_of_a_seed_share_weights_at_the_start_settings_and_teacher() -> None:
+    runs = read("sample.json")["runs"]
+    assert len({json.dumps(run["settings"], sort_keys=True) for run in runs}) == 1
+    assert {run["teacher"]["weights"] for run in runs if run["method"] != "baseline"} == {
+        read("teacher.json")["fingerprint"]
+    }
+    for backbone in ("resnet18", "mobilenetv2"):
+        starts = {(run["seed"], run["start"]) for run in runs if run["backbone"] == backbone}
+        assert len(starts) == len({seed for seed, _ in starts}), "two rows of a seed started from other weights"
+
+
+def test_the_tuned_weights_are_the_best_of_those_tried() -> None:
+    from distill.training import TUNED
+
+    tried: dict[str, dict[float, list[float]]] = {}
+    for run in read("sample-weights.json")["runs"]:
+        tried.setdefault(run["method"], {}).setdefault(run["value"], []).append(run["val_miou"])
+    for method in ("kd", "at", "ofd", "sakd"):
+        best = max(tried[method], key=lambda value: sum(tried[method][value]))
+        assert TUNED["sample"][method]["weight"] == best
+
+
+def test_the_shipped_teacher_is_the_recorded_one() -> None:
+    assert fingerprint(distill.load_teacher("sample")) == read("teacher.json")["fingerprint"]
+
+
+@pytest.fixture(scope="module")
+def test_split() -> distill.datasets.VOCFolder:
+    return distill.open_dataset("sample", "test")
+
+
+def test_the_shipped_teacher_scores_as_recorded(test_split) -> None:
+    """Other versions of the JPEG library may move a pixel here and there, hence the tolerance of 0.3 points."""
+    scores = distill.evaluate(distill.load_teacher("sample"), test_split)
+    assert scores.miou == pytest.approx(read("teacher.json")["scores"]["test"]["miou"], abs=0.003)
+
+
+@pytest.mark.parametrize("name", ["baseline", "distilled"])
+def test_the_shipped_students_score_as_recorded(name: str, test_split) -> None:
+    method = read("sample.json")["shipped"][name]
+    (recorded,) = [
+        run
+        for run in read("sample.json")["runs"]
+        if (run["backbone"], run["method"], run["seed"]) == ("resnet18", method, 0)
+    ]
+    scores = distill.evaluate(distill.load_model(shipped_file(f"student-resnet18-{name}.safetensors")), test_split)
+    assert scores.miou == pytest.approx(recorded["miou"], abs=0.003)
+
+
+def test_shipped_files_are_small() -> None:
+    assert shipped_file(SHIPPED).stat().st_size < 15_000_000
+
+
+def test_the_readme_says_what_was_recorded() -> None:
+    from studies.report import readme_with_results
+
+    readme = (PROJECT / "README.md").read_text()
+    assert readme == readme_with_results(readme), "the README is behind results/: run python studies/report.py"

@@ -1,0 +1,227 @@
+"""Teachers from the shipped file and from published checkpoints; files that must not be trusted."""
+
+import collections
+import json
+import os
+import pickle
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import distill.teachers
+from distill import build_model, load_teacher, save_model
+from distill.models import DeepLabV3Plus
+from distill.teachers import fingerprint, freeze, shipped_file
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class Hostile:
+    """Runs a shell command when it is unpickled."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.witness}",)
+
+
+@pytest.fixture
+def slim_published(monkeypatch: pytest.MonkeyPatch, make_student: Callable[..., DeepLabV3Plus]) -> DeepLabV3Plus:
+    """Published checkpoints are taken for a tiny ResNet-101 here; gives the network whose weights they hold."""
+
+    def build(backbone: str, num_classes: int) -> DeepLabV3Plus:
+        assert backbone == "resnet101"
+        return make_student("resnet101", num_classes, seed=99)
+
+    monkeypatch.setattr(distill.teachers, "build_model", build)
+    return make_student("resnet101", seed=1)
+
+
+def checkpoint(state: dict, best_pred: object = 0.77) -> dict:
+    return {"epoch": 45, "state_dict": state, "optimizer": {"state": {}, "param_groups": []}, "best_pred": best_pred}
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_the_shipped_teacher_loads_within_a_second_frozen() -> None:
+    seconds = []
+    for _ in range(3):  # the best of three: other programs may be busy
+        start = time.perf_counter()
+        teacher = load_teacher("sample")
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert teacher.num_classes == 21 and teacher.config["backbone"] == "resnet101"
+    assert all(value.isfinite().all() for value in teacher.state_dict().values())
+
+
+def test_the_shipped_teacher_is_small_enough_to_ship() -> None:
+    assert shipped_file("teacher-sample.safetensors").stat().st_size < 15e6
+
+
+def test_a_shipped_file_that_is_missing_is_named(refused) -> None:
+    refused("teacher-none.safetensors", call=lambda: shipped_file("teacher-none.safetensors"))
+
+
+def test_a_safetensors_file_is_a_teacher(tmp_path: Path, make_student: Callable[..., DeepLabV3Plus]) -> None:
+    model = make_student("mobilenetv2", seed=3)
+    save_model(model, tmp_path / "own.safetensors")
+    teacher = load_teacher(tmp_path / "own.safetensors")
+    assert same_weights(teacher, model) and not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_the_published_checkpoint_fits_at_full_size(tmp_path: Path) -> None:
+    """A file with the published keys and shapes, written as nn.DataParallel writes it."""
+    layout = json.loads((GOLDEN / "teacher_checkpoint_layout.json").read_text())["state_dict"]
+    state = {
+        f"module.{key}": torch.full(shape, 1 + index % 3, dtype=getattr(torch, kind))
+        for index, (key, (shape, kind)) in enumerate(layout.items())
+    }
+    path = tmp_path / "deeplab-resnet.pth.tar"
+    torch.save(checkpoint(state, np.float64(0.7739)), path)
+    teacher = load_teacher(path)
+    path.unlink()
+    assert sum(parameter.numel() for parameter in teacher.parameters()) == 59_344_309
+    assert all(torch.equal(value, state[f"module.{key}"]) for key, value in teacher.state_dict().items())
+    assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("best_pred", [0.7, np.float64(0.7), np.float32(0.7), np.int64(1), torch.tensor(0.7)])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_checkpoints_load(
+    tmp_path: Path, slim_published: DeepLabV3Plus, prefix: str, best_pred: object
+) -> None:
+    state = collections.OrderedDict((prefix + key, value) for key, value in slim_published.state_dict().items())
+    torch.save(checkpoint(state, best_pred), tmp_path / "teacher.pth.tar")
+    assert same_weights(load_teacher(tmp_path / "teacher.pth.tar"), slim_published)
+
+
+def test_the_format_of_older_pytorch_loads(tmp_path: Path, slim_published: DeepLabV3Plus) -> None:
+    content = checkpoint(slim_published.state_dict(), np.float64(0.7))
+    torch.save(content, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
+    assert same_weights(load_teacher(str(tmp_path / "old.pth.tar")), slim_published)
+
+
+def test_a_score_written_by_numpy_1_loads(tmp_path: Path, slim_published: DeepLabV3Plus) -> None:
+    torch.save(checkpoint(slim_published.state_dict(), np.float64(0.7)), tmp_path / "new.pth.tar")
+    with zipfile.ZipFile(tmp_path / "new.pth.tar") as new, zipfile.ZipFile(tmp_path / "old.pth.tar", "w") as old:
+        for name in new.namelist():
+            old.writestr(name, new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert same_weights(load_teacher(tmp_path / "old.pth.tar"), slim_published)
+
+
+def test_a_bare_state_dict_loads(tmp_path: Path, slim_published: DeepLabV3Plus) -> None:
+    torch.save(slim_published.state_dict(), tmp_path / "bare.pth")
+    assert same_weights(load_teacher(tmp_path / "bare.pth"), slim_published)
+
+
+def test_the_number_of_classes_is_read_off_the_checkpoint(
+    tmp_path: Path, slim_published: DeepLabV3Plus, make_student: Callable[..., DeepLabV3Plus]
+) -> None:
+    torch.save(checkpoint(make_student("resnet101", 11).state_dict()), tmp_path / "camvid.pth.tar")
+    assert load_teacher(tmp_path / "camvid.pth.tar").num_classes == 11
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_hostile_checkpoint_is_refused_and_does_not_run(tmp_path: Path, zipped: bool, refused) -> None:
+    witness, path = tmp_path / "witness", tmp_path / "hostile.pth.tar"
+    content = checkpoint({"a": torch.ones(2)}, Hostile(witness))
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    refused(path, "system", call=lambda: load_teacher(path))
+    assert not witness.exists()
+
+
+def test_a_hostile_plain_pickle_is_refused_and_does_not_run(tmp_path: Path, refused) -> None:
+    witness, path = tmp_path / "witness", tmp_path / "hostile.pth.tar"
+    path.write_bytes(pickle.dumps(Hostile(witness), protocol=2))
+    refused(path, call=lambda: load_teacher(path))
+    assert not witness.exists()
+    pickle.loads(path.read_bytes())  # the file does run code where it is trusted
+    assert witness.exists()
+
+
+def test_truncated_checkpoints_are_refused(tmp_path: Path, slim_published: DeepLabV3Plus, refused) -> None:
+    path = tmp_path / "cut.pth.tar"
+    for zipped in (True, False):
+        torch.save(checkpoint(slim_published.state_dict()), path, _use_new_zipfile_serialization=zipped)
+        whole = path.read_bytes()
+        for length in (0, 1, 2, 60, 500, 5000, len(whole) // 2, len(whole) - 20):
+            path.write_bytes(whole[:length])
+            refused(path, call=lambda: load_teacher(path))
+
+
+def test_damaged_checkpoints_are_refused(tmp_path: Path, refused) -> None:
+    path = tmp_path / "damaged.pth.tar"
+    torch.save(checkpoint({"a": torch.ones(2)}), path, _use_new_zipfile_serialization=False)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(60):  # a byte more or less may still be a checkpoint, but never this network
+        damaged = bytearray(whole)
+        damaged[rng.integers(60, len(whole))] = rng.integers(256)
+        path.write_bytes(damaged)
+        refused(path, call=lambda: load_teacher(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404 not found</html>", b"PK\x03\x04", b"\x80\x02."])
+def test_other_files_are_refused(tmp_path: Path, content: bytes, refused) -> None:
+    path = tmp_path / "page.pth.tar"
+    path.write_bytes(content)
+    refused(path, "checkpoint", call=lambda: load_teacher(path))
+
+
+@pytest.mark.parametrize("name", ["none.pth.tar", "none.safetensors"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str, refused) -> None:
+    refused(tmp_path / name, call=lambda: load_teacher(tmp_path / name))
+
+
+def test_a_folder_is_no_teacher(tmp_path: Path, refused) -> None:
+    refused(tmp_path, call=lambda: load_teacher(tmp_path))
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": {"a": 1}}, {"state_dict": {1: torch.ones(1)}}, "text"])
+def test_checkpoints_without_tensors_are_refused(tmp_path: Path, content: object, refused) -> None:
+    torch.save(content, tmp_path / "odd.pth.tar")
+    refused("odd.pth.tar", "state dict", call=lambda: load_teacher(tmp_path / "odd.pth.tar"))
+
+
+def test_checkpoints_of_other_networks_are_refused(
+    tmp_path: Path, slim_published: DeepLabV3Plus, make_student: Callable[..., DeepLabV3Plus], refused
+) -> None:
+    path = tmp_path / "other.pth.tar"
+    torch.save(checkpoint({"fc.weight": torch.ones(2, 2)}), path)
+    refused(path, "no DeepLabV3+", call=lambda: load_teacher(path))
+    torch.save(checkpoint(make_student("resnet18").state_dict()), path)
+    refused(path, "ResNet-101", call=lambda: load_teacher(path))
+
+
+def test_freeze_stops_training_mode_and_gradients(make_student: Callable[..., DeepLabV3Plus]) -> None:
+    model = make_student().train()
+    assert freeze(model) is model
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_fingerprint_tells_weights_and_buffers_apart(make_student: Callable[..., DeepLabV3Plus]) -> None:
+    first, second = make_student(seed=0), make_student(seed=0)
+    assert fingerprint(first) == fingerprint(second) != fingerprint(make_student(seed=1))
+    assert fingerprint(second.to(memory_format=torch.channels_last)) == fingerprint(first)
+    second.aspp.bn1.running_mean[0] += 1
+    assert fingerprint(second) != fingerprint(first)
+
+
+def test_build_model_has_the_published_keys() -> None:
+    layout = json.loads((GOLDEN / "teacher_checkpoint_layout.json").read_text())["state_dict"]
+    with torch.device("meta"):
+        state = build_model("resnet101").state_dict()
+    assert {key: list(value.shape) for key, value in state.items()} == {
+        key: shape for key, (shape, _) in layout.items()
+    }
