@@ -43,6 +43,7 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
+AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -104,16 +105,11 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path, num_classes: int) -> np.ndarray:
-    """A palette or grey mask as class indices, (H, W) uint8; values must be below `num_classes`, or 255 for void."""
-    try:
-        with Image.open(path) as image:
-            mode, mask = image.mode, np.array(image)
-    except FileNotFoundError:
-        raise DistillError(
-            f"{path} is missing, though the split list names it; add the mask or take its name out"
-        ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DistillError(f"{path} cannot be read as a mask ({error}); replace the file") from None
+    """A palette or grey mask, or one of SBD's .mat files, as class indices (H, W) uint8; 255 is void.
+
+    Raises DistillError when a value is neither below `num_classes` nor void.
+    """
+    mode, mask = ("L", _read_sbd_mask(path)) if path.suffix == ".mat" else _read_picture(path)
     if mode not in ("P", "L") or mask.ndim != 2:
         raise DistillError(
             f"{path} is a {mode} image, and a mask is a palette or 8-bit grey PNG of class indices; "
@@ -126,6 +122,19 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
             f"{num_classes - 1} and 255 (void) may occur; mend the mask or class_names.txt"
         )
     return mask
+
+
+def _read_picture(path: Path) -> tuple[str, np.ndarray]:
+    """Pillow's mode of an image file, and its pixels."""
+    try:
+        with Image.open(path) as image:
+            return image.mode, np.array(image)
+    except FileNotFoundError:
+        raise DistillError(
+            f"{path} is missing, though the split list names it; add the mask or take its name out"
+        ) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DistillError(f"{path} cannot be read as a mask ({error}); replace the file") from None
 
 
 def read_class_names(root: Path) -> tuple[str, ...]:
@@ -164,20 +173,96 @@ def _read_lines(path: Path) -> list[str]:
         raise DistillError(f"{path} is no text in UTF-8; save it again as such, one name a line") from None
 
 
+class AugmentedVOC(VOCFolder):
+    """VOC 2012's train split and SBD's images together, less VOC's val: 10,582 images, the published training set.
+
+    SBD (Hariharan et al. 2011) labels more images of VOC. Where VOC has a mask, that is used. The others come from
+    `root`/SegmentationClassAug, PNG files with the list trainaug.txt, as they are often handed on; or from `sbd`, the
+    folder of SBD's own .mat files, for which scipy is needed (the extra `voc`).
+    Raises DistillError when neither is there.
+    """
+
+    def __init__(self, root: str | Path, sbd: str | Path | None = None, limit: int | None = None) -> None:
+        super().__init__(root, "train")
+        self.sbd = Path(sbd) if sbd else None
+        self.own = frozenset(self.ids)
+        self.ids = augmented_ids(self.ids, self._further_ids(), read_split(self.root, "val"))[:limit]
+
+    def _further_ids(self) -> list[str]:
+        if (self.root / "SegmentationClassAug").is_dir():
+            lists = [self.root / "ImageSets" / "Segmentation" / name for name in AUGMENTED_LISTS]
+            return _read_list(next((path for path in lists if path.exists()), lists[0]))
+        if self.sbd and (self.sbd / "cls").is_dir():
+            return [name for split in ("train", "val") for name in _read_list(self.sbd / f"{split}.txt")]
+        raise DistillError(
+            f"SBD is neither in {self.root / 'SegmentationClassAug'} nor in {self.sbd or 'a folder sbd'}; put its "
+            f"masks there, or leave out --use-sbd"
+        )
+
+    def image_path(self, index: int) -> Path:
+        path = super().image_path(index)
+        elsewhere = self.sbd / "img" / path.name if self.sbd else path
+        return path if path.exists() or not elsewhere.exists() else elsewhere
+
+    def mask_path(self, index: int) -> Path:
+        name = self.ids[index]
+        if name in self.own:
+            return super().mask_path(index)
+        png = self.root / "SegmentationClassAug" / f"{name}.png"
+        return png if png.parent.is_dir() or self.sbd is None else self.sbd / "cls" / f"{name}.mat"
+
+
+def augmented_ids(voc_train: list[str], sbd: list[str], voc_val: list[str]) -> list[str]:
+    """VOC's train list, then SBD's without repetition, less VOC's val list."""
+    held_out = set(voc_val)
+    return [name for name in dict.fromkeys([*voc_train, *sbd]) if name not in held_out]
+
+
+def _read_list(path: Path) -> list[str]:
+    """Image names of a list; a line may also be a pair of paths, as in many copies of trainaug.txt."""
+    if not path.exists():
+        raise DistillError(f"{path} is missing; write it, one image name a line")
+    return [Path(line.split()[0]).stem for line in _read_lines(path)]
+
+
+def _read_sbd_mask(path: Path) -> np.ndarray:
+    """The class indices in one of SBD's .mat files, (H, W) uint8."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise DistillError(
+            f"{path} is a .mat file, and scipy is not installed; run: pip install 'distill[voc]'"
+        ) from None
+    try:
+        with path.open("rb") as file:
+            return np.asarray(loadmat(file)["GTcls"]["Segmentation"][0][0], dtype=np.uint8)
+    except FileNotFoundError:
+        raise DistillError(
+            f"{path} is missing, though SBD's list names it; add the mask or take its name out"
+        ) from None
+    except Exception as error:  # a damaged file can raise anything
+        raise DistillError(f"{path} cannot be read as one of SBD's masks ({error}); replace the file") from None
+
+
 def open_dataset(
     data: str | Path, split: str = "train", root: str | Path | None = None, limit: int | None = None
 ) -> VOCFolder:
-    """The split of a data set: `"sample"`, `"pascal"`, or a folder in VOC layout.
+    """The split of a data set: `"sample"`, `"pascal"`, `"pascal+sbd"`, or a folder in VOC layout.
 
     The sample is made on first use, under `root` or `data_root()/sample`. Pascal VOC is looked for under `root`, in
-    the folder that its archive unpacks to (VOCdevkit/VOC2012) or directly.
+    the folder that its archive unpacks to (VOCdevkit/VOC2012) or directly; SBD beside it, in `sbd` or the folder that
+    its own archive unpacks to (benchmark_RELEASE/dataset).
     """
     if data == "sample":
         return VOCFolder(make_default_sample(root), split, limit)
-    if data == "pascal":
+    if data in ("pascal", "pascal+sbd"):
         folder = Path(root) if root else data_root()
         inside = folder / "VOCdevkit" / "VOC2012"
-        return VOCFolder(inside if inside.is_dir() else folder, split, limit)
+        voc = inside if inside.is_dir() else folder
+        if data == "pascal+sbd" and split == "train":
+            places = (folder / "sbd", folder / "benchmark_RELEASE" / "dataset")
+            return AugmentedVOC(voc, next((place for place in places if place.is_dir()), None), limit)
+        return VOCFolder(voc, split, limit)
     return VOCFolder(Path(root) if root else Path(data), split, limit)
 
 

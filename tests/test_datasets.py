@@ -1,15 +1,17 @@
 """Reading VOC layout: what is read, and what is said of folders with faults."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from PIL import Image
 
 from distill import datasets
-from distill.datasets import VOC_CLASSES, VOCFolder, check_dataset, data_root, open_dataset
+from distill.datasets import VOC_CLASSES, VOCFolder, augmented_ids, check_dataset, data_root, open_dataset
 from distill.sample import SAMPLE_CLASSES
 
 CAMVID_LIKE = ("sky", "building", "pole", "road")
@@ -199,3 +201,74 @@ def test_the_sample_is_made_on_first_use_and_kept(tmp_path: Path, monkeypatch: p
 
 def test_a_sample_of_another_size_is_taken_as_it_is(tiny_sample: Path) -> None:
     assert len(open_dataset("sample", "train", root=tiny_sample)) == 24
+
+
+# ---------------------------------------------------------------------------------------- VOC with SBD
+
+
+def test_the_published_training_set_has_10582_images() -> None:
+    """Lists of the true lengths and overlaps: SBD holds 1,133 images of VOC's train split and 1,104 of its val."""
+    train, val = [f"t{k}" for k in range(1464)], [f"v{k}" for k in range(1449)]
+    further = [f"s{k}" for k in range(11355 - 1133 - 1104)]
+    sbd = [*train[:1133], *further, *val[:1104]]
+    ids = augmented_ids(train, sbd, val)
+    assert len(sbd) == 11355 and len(ids) == 10582 == len(set(ids))
+    assert ids[:1464] == train and not set(ids) & set(val)
+
+
+@pytest.fixture
+def voc_with_sbd(voc_folder: Callable[..., Path], tmp_path: Path) -> Path:
+    """VOCdevkit/VOC2012 with two images for train and one for val; SBD with one of each and two more."""
+    masks = [np.full((6, 8), value) for value in (1, 2, 3, 4, 5)]
+    voc = voc_folder({"train": masks[:2], "val": masks[2:3]}, name="root/VOCdevkit/VOC2012")
+    sbd = tmp_path / "root" / "sbd"
+    (sbd / "cls").mkdir(parents=True)
+    for name, mask in (("train0", masks[4]), ("val0", masks[4]), ("extra0", masks[3]), ("extra1", masks[4])):
+        inner = np.zeros((1, 1), dtype=[("Segmentation", "O")])
+        inner["Segmentation"][0, 0] = mask.astype(np.uint8)
+        scipy.io.savemat(sbd / "cls" / f"{name}.mat", {"GTcls": inner})
+    (sbd / "train.txt").write_text("train0\nextra0\n")
+    (sbd / "val.txt").write_text("val0\nextra1\n")
+    for name in ("extra0", "extra1"):
+        shutil.copy(voc / "JPEGImages" / "train0.jpg", voc / "JPEGImages" / f"{name}.jpg")
+    return tmp_path / "root"
+
+
+def test_sbd_adds_its_images_and_vocs_masks_go_first(voc_with_sbd: Path) -> None:
+    dataset = open_dataset("pascal+sbd", "train", voc_with_sbd)
+    assert dataset.ids == ["train0", "train1", "extra0", "extra1"]
+    assert [int(labels.unique()) for _, labels in dataset] == [1, 2, 4, 5]
+    assert open_dataset("pascal+sbd", "val", voc_with_sbd).ids == ["val0"]
+    assert open_dataset("pascal+sbd", "train", voc_with_sbd, limit=3).ids == ["train0", "train1", "extra0"]
+
+
+def test_sbd_may_lie_as_its_archive_unpacks_and_bring_its_own_images(voc_with_sbd: Path) -> None:
+    (voc_with_sbd / "benchmark_RELEASE").mkdir()
+    sbd = (voc_with_sbd / "sbd").rename(voc_with_sbd / "benchmark_RELEASE" / "dataset")
+    (sbd / "img").mkdir()
+    (voc_with_sbd / "VOCdevkit/VOC2012/JPEGImages/extra1.jpg").rename(sbd / "img" / "extra1.jpg")
+    assert len([labels for _, labels in open_dataset("pascal+sbd", "train", voc_with_sbd)]) == 4
+
+
+@pytest.mark.parametrize("line", ["{}\n", "/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png\n"])
+def test_masks_handed_on_as_segmentation_class_aug(voc_with_sbd: Path, line: str) -> None:
+    voc = voc_with_sbd / "VOCdevkit" / "VOC2012"
+    shutil.rmtree(voc_with_sbd / "sbd")
+    (voc / "SegmentationClassAug").mkdir()
+    Image.fromarray(np.full((6, 8), 7, dtype=np.uint8)).save(voc / "SegmentationClassAug" / "extra0.png")
+    names = ("train0", "train1", "extra0")
+    (voc / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("".join(line.format(name) for name in names))
+    dataset = open_dataset("pascal+sbd", "train", voc_with_sbd)
+    assert dataset.ids == ["train0", "train1", "extra0"] and int(dataset[2][1].unique()) == 7
+
+
+def test_what_is_wrong_with_sbd_is_said(voc_with_sbd: Path, refused: Callable[..., str]) -> None:
+    (voc_with_sbd / "sbd" / "cls" / "extra0.mat").write_bytes(b"not a mat file")
+    dataset = open_dataset("pascal+sbd", "train", voc_with_sbd)
+    refused("extra0.mat", "replace the file", call=lambda: dataset[2])
+    (voc_with_sbd / "sbd" / "cls" / "extra0.mat").unlink()
+    refused("extra0.mat", "missing", call=lambda: dataset[2])
+    (voc_with_sbd / "sbd" / "val.txt").unlink()
+    refused("val.txt", "missing", call=lambda: open_dataset("pascal+sbd", "train", voc_with_sbd))
+    shutil.rmtree(voc_with_sbd / "sbd")
+    refused("SegmentationClassAug", "--use-sbd", call=lambda: open_dataset("pascal+sbd", "train", voc_with_sbd))
