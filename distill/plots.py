@@ -29,6 +29,7 @@ LOOKS: dict[str, tuple[str, str]] = {
     "teacher": ("#000000", "*"),
 }
 _OTHER_LOOKS = [("#56B4E9", "X"), ("#7A5195", "<"), ("#4D4D4D", ">")]
+BAR_LOOKS = (("#0072B2", ""), ("#F0C989", "////"), ("#56C3A2", "...."))  # colour and hatch of bars side by side
 _NETWORKS = {"resnet18": "ResNet-18", "mobilenetv2": "MobileNetV2", "resnet101": "ResNet-101"}
 _STYLE = {
     "font.size": 10,
@@ -149,7 +150,7 @@ def probability_chart(panels: Mapping[str, Mapping[str, np.ndarray]], class_name
             width = 0.8 / len(bars)
             for index, (name, values) in enumerate(bars.items()):
                 places = np.arange(len(values)) + (index - (len(bars) - 1) / 2) * width
-                colour, hatch = (("#0072B2", ""), ("#F0C989", "////"))[index % 2]
+                colour, hatch = BAR_LOOKS[index % len(BAR_LOOKS)]
                 axis.bar(places, values, width, label=name, color=colour, hatch=hatch, edgecolor="#333333", lw=0.4)
             axis.axhline(1 / len(class_names), color="black", ls=":", lw=1)
             axis.set(title=title, ylim=(0, top))

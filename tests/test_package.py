@@ -40,3 +40,7 @@ def test_no_file_is_too_large_for_a_clone() -> None:
     assert sizes, "git lists no files"
     assert max(sizes.values()) < 15_000_000
     assert sum(sizes.values()) < 60_000_000
+
+
+def test_the_wheel_carries_the_browsers_half_of_the_explorer(unpacked_wheel: Path) -> None:
+    assert (unpacked_wheel / "distill" / "picture.js").read_text() == (PROJECT / "distill" / "picture.js").read_text()
