@@ -1,15 +1,18 @@
-"""Where a teacher comes from: the shipped one, or a file."""
+"""Where a teacher comes from: the shipped one, a file, or torchvision."""
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.segmentation import DeepLabV3, DeepLabV3_ResNet101_Weights, deeplabv3_resnet101
 
 from distill.datasets import PROJECT
 from distill.errors import DistillError
-from distill.models import DeepLabV3Plus, build_model, load_model
+from distill.models import DeepLabV3Plus, build_model, load_model, record
 
 SHIPPED = "teacher-sample.safetensors"
 
@@ -25,15 +28,62 @@ def shipped_file(name: str) -> Path:
     )
 
 
-def load_teacher(source: str | Path = "sample", device: str | torch.device = "cpu") -> DeepLabV3Plus:
+def load_teacher(source: str | Path = "sample", device: str | torch.device = "cpu") -> nn.Module:
     """A teacher, frozen: in eval mode, and none of its parameters asks for a gradient.
 
-    `source` is `"sample"` (the shipped DeepLabV3+ with a slim ResNet-101), a `.safetensors` file that this package
-    wrote, or a `.pth.tar` checkpoint of the published DeepLabV3+ ResNet-101. No file is ever allowed to run code.
+    `source` is `"sample"` (the shipped DeepLabV3+ with a slim ResNet-101), `"torchvision"` (its DeepLabV3 with
+    ResNet-101 and VOC's 21 classes, downloaded on first use), a `.safetensors` file that this package wrote, or a
+    `.pth.tar` checkpoint of the published DeepLabV3+ ResNet-101. No file is ever allowed to run code.
     """
+    if str(source) == "torchvision":
+        return freeze(_load_torchvision()).to(device, memory_format=torch.channels_last)
     path = shipped_file(SHIPPED) if str(source) == "sample" else Path(source)
     model = load_model(path) if path.suffix == ".safetensors" else _load_published(path)
     return freeze(model).to(device, memory_format=torch.channels_last)
+
+
+class TappedTeacher(nn.Module):
+    """Another library's network with this package's face: logits at the images' size, and maps at named layers.
+
+    `taps` are six names as `models.record` takes them, of maps before their ReLU, in the order of `POSITIONS`; `norms`
+    the six BatchNorms before them. The network may answer with logits, or with a dict that holds them as `out`.
+    """
+
+    def __init__(self, network: nn.Module, taps: Sequence[str], norms: Sequence[str], num_classes: int) -> None:
+        super().__init__()
+        self.network, self.taps, self.norms, self.num_classes = network, tuple(taps), tuple(norms), num_classes
+        for module in network.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False  # it would overwrite the map that was recorded before it
+
+    def forward(self, images: Tensor, return_maps: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Logits (N, C, H, W) for images (N, 3, H, W), and on request the maps at the taps."""
+        with record(self.network, self.taps if return_maps else ()) as maps:
+            answer = self.network(images)
+        logits = answer["out"] if isinstance(answer, dict) else answer
+        if logits.shape[2:] != images.shape[2:]:
+            logits = F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
+        return (logits, [maps[name] for name in self.taps]) if return_maps else logits
+
+    @property
+    def map_channels(self) -> tuple[int, ...]:
+        return tuple(norm.num_features for norm in self.map_norms())
+
+    def map_norms(self) -> list[nn.Module]:
+        """The last BatchNorm before each map, from which OFD takes its margins."""
+        return [self.network.get_submodule(name) for name in self.norms]
+
+
+def tap_torchvision(network: DeepLabV3, num_classes: int = 21) -> TappedTeacher:
+    """torchvision's DeepLabV3 with ResNet-101 as a teacher, at an output stride of 8.
+
+    It has no decoder: in the place of the decoder's map stands that of the 3x3 convolution after ASPP.
+    """
+    last = {"layer1": 2, "layer2": 3, "layer3": 22, "layer4": 2}  # a block's ReLU runs last on the sum that leaves it
+    head = ["classifier.0.project.1", "classifier.2"]
+    taps = [f"backbone.{name}.{block}.relu:input" for name, block in last.items()] + head
+    norms = [f"backbone.{name}.{block}.bn3" for name, block in last.items()] + head
+    return TappedTeacher(network, taps, norms, num_classes)
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -48,6 +98,20 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _load_torchvision() -> TappedTeacher:
+    weights = DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1
+    network = deeplabv3_resnet101(weights=None, weights_backbone=None, num_classes=21, aux_loss=False)
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # no network, a host that is gone, a damaged or another file
+        raise DistillError(
+            f"torchvision's weights could not be had ({error}); download {weights.url} and put the file into "
+            f"{Path(torch.hub.get_dir()) / 'checkpoints'}"
+        ) from None
+    network.load_state_dict({key: value for key, value in state.items() if not key.startswith("aux_classifier.")})
+    return tap_torchvision(network)
 
 
 def _load_published(path: Path) -> DeepLabV3Plus:

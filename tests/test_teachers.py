@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.testing import assert_close
+from torchvision.models.segmentation import deeplabv3_resnet101
 
 import distill.teachers
-from distill import build_model, load_teacher, save_model
-from distill.models import DeepLabV3Plus
-from distill.teachers import fingerprint, freeze, shipped_file
+from distill import build_method, build_model, load_teacher, save_model
+from distill.models import DeepLabV3Plus, record
+from distill.teachers import TappedTeacher, fingerprint, freeze, shipped_file, tap_torchvision
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -225,3 +228,62 @@ def test_build_model_has_the_published_keys() -> None:
     assert {key: list(value.shape) for key, value in state.items()} == {
         key: shape for key, (shape, _) in layout.items()
     }
+
+
+# ------------------------------------------------------------------------------------------- torchvision
+
+
+@pytest.fixture(scope="module")
+def torchvision_teacher() -> TappedTeacher:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return freeze(tap_torchvision(deeplabv3_resnet101(weights=None, weights_backbone=None, num_classes=21)))
+
+
+def test_torchvisions_network_gives_maps_at_the_corresponding_positions(torchvision_teacher: TappedTeacher) -> None:
+    images = torch.randn(1, 3, 65, 65, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, maps = torchvision_teacher(images, return_maps=True)
+        assert_close(torchvision_teacher(images), logits)
+        assert_close(torchvision_teacher.network(images)["out"], logits)
+    assert logits.shape == (1, 21, 65, 65) and torchvision_teacher.num_classes == 21
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (256, 17, 17), (512, 9, 9), (1024, 9, 9), (2048, 9, 9), (256, 9, 9), (256, 9, 9)
+    ]  # fmt: skip
+    assert torchvision_teacher.map_channels == (256, 512, 1024, 2048, 256, 256)
+    assert all((m < 0).any() for m in maps), "a map was taken after its ReLU"
+
+
+def test_torchvisions_maps_are_what_the_next_layer_gets(torchvision_teacher: TappedTeacher) -> None:
+    images, network = torch.randn(1, 3, 65, 65), torchvision_teacher.network
+    with torch.no_grad(), record(network, ["backbone.layer2", "backbone.layer4", "classifier.3"]) as after:
+        _, maps = torchvision_teacher(images, return_maps=True)
+    for index, name in ((1, "backbone.layer2"), (3, "backbone.layer4"), (5, "classifier.3")):
+        assert_close(maps[index].relu(), after[name])
+
+
+@pytest.mark.parametrize("name", ["kd", "at", "ofd", "sakd"])
+def test_torchvisions_network_teaches_by_every_method(
+    name: str, torchvision_teacher: TappedTeacher, make_student: Callable[..., DeepLabV3Plus]
+) -> None:
+    student = make_student().train()
+    method = build_method(name, torchvision_teacher, student)
+    images, labels = torch.randn(2, 3, 65, 65), torch.randint(0, 21, (2, 65, 65))
+    with torch.no_grad():
+        answer = torchvision_teacher(images, return_maps=True)
+    loss, parts = method(student(images, return_maps=True), answer, labels)
+    loss.backward()
+    assert set(parts) == {"ce", name} and parts[name] > 0 and torch.isfinite(loss)
+    assert all(p.grad is None for p in torchvision_teacher.parameters())
+
+
+def test_weights_that_cannot_be_downloaded_are_named(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    def unreachable(*arguments: object, **options: object) -> None:
+        assert options["weights_only"] is True
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    monkeypatch.setattr("distill.teachers.deeplabv3_resnet101", lambda **options: nn.Identity())
+    refused("no route to host", "deeplabv3_resnet101_coco", "checkpoints", call=lambda: load_teacher("torchvision"))
