@@ -68,6 +68,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     train.add_argument("--method", default="sakd", help="baseline, kd, at, ofd, sakd, or several joined with +")
     train.add_argument("--teacher", default="sample", help="sample, or a .safetensors or .pth.tar file")
     train.add_argument("--dataset", default="sample", help="sample, pascal, or a folder in VOC layout")
+    train.add_argument("--use-sbd", action="store_true", help="with --dataset pascal: train on SBD's images too")
     train.add_argument("--data-root", help="where the data set lies, if not in data/")
     train.add_argument("--preset", default="sample", choices=PRESETS, help="where the other defaults come from")
     train.add_argument("--limit", type=int, help="use only the first images of the train split")
@@ -90,6 +91,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         settings.add_argument(flag, type=kind, default=argparse.SUPPRESS)
     settings.add_argument("--out-stride", dest="output_stride", type=int, default=argparse.SUPPRESS)
     settings.add_argument("--augment", choices=("flip", "crops"), default=argparse.SUPPRESS)
+    settings.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default=argparse.SUPPRESS,
+        help="of the networks' forward passes; float32 where none is given",
+    )
     settings.add_argument("--nesterov", action="store_true", default=argparse.SUPPRESS)
 
 
@@ -102,20 +109,24 @@ _SETTINGS = (
     "evaluate_every",
     "output_stride",
     "augment",
+    "precision",
     "nesterov",
 )
 
 
 def _train(options: argparse.Namespace) -> None:
     settings = {name: getattr(options, name) for name in _SETTINGS if hasattr(options, name)}
-    if options.dataset != "sample":
+    if options.use_sbd and options.dataset != "pascal":
+        raise DistillError(f"--use-sbd belongs to --dataset pascal, not to {options.dataset}; leave one of them out")
+    data = "pascal+sbd" if options.use_sbd else options.dataset
+    if data != "sample":
         settings.setdefault("augment", "crops")
     weight = None if options.weight is None else {"weight": options.weight}
     run = fit(
         options.backbone,
         options.method,
         options.teacher,
-        options.dataset,
+        data,
         seed=options.seed,
         out=options.out,
         preset=options.preset,

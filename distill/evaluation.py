@@ -81,7 +81,7 @@ def evaluate(
         )
     device = next(model.parameters()).device
     confusion = torch.zeros(model.num_classes, model.num_classes, dtype=torch.long, device=device)
-    with _eval_mode(model):
+    with eval_mode(model):
         for images, labels in _same_size_batches(dataset, protocol, batch_size, progress):
             logits = model(_prepare(images, device))
             confusion += confusion_matrix(logits.argmax(1), labels.to(device), model.num_classes)
@@ -106,7 +106,7 @@ def predict_logits(model: nn.Module, image: Image.Image | np.ndarray | str | Pat
         raise DistillError(
             f"an image is an (H, W, 3) array of uint8, not {array.shape} of {array.dtype}; convert it first"
         )
-    with _eval_mode(model):
+    with eval_mode(model):
         images = torch.from_numpy(array).permute(2, 0, 1)[None]
         return model(_prepare(images, next(model.parameters()).device))[0]
 
@@ -115,19 +115,19 @@ def _prepare(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
 
 
-class _eval_mode:
+class eval_mode:
     """Evaluation mode inside a with-block, and the earlier mode of every module after it."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.training = [module for module in model.modules() if module.training]
+        self.modes = [(module, module.training) for module in model.modules()]
         self.model = model
 
     def __enter__(self) -> None:
         self.model.eval()
 
     def __exit__(self, *error: object) -> None:
-        for module in self.training:
-            module.training = True
+        for module, training in self.modes:
+            module.training = training
 
 
 def _same_size_batches(dataset: Dataset, protocol: str, batch_size: int, progress: bool):

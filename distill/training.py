@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 
 from distill.datasets import VOCFolder, open_dataset
 from distill.errors import DistillError
-from distill.evaluation import evaluate
+from distill.evaluation import eval_mode, evaluate
 from distill.files import replace_file
 from distill.methods import ALIASES, Method, build_method
 from distill.models import DeepLabV3Plus, build_model, parameter_groups, save_model
@@ -23,6 +24,7 @@ from distill.transforms import normalise, published_crops
 
 # images (N, 3, H, W) float, labels (N, H, W), the teacher's output where it is cached
 Batch = tuple[Tensor, Tensor, tuple | None]
+OnEpoch = Callable[[dict, DeepLabV3Plus], None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Settings:
     `lr` belongs to the backbone; the head and the connectors learn at `head_lr_factor` times that. `warmup` is the
     share of all steps over which the rate rises. During the first `connector_epochs` only connectors are trained.
     `clip` bounds the norm of the gradient (0: no bound). `augment`: `flip`, or `crops` (see
-    `transforms.published_crops`). `output_stride`, `crop_size` in pixels.
+    `transforms.published_crops`). `output_stride`, `crop_size` in pixels. `precision`: `float32`, or `bfloat16` for the
+    forward passes of both networks under `torch.autocast`; weights, losses, optimizer and scores stay in float32.
     """
 
     epochs: int = 24
@@ -51,6 +54,7 @@ class Settings:
     augment: str = "flip"
     evaluate_every: int = 6
     workers: int = 0
+    precision: str = "float32"
 
 
 # A preset is nothing but default values.
@@ -120,6 +124,7 @@ def fit(
     resume: bool = True,
     progress: bool = True,
     method_options: dict | None = None,
+    on_epoch: OnEpoch | None = None,
     **settings,
 ) -> Run:
     """Train `student` with `method` under `teacher` on the train split of `data`; score it on val and test.
@@ -128,6 +133,10 @@ def fit(
     folder, by default runs/DATA/BACKBONE/METHOD/seedK. Every field of `Settings` can be given as a keyword. A run that
     was interrupted is resumed from its last epoch, and ends with the weights it would have had; a finished one is
     returned as it is. Raises DistillError when `out` holds a run of another configuration.
+
+    `on_epoch(line, student)` is called after every epoch that is trained, when its files are written, with the line of
+    the history and the student in eval mode. It may look and draw random numbers without changing the run; what it
+    raises ends `fit`, and the run can be resumed.
     """
     chosen = _settings(preset, settings)
     target = pick_device(device)
@@ -146,7 +155,7 @@ def fit(
     folder = Path(out) if out else run_folder("runs", Path(data).name, config["model"]["backbone"], method.name, seed)
     if _is_finished(folder, config, resume):
         return Run(folder)
-    loop = _Loop(student, teacher, method, train, chosen, seed, target, folder, progress)
+    loop = _Loop(student, teacher, method, train, chosen, seed, target, folder, progress, on_epoch)
     val = open_dataset(data, "val", data_root)
     _make_folder(folder, config, train.root, target)  # only now, so that a mistake leaves no folder behind
     loop.run(val)
@@ -181,8 +190,9 @@ class _Loop:
         device: torch.device,
         folder: Path,
         progress: bool,
+        on_epoch: OnEpoch | None,
     ) -> None:
-        self.student, self.teacher, self.method = student, teacher, method
+        self.student, self.teacher, self.method, self.on_epoch = student, teacher, method, on_epoch
         self.settings, self.seed, self.device, self.folder, self.progress = settings, seed, device, folder, progress
         batches = FlippedBatches if settings.augment == "flip" else CroppedBatches
         self.batches = batches(train, settings, seed, device)
@@ -202,6 +212,7 @@ class _Loop:
                 self.batches.cache_teacher(self.teacher, self.method.needs_maps, self.progress)
             for epoch in range(len(self.history), self.settings.epochs):
                 self._epoch(epoch, val)
+                self._show()
 
     def _epoch(self, epoch: int, val: VOCFolder) -> None:
         start, sums = time.perf_counter(), {}
@@ -226,10 +237,18 @@ class _Loop:
             tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
         self._save()
 
+    def _show(self) -> None:
+        """Let the caller look at the epoch that was just saved."""
+        if self.on_epoch is None:
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), eval_mode(self.student):
+            self.on_epoch(dict(self.history[-1]), self.student)
+
     def _step(self, images: Tensor, labels: Tensor, teacher_output: tuple | None, frozen: bool) -> dict[str, Tensor]:
         if teacher_output is None and self.method.needs_teacher:
-            teacher_output = ask_teacher(self.teacher, images, self.method.needs_maps)
-        student_output = self.student(images, return_maps=self.method.needs_maps)
+            teacher_output = ask_teacher(self.teacher, images, self.method.needs_maps, self.settings.precision)
+        student_output = _ask(self.student, images, self.method.needs_maps, self.settings.precision)
         loss, parts = self.method(student_output, teacher_output, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -291,6 +310,7 @@ class FlippedBatches:
 
     def __init__(self, dataset: VOCFolder, settings: Settings, seed: int, device: torch.device) -> None:
         self.batch_size, self.seed, self.device = _batch_size(settings, dataset), seed, device
+        self.precision = settings.precision
         images, labels = zip(*_same_size(dataset, 2 * settings.crop_size), strict=True)
         self.images, self.labels = torch.stack(images), torch.stack(labels)
         self.answers: list[Tensor | None] | None = None
@@ -325,7 +345,7 @@ class FlippedBatches:
         views = [(chunk, flipped) for flipped in (False, True) for chunk in torch.arange(len(self.images)).split(64)]
         for index, flipped in tqdm(views, desc="asking the teacher", leave=False, disable=not progress):
             images = self.images[index].flip(-1) if flipped else self.images[index]
-            logits, features = ask_teacher(teacher, _to_device(images, self.device), maps)
+            logits, features = ask_teacher(teacher, _to_device(images, self.device), maps, self.precision)
             answers.append([tensor.cpu() for tensor in (logits, *(features or ()))])
         self.answers = [
             torch.cat(parts).contiguous(memory_format=torch.channels_last) for parts in zip(*answers, strict=True)
@@ -386,9 +406,21 @@ class _Crops(Dataset):
 
 
 @torch.no_grad()
-def ask_teacher(teacher: nn.Module, images: Tensor, maps: bool) -> tuple[Tensor, list[Tensor] | None]:
+def ask_teacher(
+    teacher: nn.Module, images: Tensor, maps: bool, precision: str = "float32"
+) -> tuple[Tensor, list[Tensor] | None]:
     """The teacher's logits, and its six maps where they are needed, without gradients."""
-    return teacher(images, return_maps=True) if maps else (teacher(images), None)
+    return _ask(teacher, images, maps, precision)
+
+
+def _ask(network: nn.Module, images: Tensor, maps: bool, precision: str) -> tuple[Tensor, list[Tensor] | None]:
+    """Logits, and the six maps where they are needed; in float32 after a pass in bfloat16 too."""
+    mixed = precision == "bfloat16"
+    with torch.autocast(images.device.type, torch.bfloat16) if mixed else nullcontext():
+        logits, features = network(images, return_maps=True) if maps else (network(images), None)
+    if not mixed:
+        return logits, features
+    return logits.float(), None if features is None else [feature.float() for feature in features]
 
 
 def _to_device(images: Tensor, device: torch.device) -> Tensor:
@@ -438,7 +470,12 @@ def _settings(preset: str, given: dict) -> Settings:
         if name not in known:
             raise DistillError(f"there is no setting {name!r}; the settings are {', '.join(known)}")
     chosen = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
-    choices = {"optimizer": ("adamw", "sgd"), "schedule": ("cosine", "poly"), "augment": ("flip", "crops")}
+    choices = {
+        "optimizer": ("adamw", "sgd"),
+        "schedule": ("cosine", "poly"),
+        "augment": ("flip", "crops"),
+        "precision": ("float32", "bfloat16"),
+    }
     for name, allowed in choices.items():
         if getattr(chosen, name) not in allowed:
             raise DistillError(f"{name} is {getattr(chosen, name)!r}; choose {' or '.join(allowed)}")
@@ -514,6 +551,8 @@ def _is_finished(folder: Path, config: dict, resume: bool) -> bool:
     if not (folder / "config.json").exists():
         return False
     there, config = read_json(folder / "config.json"), _as_json(config)
+    # A setting that did not exist yet when the run was made had, in effect, its default.
+    there["settings"] = {"precision": Settings.precision, **there.get("settings", {})}
     different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
     if different:
         raise DistillError(

@@ -121,10 +121,12 @@ def test_train_prints_scores_and_the_run(
 
 def test_train_flags_reach_the_run(tmp_path: Path, tiny_sample: Path, teacher_file: Path) -> None:
     more = "--method kd --weight 0.5 --preset voc --crop-size 32 --workers 0 --out-stride 8 --seed 4 --limit 16"
-    assert main(train_arguments(tmp_path / "run", tiny_sample, teacher_file, *more.split(), "--nesterov")) == 0
+    more += " --nesterov --precision bfloat16"
+    assert main(train_arguments(tmp_path / "run", tiny_sample, teacher_file, *more.split())) == 0
     config = Run(tmp_path / "run").config
     assert config["preset"] == "voc" and config["seed"] == 4 and config["images"] == 16
     assert config["model"]["output_stride"] == 8 and config["settings"]["crop_size"] == 32
+    assert config["settings"]["precision"] == "bfloat16"
     assert config["settings"]["nesterov"] and config["method"]["terms"]["kd"]["weight"] == 0.5
 
 
@@ -223,6 +225,7 @@ def test_mistakes_end_with_code_2_and_one_line(
 
 def test_mistyped_commands_end_with_code_2_and_one_line(mistaken: Callable[..., None]) -> None:
     mistaken("epochs", "'many'", "--help", arguments=["train", "--epochs", "many"])
+    mistaken("precision", "'half'", arguments=["train", "--precision", "half"])
     mistaken("trian", arguments=["trian"])
     mistaken("--bogus", arguments=["train", "--bogus"])
     mistaken("command", arguments=[])
@@ -245,3 +248,10 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr("distill.cli.fit", interrupted)
     assert main(["train"]) == 130
     assert "start the same command again" in capsys.readouterr().err
+
+
+def test_use_sbd_belongs_to_pascal(mistaken: Callable[..., None], tiny_sample: Path, tmp_path: Path) -> None:
+    mistaken("--use-sbd", "sample", arguments=["train", "--use-sbd", "--out", str(tmp_path / "run")])
+    arguments = ["train", "--dataset", "pascal", "--use-sbd", "--data-root", str(tiny_sample)]
+    mistaken("SegmentationClassAug", arguments=[*arguments, "--device", "cpu", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()

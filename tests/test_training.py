@@ -272,11 +272,112 @@ def test_without_resume_an_unfinished_run_is_refused(
     refused("unfinished", call=lambda: train(epochs=2, resume=False))
 
 
+def test_a_run_from_before_there_was_a_precision_is_still_the_same_run(train: Callable[..., Run], refused) -> None:
+    run = train("kd")
+    config = run.config
+    del config["settings"]["precision"]
+    (run.path / "config.json").write_text(json.dumps(config))
+    assert train("kd").scores == run.scores
+    refused("settings", call=lambda: train("kd", precision="bfloat16"))
+
+
 def test_a_damaged_checkpoint_is_named(train: Callable[..., Run], refused) -> None:
     run = train()
     (run.path / "scores.json").unlink()
     (run.path / "last.pt").write_bytes(b"half")
     refused(run.path / "last.pt", "delete", call=train)
+
+
+# ------------------------------------------------------------------------------------- looked at while it runs
+
+
+@pytest.mark.parametrize("preset", [SMALL, CROPS], ids=["flipped", "cropped"])
+def test_looking_at_a_run_changes_nothing(preset: dict, train: Callable[..., Run]) -> None:
+    def look(line: dict, student: DeepLabV3Plus) -> None:
+        line["loss"] = torch.rand(5)  # draws from the stream that dropout uses
+        student.train()
+
+    plain, looked = train("kd", "plain", epochs=3, **preset), train("kd", "looked", epochs=3, on_epoch=look, **preset)
+    assert same(weights(looked), weights(plain))
+    assert untimed(looked) == untimed(plain) and looked.scores == plain.scores
+    ends = [torch.load(run.path / "last.pt", weights_only=True) for run in (looked, plain)]
+    assert torch.equal(ends[0]["random"], ends[1]["random"])
+
+
+def test_every_epoch_is_shown_with_its_line_and_network_when_its_files_are_there(
+    train: Callable[..., Run], make_student: Callable[..., DeepLabV3Plus], tmp_path: Path
+) -> None:
+    lines, student = [], make_student()
+
+    def look(line: dict, network: DeepLabV3Plus) -> None:
+        run = Run(tmp_path / "run")
+        assert network is student and not any(module.training for module in network.modules())
+        assert fingerprint(network) == fingerprint(run.student()) and (run.path / "last.pt").exists()
+        assert run.history[-1] == line and not run.finished
+        lines.append(line)
+
+    run = train(epochs=3, student=student, on_epoch=look)
+    assert lines == run.history and ["val_miou" in line for line in lines] == [False, True, True]
+    assert student.training  # as without a look
+
+
+def test_a_run_stopped_while_it_was_looked_at_is_resumed(train: Callable[..., Run], tmp_path: Path) -> None:
+    whole, seen = train("kd", "whole", epochs=3), []
+    with pytest.raises(KeyboardInterrupt):
+        train("kd", epochs=3, on_epoch=interrupted)
+    stopped = Run(tmp_path / "run")
+    assert not stopped.finished and [line["epoch"] for line in stopped.history] == [1]
+    resumed = train("kd", epochs=3, on_epoch=lambda line, student: seen.append(line["epoch"]))
+    assert seen == [2, 3]  # the restored epoch is not shown again
+    assert same(weights(resumed), weights(whole))
+    assert untimed(resumed) == untimed(whole) and resumed.scores == whole.scores
+
+
+# ------------------------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("method, preset", [("kd", SMALL), ("ofd", SMALL), ("kd+sakd", CROPS)])
+def test_bfloat16_trains_nearly_like_float32(method: str, preset: dict, train: Callable[..., Run]) -> None:
+    full = train(method, "full", **preset)
+    mixed = train(method, "mixed", precision="bfloat16", **preset)
+    assert full.config["settings"]["precision"] == "float32" and mixed.config["settings"]["precision"] == "bfloat16"
+    assert mixed.config["start"] == full.config["start"]
+    for name in ("loss", "ce"):
+        assert mixed.history[0][name] == pytest.approx(full.history[0][name], rel=0.05)
+    assert not same(weights(mixed), weights(full))
+    assert all(value.dtype in (torch.float32, torch.int64) for value in weights(mixed).values())
+    assert all(value.isfinite().all() for value in weights(mixed).values())
+
+
+@pytest.mark.parametrize("preset", [SMALL, CROPS], ids=["flipped", "cropped"])
+def test_bfloat16_is_for_passes_of_training_and_not_for_losses_or_scores(
+    preset: dict,
+    train: Callable[..., Run],
+    make_student: Callable[..., DeepLabV3Plus],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    networks = {"teacher": make_student("resnet101", seed=4), "student": make_student()}
+    seen = {"teacher": set(), "student": set(), "losses": set()}
+    for name, network in networks.items():
+        network.aspp.conv1.register_forward_hook(lambda *arguments, name=name: seen[name].add(arguments[-1].dtype))
+    original = training.Method.forward
+
+    def forward(self, student_output, teacher_output, labels):
+        for logits, maps in (student_output, teacher_output):
+            seen["losses"].update(tensor.dtype for tensor in (logits, *maps))
+        return original(self, student_output, teacher_output, labels)
+
+    monkeypatch.setattr(training.Method, "forward", forward)
+    train("kd+ofd", **preset, **networks, precision="bfloat16")
+    assert seen["teacher"] == {torch.bfloat16} and seen["losses"] == {torch.float32}
+    assert seen["student"] == {torch.bfloat16, torch.float32}  # float32 where it is scored
+
+
+def test_a_resumed_run_in_bfloat16_ends_with_the_bits_of_an_uninterrupted_one(train: Callable[..., Run]) -> None:
+    whole = train("kd+ofd", "whole", epochs=2, precision="bfloat16")
+    with pytest.raises(KeyboardInterrupt):
+        train("kd+ofd", epochs=2, precision="bfloat16", on_epoch=interrupted)
+    assert same(weights(train("kd+ofd", epochs=2, precision="bfloat16")), weights(whole))
 
 
 # ------------------------------------------------------------------------------------------- what is on disk
@@ -498,6 +599,7 @@ def test_the_voc_preset_works_on_crops(method: str, train: Callable[..., Run]) -
         ({"optimizer": "adam"}, ["optimizer is 'adam'", "adamw or sgd"]),
         ({"schedule": "step"}, ["schedule is 'step'", "cosine or poly"]),
         ({"augment": "mixup"}, ["augment is 'mixup'", "flip or crops"]),
+        ({"precision": "float16"}, ["precision is 'float16'", "float32 or bfloat16"]),
         ({"method": "kdd"}, ["'kdd'", "kd"]),
         ({"method": "kd", "teacher": None}, ["kd needs a teacher"]),
         ({"method": "kd", "method_options": {"heat": 2}}, ["'heat'", "temperature"]),
