@@ -272,7 +272,7 @@ def make_default_sample(root: str | Path | None = None) -> Path:
     return root if (root / "sample.txt").exists() else make_sample(root, **SAMPLE_SIZES)
 
 
-def check_dataset(root: str | Path, splits: Iterable[str] | None = None) -> dict[str, dict]:
+def check_dataset(root: str | Path, splits: Iterable[str] | None = None, progress: bool = True) -> dict[str, dict]:
     """Read every image and mask of a folder in VOC layout and report, split by split.
 
     Returns for each split: `images`, `sizes` (smallest and largest, width x height), `class_share` (share of the
@@ -281,12 +281,12 @@ def check_dataset(root: str | Path, splits: Iterable[str] | None = None) -> dict
     root = Path(root)
     names = read_class_names(root)
     found = sorted(p.stem for p in (root / "ImageSets" / "Segmentation").glob("*.txt"))
-    return {split: _check_split(VOCFolder(root, split), names) for split in splits or found or ["train"]}
+    return {split: _check_split(VOCFolder(root, split), names, progress) for split in splits or found or ["train"]}
 
 
-def _check_split(dataset: VOCFolder, names: tuple[str, ...]) -> dict:
+def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> dict:
     counts, sizes, problems = np.zeros(256, dtype=np.int64), [], []
-    for index in tqdm(range(len(dataset)), desc=f"checking {dataset.split}", unit="image"):
+    for index in tqdm(range(len(dataset)), desc=f"checking {dataset.split}", unit="image", disable=not progress):
         try:
             image, labels = dataset[index]
         except DistillError as error:
