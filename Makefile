@@ -1,13 +1,14 @@
 # make tutorial   everything a reader needs, from an empty clone to executed notebooks
 # make test       the whole test suite
 # make lab        JupyterLab on the notebooks
+# make app        the explorer of notebook 07 as a web page, without code
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA := data/sample/sample.txt
 
-.PHONY: tutorial test lab lint clean
+.PHONY: tutorial test lab app clean
 
 tutorial: $(VENV)/installed $(DATA)
 	$(BIN)/python studies/run_notebooks.py --out executed
@@ -21,6 +22,9 @@ test: $(VENV)/installed
 
 lab: $(VENV)/installed $(DATA)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+app: $(VENV)/installed $(DATA)
+	JUPYTER_PATH=notebooks $(BIN)/voila notebooks/07_visualize.ipynb --template=offline
 
 # The stamp is touched last, so that an interrupted installation is taken up again.
 $(VENV)/installed: pyproject.toml

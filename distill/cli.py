@@ -66,11 +66,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     train.set_defaults(command=_train)
     train.add_argument("--backbone", default="resnet18", help="resnet18, mobilenetv2 or resnet101")
     train.add_argument("--method", default="sakd", help="baseline, kd, at, ofd, sakd, or several joined with +")
-    train.add_argument("--teacher", default="sample", help="sample, or a .safetensors or .pth.tar file")
+    train.add_argument("--teacher", default="sample", help="sample, torchvision, or a .safetensors or .pth.tar file")
     train.add_argument("--dataset", default="sample", help="sample, pascal, or a folder in VOC layout")
     train.add_argument("--use-sbd", action="store_true", help="with --dataset pascal: train on SBD's images too")
     train.add_argument("--data-root", help="where the data set lies, if not in data/")
     train.add_argument("--preset", default="sample", choices=PRESETS, help="where the other defaults come from")
+    train.add_argument("--weights", help="DEFAULT: begin with torchvision's ImageNet weights (full width only)")
     train.add_argument("--limit", type=int, help="use only the first images of the train split")
     train.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation")
     train.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -132,6 +133,7 @@ def _train(options: argparse.Namespace) -> None:
         preset=options.preset,
         data_root=options.data_root,
         limit=options.limit,
+        weights=options.weights,
         device=options.device,
         resume=options.resume,
         method_options=weight,

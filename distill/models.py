@@ -471,7 +471,7 @@ def _find_weights(backbone: str, weights: WeightsEnum | str) -> WeightsEnum:
 
 def _load_backbone(model: DeepLabV3Plus, weights: WeightsEnum) -> None:
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # no network, or a download whose checksum is wrong
         raise DistillError(
             f"Could not download {weights.url} ({error}); put that file into "

@@ -217,32 +217,40 @@ def _dot_panels(rows: Sequence[dict], key: str, xlabel: str, line: float, line_n
     return figure
 
 
-def size_chart(points: Sequence[dict]) -> Figure:
-    """mIoU against the number of parameters, on a logarithmic axis.
+_X_AXES = {"parameters": ("parameters, millions", 1e6, 2), "milliseconds": ("milliseconds an image", 1, 1)}
 
-    A point has `name`, `method` ("teacher", "baseline", …), `parameters` and `miou` (a share). Points of equal
-    `parameters` are joined by a line.
+
+def size_chart(points: Sequence[dict], x: str = "parameters") -> Figure:
+    """mIoU against the number of parameters, or against `"milliseconds"`, on a logarithmic axis.
+
+    A point has `name`, `method` ("teacher", "baseline", …), `miou` (a share) and the number that `x` names. Points of
+    equal x are joined by a line.
     """
+    xlabel, unit, digits = _X_AXES[x]
+    places = sorted({point[x] for point in points})
     with style():
         figure = Figure(figsize=(6.5, 3.6))
         axis = figure.subplots()
-        for parameters in {point["parameters"] for point in points}:
-            scores = [100 * point["miou"] for point in points if point["parameters"] == parameters]
-            axis.plot([parameters] * len(scores), scores, color="#999999", lw=1, zorder=1)
+        for place in places:
+            scores = [100 * point["miou"] for point in points if point[x] == place]
+            axis.plot([place] * len(scores), scores, color="#999999", lw=1, zorder=1)
         for point in points:
             colour, marker = _look(point["method"])
-            axis.scatter(
-                point["parameters"], 100 * point["miou"], 70, color=colour, marker=marker, ec="black", lw=0.6, zorder=2
-            )
-            place = (point["parameters"], 100 * point["miou"])
-            others = [other["miou"] for other in points if other["parameters"] == point["parameters"]]
-            side = "center" if len(others) == 1 else "bottom" if point["miou"] > min(others) else "top"
-            axis.annotate(point["name"], place, (8, 0), textcoords="offset points", va=side)
-        sizes, scores = zip(*[(point["parameters"], 100 * point["miou"]) for point in points], strict=True)
-        axis.set(xscale="log", xlabel="parameters, millions", ylabel="mIoU, %", xlim=(min(sizes) / 1.3, max(sizes) * 2))
+            place, score = point[x], 100 * point["miou"]
+            axis.scatter(place, score, 70, color=colour, marker=marker, ec="black", lw=0.6, zorder=2)
+            others = [other["miou"] for other in points if other[x] == place]
+            va = "center" if len(others) == 1 else "bottom" if point["miou"] > min(others) else "top"
+            left = place == places[0]  # the names of the leftmost stand to its left, out of the way of its neighbour
+            offset, ha = ((-8, 0), "right") if left else ((8, 0), "left")
+            axis.annotate(point["name"], (place, score), offset, textcoords="offset points", va=va, ha=ha)
+        scores = [100 * point["miou"] for point in points]
+        start, end = places[0] / (2 * places[-1] / places[0]) ** 0.6, places[-1] * 2  # room for names, at every range
+        axis.set(xscale="log", xlabel=xlabel, ylabel="mIoU, %", xlim=(start, end))
         axis.set_ylim(min(scores) - 3, max(scores) + 3)
-        axis.set_xticks(sorted(set(sizes)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:.2f}"))
+        axis.set_xticks(
+            [place for before, place in zip([0, *places[:-1]], places, strict=True) if place > 1.12 * before]
+        )
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:.{digits}f}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(axis="y")
     return figure

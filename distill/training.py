@@ -120,6 +120,7 @@ def fit(
     preset: str = "sample",
     data_root: str | Path | None = None,
     limit: int | None = None,
+    weights: str | None = None,
     device: str = "auto",
     resume: bool = True,
     progress: bool = True,
@@ -129,7 +130,8 @@ def fit(
 ) -> Run:
     """Train `student` with `method` under `teacher` on the train split of `data`; score it on val and test.
 
-    `student` is a backbone's name (built with `seed`) or a network, which is trained in place. `out` is the run's
+    `student` is a backbone's name (built with `seed`; `weights="DEFAULT"` takes torchvision's ImageNet weights for the
+    backbone) or a network, which is trained in place. `out` is the run's
     folder, by default runs/DATA/BACKBONE/METHOD/seedK. Every field of `Settings` can be given as a keyword. A run that
     was interrupted is resumed from its last epoch, and ends with the weights it would have had; a finished one is
     returned as it is. Raises DistillError when `out` holds a run of another configuration.
@@ -142,7 +144,7 @@ def fit(
     target = pick_device(device)
     train = open_dataset(data, "train", data_root, limit)
     if isinstance(student, str):
-        student = make_student(student, train.num_classes, preset, chosen.output_stride, seed)
+        student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights)
     student = student.to(target, memory_format=torch.channels_last)
     teacher = _as_teacher(teacher, method, target)
     with torch.random.fork_rng(devices=[]):

@@ -1,26 +1,36 @@
 """Execute the notebooks in order: python studies/run_notebooks.py [--out executed | --in-place] [NAME…]
 
-Each runs in a kernel of its own, in the folder notebooks/, and is written without widget state and timings.
+Each runs in a kernel of its own, in the folder notebooks/, and is written without widget state and timings. With
+--in-place the seconds each took are recorded in results/notebooks.json, beside those of a reference command, by which
+a slower or faster machine can be told.
 """
 
 import argparse
+import datetime
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import nbformat
+import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from distill import DistillError
 from distill.datasets import PROJECT
+from distill.runs import environment, read_json, write_json
 
 NOTEBOOKS = PROJECT / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
+TIMES = PROJECT / "results" / "notebooks.json"
+REFERENCE = ["-m", "distill", "evaluate", "sample", "--split", "test", "--json", "--device", "cpu"]
 NOTE = "A widget: it works once this notebook is run. A picture follows."
 
 
-def execute(path: Path, target: Path) -> bool:
-    """Run one notebook and write it, as far as it came, to `target`; False if a cell failed."""
+def execute(path: Path, target: Path) -> float | None:
+    """Run one notebook and write it, as far as it came, to `target`; its seconds, or None if a cell failed."""
     notebook, start, error = nbformat.read(path, as_version=4), time.perf_counter(), None
     resources = {"metadata": {"path": str(path.parent)}}
     try:
@@ -29,12 +39,13 @@ def execute(path: Path, target: Path) -> bool:
         ).execute()
     except CellExecutionError as failure:
         error = failure
+    seconds = time.perf_counter() - start
     tidy(notebook)
     nbformat.write(notebook, target)
-    print(f"{time.perf_counter() - start:6.1f} s  {path.name}  {'FAILED' if error else 'ok'}", flush=True)
+    print(f"{seconds:6.1f} s  {path.name}  {'FAILED' if error else 'ok'}", flush=True)
     if error:
         print(error, file=sys.stderr)
-    return error is None
+    return None if error else seconds
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
@@ -44,6 +55,37 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         if WIDGET in output.get("data", {}):
             output["data"] = nbformat.from_dict({"text/plain": NOTE})
+
+
+def stated_seconds(path: Path) -> int:
+    """The time that a notebook's first cell promises."""
+    first = nbformat.read(path, as_version=4).cells[0].source
+    stated = re.search(r"\*\*Time:\*\* about (\d+) s on 2 CPU cores", first)
+    if stated is None:
+        raise DistillError(f"{path.name} states no time; write `**Time:** about N s on 2 CPU cores.` in its first cell")
+    return int(stated[1])
+
+
+def reference_seconds() -> float:
+    """How long this machine takes to start Python and score the teacher: the measure of its speed."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *REFERENCE], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def record_times(seconds: dict[str, float]) -> None:
+    earlier = read_json(TIMES)["seconds"] if TIMES.exists() else {}
+    write_json(
+        TIMES,
+        {
+            "command": "python studies/run_notebooks.py --in-place",
+            "date": datetime.date.today().isoformat(),
+            "environment": environment(torch.device("cpu")),
+            "reference": f"python {' '.join(REFERENCE)}",
+            "reference_seconds": round(reference_seconds(), 1),
+            "seconds": dict(sorted((earlier | {name: round(value, 1) for name, value in seconds.items()}).items())),
+        },
+    )
 
 
 def main() -> int:
@@ -58,8 +100,12 @@ def main() -> int:
         return 2
     folder = NOTEBOOKS if options.in_place else options.out
     folder.mkdir(parents=True, exist_ok=True)
-    done = [execute(path, folder / path.name) for path in paths]
-    return 0 if all(done) else 1
+    done = {path.name: execute(path, folder / path.name) for path in paths}
+    if None in done.values():
+        return 1
+    if options.in_place:
+        record_times(done)
+    return 0
 
 
 def _named(path: Path, names: list[str]) -> bool:

@@ -84,3 +84,12 @@ def test_the_readme_says_what_was_recorded() -> None:
 
     readme = (PROJECT / "README.md").read_text()
     assert readme == readme_with_results(readme), "the README is behind results/: run python studies/report.py"
+
+
+def test_published_numbers_in_the_readme_are_those_on_file() -> None:
+    from studies.prose import MARK, recorded
+
+    found = MARK.findall((PROJECT / "README.md").read_text())
+    assert len(found) == 5
+    for number, name in found:
+        assert number == recorded()[name]

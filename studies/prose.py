@@ -1,0 +1,76 @@
+"""The recorded numbers that prose may quote: python studies/prose.py lists them, with --fill it puts them in.
+
+In a notebook's prose a recorded number carries its name in a comment that readers do not see:
+
+    The teacher has 84.1<!-- =teacher.test --> % mIoU.
+
+`fill` puts the recorded values in, and a test fails where the two disagree.
+"""
+
+import re
+import sys
+
+import nbformat
+
+from distill.datasets import PROJECT
+from distill.runs import compare, read_json, results_file
+
+NOTEBOOKS = PROJECT / "notebooks"
+MARK = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?)<!-- =([\w.+-]+) -->")
+
+
+def recorded() -> dict[str, str]:
+    """Name to value as prose writes it; scores and gains in points of mIoU."""
+    study, teacher = read_json(results_file("sample.json")), read_json(results_file("teacher.json"))
+    values = {
+        "teacher.val": f"{100 * teacher['scores']['val']['miou']:.1f}",
+        "teacher.test": f"{100 * teacher['scores']['test']['miou']:.1f}",
+        "teacher.images": f"{teacher['config']['images']:,}",
+        "study.images": f"{study['runs'][0]['images']:,}",
+        "study.samples": f"{study['runs'][0]['samples']:,}",
+        "study.runs": f"{len(study['runs'])}",
+        "study.seeds": f"{len({run['seed'] for run in study['runs']})}",
+    }
+    for row in compare(study["runs"], study["teacher"]["miou"]):
+        name = f"{row['backbone']}.{row['method']}"
+        values[f"{name}.miou"] = f"{100 * row['miou']:.1f}"
+        values[f"{name}.miou-interval"] = f"{100 * row['miou_interval']:.1f}"
+        if "gain" in row:
+            values[f"{name}.gain"] = f"{100 * row['gain']:+.1f}"
+            values[f"{name}.gain-interval"] = f"{100 * row['gain_interval']:.1f}"
+            values[f"{name}.closed"] = f"{100 * row['closed']:.0f}"
+    for control in read_json(results_file("sample-controls.json"))["controls"]:
+        values[f"control.{control['name']}"] = f"{100 * control['miou']:.1f}"
+    return values | _published()
+
+
+def _published() -> dict[str, str]:
+    """The published table on Pascal VOC, as its authors printed it; not measured by us."""
+    table = read_json(results_file("published.json"))["voc"]
+    values = {"published.teacher": f"{table['teacher']:.2f}"}
+    for backbone, rows in table["students"].items():
+        values |= {f"published.{backbone}.{method}": f"{miou:.2f}" for method, miou in rows.items()}
+    return values
+
+
+def fill(text: str) -> str:
+    """The text with every marked number set to its recorded value."""
+    values = recorded()
+    return MARK.sub(lambda match: f"{values[match[2]]}<!-- ={match[2]} -->", text)
+
+
+def fill_notebooks() -> None:
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = fill(cell.source)
+        nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--fill"]:
+        fill_notebooks()
+    else:
+        for name, value in recorded().items():
+            print(f"{name:40} {value}")
