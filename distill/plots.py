@@ -95,16 +95,16 @@ def show_grid(
     with style():
         figure = Figure(figsize=(size * columns, size * len(rows) + 0.3 * titled))
         axes = figure.subplots(len(rows), columns, squeeze=False)
-    above: list[str] = []
-    for line, (name, row) in zip(axes, rows.items(), strict=True):
-        for axis in line:
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-        for axis, (title, picture) in zip(line, row.items(), strict=False):
-            _draw(axis, np.asarray(picture), class_names)
-            axis.set_title("" if list(row) == above else title, loc="center")
-        line[0].set_ylabel(name)
-        above = list(row)
+        above: list[str] = []
+        for line, (name, row) in zip(axes, rows.items(), strict=True):
+            for axis in line:
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set_visible(False)
+            for axis, (title, picture) in zip(line, row.items(), strict=False):
+                _draw(axis, np.asarray(picture), class_names)
+                axis.set_title("" if list(row) == above else title, loc="center")
+            line[0].set_ylabel(name)
+            above = list(row)
     return figure
 
 

@@ -16,9 +16,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
 from playwright.sync_api import ConsoleMessage, Locator, Page, expect, sync_playwright
 
+from distill.datasets import make_default_sample
 from studies.run_notebooks import NOTEBOOKS, PROJECT
 
 NOTEBOOK = "07_visualize.ipynb"
@@ -39,6 +41,12 @@ def page() -> Iterator[Page]:
         browser.close()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def sample() -> None:
+    """Made beforehand, so that no notebook shows the progress of making it."""
+    make_default_sample()
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """Starts a server as a subprocess, in a folder of its own with the notebooks, and gives its address."""
@@ -47,6 +55,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
     def start(*command: str) -> str:
         folder = tmp_path / "notebooks"
         shutil.copytree(NOTEBOOKS, folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+        _clear_outputs(folder / NOTEBOOK)
         port = _free_port()
         # Settings of the person who runs the tests must not decide them, nor be changed by them.
         names = ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")
@@ -72,6 +81,15 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
             process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _clear_outputs(path: Path) -> None:
+    """Nothing that an earlier run left can then be mistaken for this one's."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, path)
 
 
 def _draw_all_cells(settings: Path) -> None:
