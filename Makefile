@@ -24,7 +24,7 @@ lab: $(VENV)/installed $(DATA)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 app: $(VENV)/installed $(DATA)
-	JUPYTER_PATH=notebooks $(BIN)/voila notebooks/07_visualize.ipynb --template=offline
+	JUPYTER_PATH=studies $(BIN)/voila notebooks/07_visualize.ipynb --template=offline
 
 # The stamp is touched last, so that an interrupted installation is taken up again.
 $(VENV)/installed: pyproject.toml

@@ -59,7 +59,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
         port = _free_port()
         # Settings of the person who runs the tests must not decide them, nor be changed by them.
         names = ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")
-        own = {name: str(tmp_path / name) for name in names} | {"JUPYTER_PATH": str(NOTEBOOKS)}
+        own = {name: str(tmp_path / name) for name in names} | {"JUPYTER_PATH": str(PROJECT / "studies")}
         _draw_all_cells(tmp_path / "JUPYTERLAB_SETTINGS_DIR")
         log = (tmp_path / "server.log").open("w")
         process = subprocess.Popen(
