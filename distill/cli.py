@@ -70,7 +70,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     train.add_argument("--dataset", default="sample", help="sample, pascal, or a folder in VOC layout")
     train.add_argument("--use-sbd", action="store_true", help="with --dataset pascal: train on SBD's images too")
     train.add_argument("--data-root", help="where the data set lies, if not in data/")
-    train.add_argument("--preset", default="sample", choices=PRESETS, help="where the other defaults come from")
+    train.add_argument(
+        "--preset", choices=PRESETS, help="where other defaults come from (default: voc for pascal, else sample)"
+    )
     train.add_argument("--weights", help="DEFAULT: begin with torchvision's ImageNet weights (full width only)")
     train.add_argument("--limit", type=int, help="use only the first images of the train split")
     train.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation")

@@ -281,7 +281,13 @@ def check_dataset(root: str | Path, splits: Iterable[str] | None = None, progres
     root = Path(root)
     names = read_class_names(root)
     found = sorted(p.stem for p in (root / "ImageSets" / "Segmentation").glob("*.txt"))
-    return {split: _check_split(VOCFolder(root, split), names, progress) for split in splits or found or ["train"]}
+    return {split: _check_split(_open_split(root, split), names, progress) for split in splits or found or ["train"]}
+
+
+def _open_split(root: Path, split: str) -> VOCFolder:
+    """A split of a folder; for SBD's list, with the masks that belong to it."""
+    augmented = f"{split}.txt" in AUGMENTED_LISTS and (root / "SegmentationClassAug").is_dir()
+    return AugmentedVOC(root) if augmented else VOCFolder(root, split)
 
 
 def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> dict:

@@ -405,7 +405,7 @@ def steps_of_a_run(answer: Callable) -> None:
 
 @_exercise
 def best_epoch_bias(answer: Callable) -> None:
-    scores = np.array([[1.0, 4.0, 2.0], [3.0, 2.0, 3.0]])  # best 4 and 3, last 2 and 3
-    _expect(np.isclose(answer(scores), 1.0), "the best epochs are 4 and 3, the last 2 and 3: the mean rises by 1")
+    scores = np.array([[1.0, 4.0, 2.0], [3.0, 2.0, 1.0]])  # best 4 and 3, last 2 and 1
+    _expect(np.isclose(answer(scores), 2.0), "the best epochs are 4 and 3, the last 2 and 1: the mean rises by 2")
     _expect(np.isclose(answer(np.full((4, 7), 0.7)), 0.0), "where nothing scatters, nothing is gained")
     _expect(np.isclose(answer(scores[:, :1]), 0.0), "with one epoch, the best is the last")

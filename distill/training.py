@@ -117,7 +117,7 @@ def fit(
     *,
     seed: int = 0,
     out: str | Path | None = None,
-    preset: str = "sample",
+    preset: str | None = None,
     data_root: str | Path | None = None,
     limit: int | None = None,
     weights: str | None = None,
@@ -132,7 +132,8 @@ def fit(
 
     `student` is a backbone's name (built with `seed`; `weights="DEFAULT"` takes torchvision's ImageNet weights for the
     backbone) or a network, which is trained in place. `out` is the run's
-    folder, by default runs/DATA/BACKBONE/METHOD/seedK. Every field of `Settings` can be given as a keyword. A run that
+    folder, by default runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for Pascal VOC, and `sample` for
+    everything else. Every field of `Settings` can be given as a keyword. A run that
     was interrupted is resumed from its last epoch, and ends with the weights it would have had; a finished one is
     returned as it is. Raises DistillError when `out` holds a run of another configuration.
 
@@ -140,6 +141,7 @@ def fit(
     the history and the student in eval mode. It may look and draw random numbers without changing the run; what it
     raises ends `fit`, and the run can be resumed.
     """
+    preset = preset or ("voc" if str(data).startswith("pascal") else "sample")
     chosen = _settings(preset, settings)
     target = pick_device(device)
     train = open_dataset(data, "train", data_root, limit)

@@ -255,3 +255,15 @@ def test_use_sbd_belongs_to_pascal(mistaken: Callable[..., None], tiny_sample: P
     arguments = ["train", "--dataset", "pascal", "--use-sbd", "--data-root", str(tiny_sample)]
     mistaken("SegmentationClassAug", arguments=[*arguments, "--device", "cpu", "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+def test_the_preset_follows_the_data(tiny_sample: Path, tmp_path: Path) -> None:
+    """VOC under its own name gets the published settings; --preset has the last word."""
+    fixed = f"train --method baseline --data-root {tiny_sample} --device cpu --crop-size 33 --batch-size 8 --workers 0"
+    for name, more, expected in (
+        ("pascal", "--backbone mobilenetv2 --epochs 1", "voc"),
+        ("pascal", "--preset sample --epochs 1 --augment crops", "sample"),
+    ):
+        out = tmp_path / expected
+        assert main([*fixed.split(), "--dataset", name, *more.split(), "--out", str(out)]) == 0
+        assert Run(out).config["preset"] == expected

@@ -260,6 +260,12 @@ def test_masks_handed_on_as_segmentation_class_aug(voc_with_sbd: Path, line: str
     (voc / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("".join(line.format(name) for name in names))
     dataset = open_dataset("pascal+sbd", "train", voc_with_sbd)
     assert dataset.ids == ["train0", "train1", "extra0"] and int(dataset[2][1].unique()) == 7
+    report = check_dataset(voc, progress=False)
+    assert {split: (found["images"], found["problems"]) for split, found in report.items()} == {
+        "train": (2, []),
+        "trainaug": (3, []),
+        "val": (1, []),
+    }
 
 
 def test_what_is_wrong_with_sbd_is_said(voc_with_sbd: Path, refused: Callable[..., str]) -> None:
