@@ -141,8 +141,7 @@ def _deepest(inside: np.ndarray) -> np.ndarray:
 
 
 def probability_chart(panels: Mapping[str, Mapping[str, np.ndarray]], class_names: Sequence[str]) -> Figure:
-    """Bars of class probabilities (C,), `panels[title][network name]`, one panel below the other; dotted: all equal."""
-    top = 1.1 * max(values.max() for bars in panels.values() for values in bars.values())
+    """Bars of class probabilities (C,), `panels[title][network name]`, each panel with a scale of its own."""
     with style():
         figure = Figure(figsize=(8.5, 1.0 + 1.35 * len(panels)))
         axes = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
@@ -153,7 +152,10 @@ def probability_chart(panels: Mapping[str, Mapping[str, np.ndarray]], class_name
                 colour, hatch = BAR_LOOKS[index % len(BAR_LOOKS)]
                 axis.bar(places, values, width, label=name, color=colour, hatch=hatch, edgecolor="#333333", lw=0.4)
             axis.axhline(1 / len(class_names), color="black", ls=":", lw=1)
-            axis.set(title=title, ylim=(0, top))
+            axis.annotate(
+                "all equal", (1, 1 / len(class_names)), xycoords=("axes fraction", "data"), size=8, va="bottom"
+            )
+            axis.set(title=title, ylim=(0, 1.1 * max(values.max() for values in bars.values())))
             axis.grid(axis="y")
         axes[0].legend(ncols=len(bars), loc="lower right", bbox_to_anchor=(1, 1))
         axes[-1].set_xticks(range(len(class_names)), class_names, rotation=60, ha="right", rotation_mode="anchor")
@@ -217,7 +219,10 @@ def _dot_panels(rows: Sequence[dict], key: str, xlabel: str, line: float, line_n
     return figure
 
 
-_X_AXES = {"parameters": ("parameters, millions", 1e6, 2), "milliseconds": ("milliseconds an image", 1, 1)}
+_X_AXES = {
+    "parameters": ("parameters, millions (logarithmic)", 1e6, 2),
+    "milliseconds": ("milliseconds an image (logarithmic)", 1, 1),
+}
 
 
 def size_chart(points: Sequence[dict], x: str = "parameters") -> Figure:

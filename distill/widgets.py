@@ -140,10 +140,8 @@ class Explorer(ipywidgets.VBox):
         kind, _, name = choice.partition(": ")
         if kind == "image":
             return image
-        if kind == "truth":
-            return colour_mask(labels)
-        if kind == "mask":
-            return colour_mask(logits[name].argmax(0).numpy())
+        if kind in ("truth", "mask"):
+            return colour_mask(self.picture_of(choice))
         if kind == "entropy":
             return _bright_where_unsure(logits[name])
         first, _, second = name.partition(" and ")
@@ -159,14 +157,23 @@ class Explorer(ipywidgets.VBox):
             for name, logits in self.logits[self.scene.value].items()
         }
 
+    def picture_of(self, choice: str) -> np.ndarray:
+        """What a figure is drawn from: class indices (H, W) where the choice is a mask or the truth, else its layer."""
+        if choice == "truth":
+            return self.scenes[self.scene.value].labels
+        if choice.startswith("mask: "):
+            return self.logits[self.scene.value][choice.removeprefix("mask: ")].argmax(0).numpy()
+        return self.layer(choice)
+
     def pictures(self) -> Figure:
         """The current image as a static figure: image and truth, then a row for each network."""
         chosen = self.choices()
-        rows = {"": {choice: self.layer(choice) for choice in chosen if choice in ("image", "truth")}}
-        for name in self.logits[self.scene.value]:
+        scene = self.scene.value
+        rows = {scene: {choice: self.picture_of(choice) for choice in chosen if choice in ("image", "truth")}}
+        for name in self.logits[scene]:
             own = {choice.split(":")[0]: choice for choice in chosen if choice.endswith((f": {name}", f" and {name}"))}
-            rows[name] = {kind: self.layer(choice) for kind, choice in own.items()}
-        figure = show_grid(rows, size=1.6)
+            rows[name] = {kind: self.picture_of(choice) for kind, choice in own.items()}
+        figure = show_grid(rows, self.class_names, size=1.7)
         for axis in (axis for axis in figure.axes if axis.images):
             for colour, width in (("white", 3), ("black", 1)):
                 axis.plot(self.x.value, self.y.value, "s", mfc="none", mec=colour, ms=8, mew=width)
