@@ -8,12 +8,13 @@ from typing import NoReturn
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from distill.datasets import check_dataset, make_default_sample, open_dataset, read_class_names, read_image
 from distill.errors import DistillError
 from distill.evaluation import PROTOCOLS, evaluate, predict
 from distill.files import replace_file
-from distill.models import DeepLabV3Plus, load_model
+from distill.models import load_model
 from distill.runs import Run, compare, find_runs, markdown_table, read_json, record
 from distill.sample import SAMPLE_SIZES, make_sample, voc_palette
 from distill.teachers import load_teacher
@@ -151,7 +152,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("evaluate", help="score a run, a weights file or a teacher")
     command.set_defaults(command=_evaluate)
     command.add_argument(
-        "run", help="a run's folder, a .safetensors or .pth.tar file, or `sample` for the shipped teacher"
+        "run", help="a run's folder, a .safetensors or .pth.tar file, or a teacher: `sample` (shipped), `torchvision`"
     )
     command.add_argument("--dataset", help="default: the data that the run was trained on, else the sample")
     command.add_argument("--data-root")
@@ -176,7 +177,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"{'mIoU':>16} {100 * scores.miou:6.2f}\n{'pixel accuracy':>16} {100 * scores.pixel_accuracy:6.2f}")
 
 
-def _network(source: str) -> DeepLabV3Plus:
+def _network(source: str) -> nn.Module:
     path = Path(source)
     if path.is_dir():
         return Run(path).student()
@@ -186,7 +187,7 @@ def _network(source: str) -> DeepLabV3Plus:
 def _add_predict(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("predict", help="coloured masks and overlays of any images")
     command.set_defaults(command=_predict)
-    command.add_argument("run", help="a run's folder, a weights file, or `sample` for the shipped teacher")
+    command.add_argument("run", help="a run's folder, a weights file, or a teacher: sample, torchvision")
     command.add_argument("images", nargs="+", type=Path)
     command.add_argument("--out", type=Path, default=Path("predictions"))
     command.add_argument("--device", default="auto")

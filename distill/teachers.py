@@ -36,10 +36,10 @@ def load_teacher(source: str | Path = "sample", device: str | torch.device = "cp
     `.pth.tar` checkpoint of the published DeepLabV3+ ResNet-101. No file is ever allowed to run code.
     """
     if str(source) == "torchvision":
-        return freeze(_load_torchvision()).to(device, memory_format=torch.channels_last)
+        return freeze(_load_torchvision()).to(device).to(memory_format=torch.channels_last)
     path = shipped_file(SHIPPED) if str(source) == "sample" else Path(source)
     model = load_model(path) if path.suffix == ".safetensors" else _load_published(path)
-    return freeze(model).to(device, memory_format=torch.channels_last)
+    return freeze(model).to(device).to(memory_format=torch.channels_last)
 
 
 class TappedTeacher(nn.Module):
@@ -67,7 +67,7 @@ class TappedTeacher(nn.Module):
 
     @property
     def map_channels(self) -> tuple[int, ...]:
-        return tuple(norm.num_features for norm in self.map_norms())
+        return tuple(len(norm.get_buffer("running_mean")) for norm in self.map_norms())
 
     def map_norms(self) -> list[nn.Module]:
         """The last BatchNorm before each map, from which OFD takes its margins."""
@@ -102,15 +102,21 @@ def fingerprint(model: nn.Module) -> str:
 
 def _load_torchvision() -> TappedTeacher:
     weights = DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1
-    network = deeplabv3_resnet101(weights=None, weights_backbone=None, num_classes=21, aux_loss=False)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]  # where torchvision looks first
+    with torch.device("meta"):  # as for published checkpoints: the file brings the weights
+        network = deeplabv3_resnet101(weights=None, weights_backbone=None, num_classes=21, aux_loss=False)
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        state = {key: value for key, value in state.items() if not key.startswith("aux_classifier.")}
+        network.load_state_dict(state, assign=True)
     except Exception as error:  # no network, a host that is gone, a damaged or another file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DistillError(
-            f"torchvision's weights could not be had ({error}); download {weights.url} and put the file into "
-            f"{Path(torch.hub.get_dir()) / 'checkpoints'}"
+            f"{path} does not hold torchvision's weights ({type(error).__name__}); replace it by {weights.url}"
+            if path.exists()
+            else f"torchvision's weights could not be downloaded ({reason}); get {weights.url} in another way and "
+            f"put {path.name} into {path.parent}"
         ) from None
-    network.load_state_dict({key: value for key, value in state.items() if not key.startswith("aux_classifier.")})
     return tap_torchvision(network)
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.testing import assert_close
 from torchvision.models.segmentation import deeplabv3_resnet101
 
 import distill.teachers
-from distill import build_method, build_model, load_teacher, save_model
+from distill import build_method, build_model, load_teacher, predict, save_model
 from distill.models import DeepLabV3Plus, record
 from distill.teachers import TappedTeacher, fingerprint, freeze, shipped_file, tap_torchvision
 
@@ -277,13 +276,57 @@ def test_torchvisions_network_teaches_by_every_method(
     assert all(p.grad is None for p in torchvision_teacher.parameters())
 
 
+def test_torchvisions_network_predicts_at_the_images_size(torchvision_teacher: TappedTeacher) -> None:
+    mask = predict(torchvision_teacher, np.zeros((65, 48, 3), np.uint8))
+    assert mask.shape == (65, 48) and mask.dtype == np.uint8
+
+
+def test_torchvisions_network_refuses_a_student_of_other_classes(
+    torchvision_teacher: TappedTeacher, make_student: Callable[..., DeepLabV3Plus], refused: Callable[..., str]
+) -> None:
+    student = make_student(num_classes=11)
+    refused("21 classes", "11", call=lambda: build_method("kd", torchvision_teacher, student))
+
+
+def test_torchvisions_weights_are_loaded_frozen_and_without_the_auxiliary_classifier(
+    monkeypatch: pytest.MonkeyPatch, torchvision_teacher: TappedTeacher
+) -> None:
+    state = torchvision_teacher.network.state_dict() | {"aux_classifier.0.weight": torch.ones(1)}
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *arguments, **options: state)
+    before = torch.random.get_rng_state()
+    teacher = load_teacher("torchvision")
+    assert torch.equal(torch.random.get_rng_state(), before), "random weights were drawn only to be replaced"
+    assert same_weights(teacher, torchvision_teacher)
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
 def test_weights_that_cannot_be_downloaded_are_named(
-    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     def unreachable(*arguments: object, **options: object) -> None:
         assert options["weights_only"] is True
-        raise OSError("no route to host")
+        raise OSError("no route to host\nand a second line")
 
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
-    monkeypatch.setattr("distill.teachers.deeplabv3_resnet101", lambda **options: nn.Identity())
-    refused("no route to host", "deeplabv3_resnet101_coco", "checkpoints", call=lambda: load_teacher("torchvision"))
+    folder = tmp_path / "hub" / "checkpoints"
+    words = "no route to host", f"put deeplabv3_resnet101_coco-586e9e4e.pth into {folder}"
+    refused(*words, call=lambda: load_teacher("torchvision"))
+
+
+@pytest.mark.parametrize("kind", ["empty", "page", "hostile", "other network", "no network"])
+def test_a_file_in_the_place_of_torchvisions_weights_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    witness, path = tmp_path / "witness", tmp_path / "hub" / "checkpoints" / "deeplabv3_resnet101_coco-586e9e4e.pth"
+    path.parent.mkdir(parents=True)
+    contents = {"hostile": {"a": Hostile(witness)}, "other network": {"a": torch.ones(2)}, "no network": [1, 2]}
+    if kind in contents:
+        torch.save(contents[kind], path)
+    else:
+        path.write_bytes({"empty": b"", "page": b"<html>404 not found</html>"}[kind])
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    message = refused(path, "replace it", call=lambda: load_teacher("torchvision"))
+    assert "weights_only" not in message, "PyTorch's own message advises to let the file run its code"
+    assert not witness.exists()
