@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import ConsoleMessage, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 from distill.datasets import make_default_sample
 from studies.run_notebooks import NOTEBOOKS, PROJECT
@@ -29,15 +29,13 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
+def browser() -> Iterator[Browser]:
     if BROWSER is None:
         message = "no Chromium found; install it (Debian: apt install chromium) to try the notebooks in a browser"
         pytest.fail(message) if os.environ.get("DISTILL_NEEDS_BROWSER") else pytest.skip(message)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(MINUTE)
-        yield page
+        yield browser
         browser.close()
 
 
@@ -120,7 +118,20 @@ def _wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
 
 
 @pytest.fixture
-def complaints(page: Page) -> Iterator[list[str]]:
+def page(browser: Browser, served: Callable[..., str]) -> Iterator[Page]:
+    """A page of its own for each test, closed before its server stops (so `served` is asked for here).
+
+    A page that outlives its server asks it in vain, and the next test would hear it complain.
+    """
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    page.set_default_timeout(MINUTE)
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def complaints(page: Page) -> list[str]:
     """What the browser's console says in red, and what the page throws, from here on."""
     found: list[str] = []
 
@@ -128,14 +139,9 @@ def complaints(page: Page) -> Iterator[list[str]]:
         if message.type == "error":
             found.append(f"{message.text} ({message.location.get('url', '')})")
 
-    def thrown(error: Exception) -> None:
-        found.append(str(error))
-
     page.on("console", listen)
-    page.on("pageerror", thrown)
-    yield found
-    page.remove_listener("console", listen)
-    page.remove_listener("pageerror", thrown)
+    page.on("pageerror", lambda error: found.append(str(error)))
+    return found
 
 
 def test_explorer_in_jupyterlab(page: Page, served: Callable[..., str], complaints: list[str]) -> None:
@@ -156,7 +162,6 @@ def test_explorer_in_jupyterlab(page: Page, served: Callable[..., str], complain
 
 
 def test_explorer_as_a_voila_page(page: Page, served: Callable[..., str], complaints: list[str]) -> None:
-    page.goto("about:blank")
     address = served("voila", NOTEBOOK, "--template=offline", "--no-browser", "--port={port}")
     page.goto(address, timeout=3 * MINUTE)
     body = page.locator("body")
