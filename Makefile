@@ -15,7 +15,7 @@ tutorial: $(VENV)/installed $(DATA)
 	$(BIN)/python -m distill compare results/sample.json
 	@echo "The executed notebooks are in executed/. Open the course with: make lab"
 
-test: $(VENV)/installed
+test: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q
@@ -30,6 +30,10 @@ app: $(VENV)/installed $(DATA)
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[test]"
 	touch $@
 
 $(DATA): | $(VENV)/installed

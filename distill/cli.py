@@ -18,7 +18,7 @@ from distill.models import load_model
 from distill.runs import Run, compare, find_runs, markdown_table, read_json, record
 from distill.sample import SAMPLE_SIZES, make_sample, voc_palette
 from distill.teachers import load_teacher
-from distill.training import PRESETS, fit, pick_device
+from distill.training import PRESETS, RECIPES, fit, pick_device
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,6 +74,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     train.add_argument(
         "--preset", choices=PRESETS, help="where other defaults come from (default: voc for pascal, else sample)"
     )
+    train.add_argument(
+        "--recipe", choices=RECIPES, default="matched", help="published: put four faults of the published code back"
+    )
     train.add_argument("--weights", help="DEFAULT: begin with torchvision's ImageNet weights (full width only)")
     train.add_argument("--limit", type=int, help="use only the first images of the train split")
     train.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation")
@@ -102,6 +105,19 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         help="of the networks' forward passes; float32 where none is given",
     )
     settings.add_argument("--nesterov", action="store_true", default=argparse.SUPPRESS)
+    faults = train.add_argument_group("faults of the published code, one by one (--recipe published: all four)")
+    faults.add_argument(
+        "--distilled-dropout",
+        action=argparse.BooleanOptionalAction,
+        default=argparse.SUPPRESS,
+        help="whether students that have a teacher use ASPP's dropout, as baselines do",
+    )
+    for flag, choices, meaning in (
+        ("--teacher-mode", ("eval", "train"), "train: batch statistics and dropout in the teacher"),
+        ("--divisions", ("once", "twice"), "twice: cross-entropy and KD divided by the batch once more"),
+        ("--padding", ("void", "background"), "label of what crops add beyond an image"),
+    ):
+        faults.add_argument(flag, choices=choices, default=argparse.SUPPRESS, help=meaning)
 
 
 _SETTINGS = (
@@ -115,6 +131,10 @@ _SETTINGS = (
     "augment",
     "precision",
     "nesterov",
+    "distilled_dropout",
+    "teacher_mode",
+    "divisions",
+    "padding",
 )
 
 
@@ -134,6 +154,7 @@ def _train(options: argparse.Namespace) -> None:
         seed=options.seed,
         out=options.out,
         preset=options.preset,
+        recipe=options.recipe,
         data_root=options.data_root,
         limit=options.limit,
         weights=options.weights,

@@ -70,15 +70,12 @@ def evaluate(
     """Score a network on a data set (see `datasets.VOCFolder`), on the device where the network is.
 
     `native`: every image at its own size, the one to quote. `resize513`: short side 513 and labels resized to the
-    nearest, what the published table used. Raises DistillError when the classes differ.
+    nearest, what the published table used. How absent classes count: see `Scores`. Raises DistillError when the
+    classes differ.
     """
     if protocol not in PROTOCOLS:
         raise DistillError(f"there is no protocol {protocol!r}; choose {' or '.join(PROTOCOLS)}")
-    if model.num_classes != dataset.num_classes:
-        raise DistillError(
-            f"the network knows {model.num_classes} classes and {dataset.root} has "
-            f"{dataset.num_classes}; evaluate on the data that it was trained for"
-        )
+    check_classes("network", model, dataset)
     device = next(model.parameters()).device
     confusion = torch.zeros(model.num_classes, model.num_classes, dtype=torch.long, device=device)
     with eval_mode(model):
@@ -86,6 +83,28 @@ def evaluate(
             logits = model(_prepare(images, device))
             confusion += confusion_matrix(logits.argmax(1), labels.to(device), model.num_classes)
     return Scores(confusion.cpu().numpy(), tuple(dataset.class_names))
+
+
+def check_classes(who: str, model: nn.Module, dataset: Dataset) -> None:
+    """DistillError, which says which, where a network was trained on other classes than a data set has.
+
+    Names count where the network knows them, without regard to case and to the underscores of `_background_`.
+    """
+    known = getattr(model, "class_names", None)
+    theirs, ours = ([name.strip("_").lower() for name in names or ()] for names in (known, dataset.class_names))
+    if model.num_classes == dataset.num_classes and (known is None or theirs == ours):
+        return
+    found = f"the {who} knows {model.num_classes} classes and {dataset.root} has {dataset.num_classes}"
+    if known is not None:
+        only_theirs, only_ours = (_some(a, b) for a, b in ((theirs, ours), (ours, theirs)))
+        found += f" (only the {who} knows {only_theirs}, only the data has {only_ours})"
+        found = found if only_theirs != only_ours else f"the classes of the {who} and of {dataset.root} differ in order"
+    raise DistillError(f"{found}; take a network that was trained for these classes, in the order of class_names.txt")
+
+
+def _some(names: list[str], without: list[str]) -> str:
+    rest = [name for name in names if name not in without]
+    return ", ".join(rest[:5]) + (f" and {len(rest) - 5} more" if len(rest) > 5 else "") or "none"
 
 
 @torch.inference_mode()

@@ -110,6 +110,7 @@ class MapTerm(Term):
             raise DistillError(
                 f"dividers is {self.dividers}; give one number above 0 for each of the {len(self.positions)} positions."
             )
+        _check_maps(teacher, self.positions)
         self.connectors = connectors
         self.connect = nn.ModuleDict(_build_connectors(teacher, student, self.positions) if connectors else {})
 
@@ -209,7 +210,8 @@ class Method(nn.Module):
     """loss, parts = method(student_output, teacher_output, labels).
 
     `loss` is cross-entropy (void ignored) plus the weighted terms; `parts` holds the same summands by name,
-    detached. Its parameters are the connectors' alone: teacher and student stay outside.
+    detached. Its parameters are the connectors' alone: teacher and student stay outside. With `divide_twice` set,
+    cross-entropy is divided by the batch once more, and KD by classes and batch, as in the published code.
     """
 
     def __init__(self, terms: dict[str, Term]):
@@ -219,6 +221,7 @@ class Method(nn.Module):
         self.needs_teacher = bool(terms)
         self.needs_maps = any(term.needs_maps for term in terms.values())
         self.needs_logits = any(term.needs_logits for term in terms.values())
+        self.divide_twice = False
 
     def forward(self, student_output, teacher_output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs are (logits, maps), or bare logits where no term needs maps; the baseline's teacher may be
@@ -231,6 +234,10 @@ class Method(nn.Module):
             if self.training:
                 term.calls += 1
             summands[name] = term.current_weight() * term(student, teacher, labels)
+        if self.divide_twice:
+            batch, classes = student.logits.shape[:2]
+            divisors = {"ce": batch, "kd": batch * classes}
+            summands = {name: value / divisors.get(name, 1) for name, value in summands.items()}
         return sum(summands.values()), {name: value.detach() for name, value in summands.items()}
 
     def describe(self) -> dict:
@@ -292,6 +299,16 @@ def _build_connectors(teacher: nn.Module, student: nn.Module, positions: Sequenc
             )
     indices = {position: POSITIONS.index(position) for position in positions}
     return {p: connector(student.map_channels[i], teacher.map_channels[i]) for p, i in indices.items()}
+
+
+def _check_maps(teacher: nn.Module, positions: Sequence[str]) -> None:
+    """DistillError at the first position at which a teacher from another library has no map."""
+    for position, channels in zip(POSITIONS, getattr(teacher, "map_channels", None) or (), strict=False):
+        if position in positions and not channels:
+            raise DistillError(
+                f"The teacher has no map at {position}; name a layer for it in load_teacher's `positions`, leave it "
+                f"out with the method's `positions`, or use kd, which needs logits only."
+            )
 
 
 def _last_norms(teacher: nn.Module, positions: Sequence[str]) -> list[nn.Module]:

@@ -64,7 +64,7 @@ def record(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor
     handles = []
     try:
         for name in names:
-            handles.append(_hook(module, name, keep))
+            handles.append(hook_at(module, name, keep))
         yield recorded
     finally:
         for handle in handles:
@@ -82,18 +82,24 @@ def _version(value: Tensor) -> int:
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
-def _hook(module: nn.Module, name: str, keep: Callable[[str, Tensor], None]) -> RemovableHandle:
+def hook_at(module: nn.Module, name: str, keep: Callable[[str, Tensor], object]) -> RemovableHandle:
+    """Call `keep(name, tensor)` whenever the submodule that `name` means, as in `record`, runs."""
     path, _, side = name.partition(":")
-    try:
-        target = module.get_submodule(path)
-    except AttributeError:
-        near = _nearest(path, [known for known, _ in module.named_modules()])
-        raise DistillError(f"The network has no submodule '{path}'{near}; see named_modules().") from None
+    target = submodule(module, path)
     if side == "input":
         return target.register_forward_pre_hook(lambda _, arguments: keep(name, arguments[0]))
     if side:
         raise DistillError(f"'{name}' should end in ':input', or in no ':' at all to record the output.")
     return target.register_forward_hook(lambda _, arguments, output: keep(name, output))
+
+
+def submodule(module: nn.Module, path: str) -> nn.Module:
+    """The submodule at a dotted path; DistillError, with the nearest name, if there is none."""
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        near = _nearest(path, [known for known, _ in module.named_modules()])
+        raise DistillError(f"The network has no submodule '{path}'{near}; see named_modules().") from None
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
@@ -330,6 +336,7 @@ class DeepLabV3Plus(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.class_names: tuple[str, ...] | None = None  # of the data it was trained on, where that is known
         self.config = {
             "backbone": backbone,
             "num_classes": num_classes,
@@ -495,10 +502,11 @@ def save_model(
     metadata: dict[str, str] | None = None,
     half: bool = False,
 ) -> None:
-    """Write weights, buffers and `model.config` to one safetensors file, which appears whole or not at all.
+    """Write weights, buffers, `model.config` and `model.class_names` to one safetensors file, which appears whole
+    or not at all.
 
     Args:
-        metadata: further strings for the file's header; the key "config" is taken by the model's own.
+        metadata: further strings for the file's header; "config" and "class_names" are taken by the model's own.
         half: store floating-point numbers with 16 bits, for half the size.
 
     Raises:
@@ -506,9 +514,12 @@ def save_model(
     """
     path = Path(path)
     state = {name: _storable(name, tensor, half) for name, tensor in model.state_dict().items()}
+    own = {"config": json.dumps(model.config)}
+    if model.class_names is not None:
+        own["class_names"] = json.dumps(model.class_names)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
-        save_file(state, temporary, {**(metadata or {}), "config": json.dumps(model.config)})
+        save_file(state, temporary, (metadata or {}) | own)
 
 
 def _storable(name: str, tensor: Tensor, half: bool) -> Tensor:
@@ -561,6 +572,9 @@ def _rebuild(path: Path, metadata: dict[str, str]) -> DeepLabV3Plus:
     try:
         # On the meta device nothing is allocated or drawn: the weights come from the file.
         with torch.device("meta"):
-            return build_model(**json.loads(metadata["config"]))
+            model = build_model(**json.loads(metadata["config"]))
+        if "class_names" in metadata:
+            model.class_names = tuple(map(str, json.loads(metadata["class_names"])))
+        return model
     except (TypeError, ValueError) as error:
         raise DistillError(f"The 'config' in '{path}' builds no model ({error}); save it anew.") from error

@@ -1,8 +1,8 @@
-"""Where a teacher comes from: the shipped one, a file, or torchvision."""
+"""Where a teacher comes from: the shipped one, a file, torchvision, or any network."""
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation import DeepLabV3, DeepLabV3_ResNet101_Weights, deeplabv3_resnet101
 
-from distill.datasets import PROJECT
+from distill.datasets import PROJECT, VOC_CLASSES
 from distill.errors import DistillError
-from distill.models import DeepLabV3Plus, build_model, load_model, record
+from distill.evaluation import eval_mode
+from distill.models import POSITIONS, DeepLabV3Plus, build_model, hook_at, load_model, record, submodule
+from distill.sample import SAMPLE_CLASSES
 
 SHIPPED = "teacher-sample.safetensors"
 
@@ -28,62 +30,191 @@ def shipped_file(name: str) -> Path:
     )
 
 
-def load_teacher(source: str | Path = "sample", device: str | torch.device = "cpu") -> nn.Module:
+def load_teacher(
+    source: str | Path | nn.Module = "sample",
+    device: str | torch.device = "cpu",
+    *,
+    positions: Mapping[str, str] | Sequence[str] | None = None,
+    norms: Mapping[str, str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> nn.Module:
     """A teacher, frozen: in eval mode, and none of its parameters asks for a gradient.
 
     `source` is `"sample"` (the shipped DeepLabV3+ with a slim ResNet-101), `"torchvision"` (its DeepLabV3 with
     ResNet-101 and VOC's 21 classes, downloaded on first use), a `.safetensors` file that this package wrote, or a
     `.pth.tar` checkpoint of the published DeepLabV3+ ResNet-101. No file is ever allowed to run code.
+
+    It may also be any network that takes normalised images, frozen in place. `positions` then says at which layers its
+    maps are taken, and `norms` names BatchNorms, as in `TappedTeacher`; without positions it has logits only, and
+    serves kd. `class_names` are compared with those of the data. Raises DistillError when something does not fit.
     """
-    if str(source) == "torchvision":
-        return freeze(_load_torchvision()).to(device).to(memory_format=torch.channels_last)
-    path = shipped_file(SHIPPED) if str(source) == "sample" else Path(source)
-    model = load_model(path) if path.suffix == ".safetensors" else _load_published(path)
+    if isinstance(source, nn.Module):
+        ours = isinstance(source, DeepLabV3Plus | TappedTeacher) and positions is None
+        model = source if ours else TappedTeacher(source, positions, norms, class_names)
+    elif positions is not None or norms is not None:
+        raise DistillError(f"positions and norms belong to a network of your own; {source} has its own")
+    else:
+        model = _load(str(source))
+    model.class_names = tuple(class_names) if class_names else model.class_names
     return freeze(model).to(device).to(memory_format=torch.channels_last)
+
+
+def _load(source: str) -> nn.Module:
+    if source == "torchvision":
+        model = _load_torchvision()
+        model.class_names = VOC_CLASSES
+    elif source == "sample":
+        model = load_model(shipped_file(SHIPPED))
+        model.class_names = SAMPLE_CLASSES
+    else:
+        path = Path(source)
+        model = load_model(path) if path.suffix == ".safetensors" else _load_published(path)
+    return model
 
 
 class TappedTeacher(nn.Module):
     """Another library's network with this package's face: logits at the images' size, and maps at named layers.
 
-    `taps` are six names as `models.record` takes them, of maps before their ReLU, in the order of `POSITIONS`; `norms`
-    the six BatchNorms before them. The network may answer with logits, or with a dict that holds them as `out`.
+    `positions` says which layer stands for which of `POSITIONS`, as `models.record` takes names: `layer`, for what it
+    gives, or `layer:input`, for what it gets; best a map before its ReLU. A position that is left out has a map of no
+    channels. `norms` are BatchNorms by position, from which OFD takes its margins; where the last layer that ran before
+    a map was taken is a BatchNorm, it is found.
+
+    The network may answer with logits, with a dict that holds them as `out`, or with an object that holds them as
+    `logits`; maps may be (N, C, H, W), or (N, H·W, C) as transformers have them. It is asked once, about a small
+    image, how many classes and channels it has, and by what the sides of an image must be divisible: others are
+    resized for it. Raises DistillError when it does not answer, or has no such layer.
     """
 
-    def __init__(self, network: nn.Module, taps: Sequence[str], norms: Sequence[str], num_classes: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        positions: Mapping[str, str] | None = None,
+        norms: Mapping[str, str] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
-        self.network, self.taps, self.norms, self.num_classes = network, tuple(taps), tuple(norms), num_classes
+        self.network, self.taps = network, _by_position("positions", positions)
+        self.class_names = tuple(class_names) if class_names else None
         for module in network.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # it would overwrite the map that was recorded before it
+        self.divisor, logits, maps = self._probe()
+        self.num_classes, self.map_channels = logits.shape[1], tuple(feature.shape[1] for feature in maps)
+        self.norms = self._find_norms() | {
+            position: submodule(network, name) for position, name in _by_position("norms", norms).items()
+        }
+        if class_names and len(class_names) != self.num_classes:
+            raise DistillError(
+                f"the network knows {self.num_classes} classes and {len(class_names)} class_names were given; give one "
+                f"name a class"
+            )
 
     def forward(self, images: Tensor, return_maps: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Logits (N, C, H, W) for images (N, 3, H, W), and on request the maps at the taps."""
-        with record(self.network, self.taps if return_maps else ()) as maps:
-            answer = self.network(images)
-        logits = answer["out"] if isinstance(answer, dict) else answer
-        if logits.shape[2:] != images.shape[2:]:
-            logits = F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
-        return (logits, [maps[name] for name in self.taps]) if return_maps else logits
+        """Logits (N, C, H, W) for images (N, 3, H, W), and on request the maps at the taps, in the order of
+        `POSITIONS`.
+        """
+        size = tuple(images.shape[2:])
+        fitting = tuple(-(-side // self.divisor) * self.divisor for side in size)
+        with record(self.network, tuple(self.taps.values()) if return_maps else ()) as recorded:
+            logits = _logits(self.network(_resize(images, fitting)))
+        logits = _resize(logits, size)
+        if not return_maps:
+            return logits
+        maps = {position: _as_map(recorded[tap], fitting, tap) for position, tap in self.taps.items()}
+        absent = logits.new_empty(len(images), 0, 1, 1)
+        return logits, [maps.get(position, absent) for position in POSITIONS]
 
-    @property
-    def map_channels(self) -> tuple[int, ...]:
-        return tuple(len(norm.get_buffer("running_mean")) for norm in self.map_norms())
+    def map_norms(self) -> list[nn.Module | None]:
+        """The BatchNorm before each map, from which OFD takes its margins; None where there is none."""
+        return [self.norms.get(position) for position in POSITIONS]
 
-    def map_norms(self) -> list[nn.Module]:
-        """The last BatchNorm before each map, from which OFD takes its margins."""
-        return [self.network.get_submodule(name) for name in self.norms]
+    @torch.no_grad()
+    def _probe(self) -> tuple[int, Tensor, list[Tensor]]:
+        """By what an image's sides must be divisible, and the answer to an image of zeros."""
+        weight = next(self.network.parameters())
+        reason = ""
+        for self.divisor in (1, 8, 16, 32, 64):
+            with eval_mode(self.network):
+                try:
+                    return self.divisor, *self(weight.new_zeros(1, 3, 65, 97), return_maps=True)
+                except DistillError:
+                    raise
+                except Exception as error:  # whatever another library has to say about sizes
+                    reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
+        raise DistillError(
+            f"the network does not answer to an image (1, 3, 65, 97) or to larger ones ({reason}); give a network that "
+            f"takes normalised images (N, 3, H, W)"
+        )
+
+    @torch.no_grad()
+    def _find_norms(self) -> dict[str, nn.Module]:
+        """By position, the BatchNorm that ran last before the map was taken, if no other layer ran in between."""
+        last: list[nn.Module | None] = [None]
+        before: dict[str, nn.Module | None] = {}
+        leaves = [module for module in self.network.modules() if not list(module.children())]
+        handles = [leaf.register_forward_hook(lambda module, *_: last.__setitem__(0, module)) for leaf in leaves]
+        handles += [
+            hook_at(self.network, tap, lambda name, _: before.update({name: last[0]})) for tap in self.taps.values()
+        ]
+        try:
+            with eval_mode(self.network):
+                self(next(self.network.parameters()).new_zeros(1, 3, 65, 97))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {position: before[tap] for position, tap in self.taps.items() if hasattr(before[tap], "running_mean")}
 
 
-def tap_torchvision(network: DeepLabV3, num_classes: int = 21) -> TappedTeacher:
+def _by_position(what: str, names: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
+    """Layers by position, from a mapping or from six names in the order of `POSITIONS`."""
+    named = names if isinstance(names, Mapping) else dict(zip(POSITIONS, names or (), strict=False))
+    if not set(named) <= set(POSITIONS) or (names and len(named) != len(names)):
+        raise DistillError(
+            f"{what} is {names!r}; give layers by position, such as {{'layer4': 'encoder.layer4.2.relu:input'}}, or "
+            f"six in the order {', '.join(POSITIONS)}"
+        )
+    return dict(named)
+
+
+def _logits(answer: object) -> Tensor:
+    logits = answer.get("out") if isinstance(answer, dict) and "out" in answer else getattr(answer, "logits", answer)
+    if not isinstance(logits, Tensor) or logits.dim() != 4:
+        raise DistillError(
+            f"the network answers with a {type(logits).__name__}, and a teacher gives logits (N, classes, H, W), also "
+            f"as `out` of a dict or as an attribute `logits`"
+        )
+    return logits
+
+
+def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(images.shape[2:]) == size:
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+def _as_map(feature: object, size: tuple[int, int], tap: str) -> Tensor:
+    """A map (N, C, H, W) as it is; tokens (N, H·W, C), row by row and of the image's proportions, as a map."""
+    if isinstance(feature, Tensor) and feature.dim() == 4:
+        return feature
+    if isinstance(feature, Tensor) and feature.dim() == 3:
+        tokens = feature.shape[1]
+        shapes = [(height, tokens // height) for height in range(1, tokens + 1) if tokens % height == 0]
+        nearest = min(shapes, key=lambda shape: abs(shape[1] - shape[0] * size[1] / size[0]))
+        if abs(nearest[1] - nearest[0] * size[1] / size[0]) < 1:
+            return feature.transpose(1, 2).unflatten(2, nearest)
+    found = f"a tensor {tuple(feature.shape)}" if isinstance(feature, Tensor) else f"a {type(feature).__name__}"
+    raise DistillError(f"the layer {tap!r} gives {found}, and a map is (N, C, H, W) or (N, H·W, C); name another layer")
+
+
+def tap_torchvision(network: DeepLabV3) -> TappedTeacher:
     """torchvision's DeepLabV3 with ResNet-101 as a teacher, at an output stride of 8.
 
     It has no decoder: in the place of the decoder's map stands that of the 3x3 convolution after ASPP.
     """
     last = {"layer1": 2, "layer2": 3, "layer3": 22, "layer4": 2}  # a block's ReLU runs last on the sum that leaves it
-    head = ["classifier.0.project.1", "classifier.2"]
-    taps = [f"backbone.{name}.{block}.relu:input" for name, block in last.items()] + head
-    norms = [f"backbone.{name}.{block}.bn3" for name, block in last.items()] + head
-    return TappedTeacher(network, taps, norms, num_classes)
+    taps = {name: f"backbone.{name}.{block}.relu:input" for name, block in last.items()}
+    return TappedTeacher(network, taps | {"aspp": "classifier.0.project.1", "decoder": "classifier.2"})
 
 
 def freeze(model: nn.Module) -> nn.Module:

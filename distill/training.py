@@ -1,5 +1,6 @@
 """One trainer for every row: the same data order, initial weights, schedule and regularisation at a seed."""
 
+import copy
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 
 from distill.datasets import VOCFolder, open_dataset
 from distill.errors import DistillError
-from distill.evaluation import eval_mode, evaluate
+from distill.evaluation import check_classes, eval_mode, evaluate
 from distill.files import replace_file
 from distill.methods import ALIASES, Method, build_method
 from distill.models import DeepLabV3Plus, build_model, parameter_groups, save_model
@@ -36,6 +37,12 @@ class Settings:
     `clip` bounds the norm of the gradient (0: no bound). `augment`: `flip`, or `crops` (see
     `transforms.published_crops`). `output_stride`, `crop_size` in pixels. `precision`: `float32`, or `bfloat16` for the
     forward passes of both networks under `torch.autocast`; weights, losses, optimizer and scores stay in float32.
+
+    The last four are for measuring what four faults of the published code are worth; see `RECIPES`.
+    `distilled_dropout` False: students that have a teacher skip ASPP's dropout. `teacher_mode` `train`: the teacher
+    uses the batch's statistics and dropout, and its running statistics drift. `divisions` `twice`: cross-entropy is
+    divided by the batch once more, and KD's divergence by the classes and the batch. `padding` `background`: what
+    `crops` add beyond an image is labelled 0 instead of void.
     """
 
     epochs: int = 24
@@ -55,7 +62,23 @@ class Settings:
     evaluate_every: int = 6
     workers: int = 0
     precision: str = "float32"
+    distilled_dropout: bool = True
+    teacher_mode: str = "eval"
+    divisions: str = "once"
+    padding: str = "void"
 
+
+# `matched`: every row has the same regularisation, and losses are what their formulas say. `published`: four faults
+# of the published code put back, each also a setting by itself. Schedules are equal for all rows in both.
+RECIPES: dict[str, dict] = {
+    "matched": {},
+    "published": {
+        "distilled_dropout": False,
+        "teacher_mode": "train",
+        "divisions": "twice",
+        "padding": "background",
+    },
+}
 
 # A preset is nothing but default values.
 PRESETS: dict[str, Settings] = {
@@ -118,6 +141,7 @@ def fit(
     seed: int = 0,
     out: str | Path | None = None,
     preset: str | None = None,
+    recipe: str = "matched",
     data_root: str | Path | None = None,
     limit: int | None = None,
     weights: str | None = None,
@@ -131,28 +155,33 @@ def fit(
     """Train `student` with `method` under `teacher` on the train split of `data`; score it on val and test.
 
     `student` is a backbone's name (built with `seed`; `weights="DEFAULT"` takes torchvision's ImageNet weights for the
-    backbone) or a network, which is trained in place. `out` is the run's
-    folder, by default runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for Pascal VOC, and `sample` for
-    everything else. Every field of `Settings` can be given as a keyword. A run that
-    was interrupted is resumed from its last epoch, and ends with the weights it would have had; a finished one is
-    returned as it is. Raises DistillError when `out` holds a run of another configuration.
+    backbone) or a network, which is trained in place. `teacher` is a network, or what `load_teacher` takes. `out` is
+    the run's folder, by default runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for Pascal VOC, and
+    `sample` for everything else. `recipe` is one of `RECIPES`. Every field of `Settings` can be given as a keyword.
+
+    A run that was interrupted is resumed from its last epoch, and ends with the weights it would have had; a finished
+    one is returned as it is. Raises DistillError when `out` holds a run of another configuration, and when the teacher
+    was trained for other classes than the data has.
 
     `on_epoch(line, student)` is called after every epoch that is trained, when its files are written, with the line of
     the history and the student in eval mode. It may look and draw random numbers without changing the run; what it
     raises ends `fit`, and the run can be resumed.
     """
     preset = preset or ("voc" if str(data).startswith("pascal") else "sample")
-    chosen = _settings(preset, settings)
+    chosen = _settings(preset, recipe, settings)
     target = pick_device(device)
     train = open_dataset(data, "train", data_root, limit)
     if isinstance(student, str):
         student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights)
     student = student.to(target, memory_format=torch.channels_last)
+    _check_student(student, train)
+    student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others
     teacher = _as_teacher(teacher, method, target)
+    if teacher is not None:
+        check_classes("teacher", teacher, train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1_000_003)  # connectors have a stream of their own: students start alike in every row
         method = build_method(method, teacher, student, **_options(method, data, method_options))
-    _check_classes(student, train)
     if target.type == "cpu":
         _check_width(student)
     config = _config(data, train, student, teacher, method, seed, preset, chosen)
@@ -197,6 +226,9 @@ class _Loop:
         on_epoch: OnEpoch | None,
     ) -> None:
         self.student, self.teacher, self.method, self.on_epoch = student, teacher, method, on_epoch
+        method.divide_twice = settings.divisions == "twice"
+        if settings.teacher_mode == "train" and teacher is not None:
+            self.teacher = copy.deepcopy(teacher).train()  # the caller's statistics must not drift
         self.settings, self.seed, self.device, self.folder, self.progress = settings, seed, device, folder, progress
         batches = FlippedBatches if settings.augment == "flip" else CroppedBatches
         self.batches = batches(train, settings, seed, device)
@@ -212,7 +244,8 @@ class _Loop:
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay where they were
             torch.manual_seed(self.seed + 2_000_003)  # dropout's stream, the same in every row
             self._restore()
-            if self.method.needs_teacher and len(self.history) < self.settings.epochs:
+            changing = self.settings.teacher_mode == "train"  # its answers, from step to step
+            if self.method.needs_teacher and not changing and len(self.history) < self.settings.epochs:
                 self.batches.cache_teacher(self.teacher, self.method.needs_maps, self.progress)
             for epoch in range(len(self.history), self.settings.epochs):
                 self._epoch(epoch, val)
@@ -221,6 +254,8 @@ class _Loop:
     def _epoch(self, epoch: int, val: VOCFolder) -> None:
         start, sums = time.perf_counter(), {}
         self.student.train()
+        if self.method.needs_teacher and not self.settings.distilled_dropout:
+            self.student.aspp.dropout.eval()
         self.method.train()
         frozen = epoch < self.settings.connector_epochs and any(True for _ in self.method.parameters())
         label = f"epoch {epoch + 1}/{self.settings.epochs}"
@@ -281,6 +316,8 @@ class _Loop:
             "history": self.history,
             "best": self.best,
         }
+        if self.teacher is not None and self.teacher.training:
+            state["teacher_statistics"] = dict(self.teacher.named_buffers())
         with replace_file(self.folder / "last.pt") as temporary:
             torch.save(state, temporary)
         _write_history(self.folder, self.history)
@@ -298,6 +335,8 @@ class _Loop:
             ) from None
         for name in ("student", "method", "optimizer", "schedule"):
             getattr(self, name).load_state_dict(state[name])
+        if "teacher_statistics" in state:
+            self.teacher.load_state_dict(state["teacher_statistics"], strict=False)
         torch.set_rng_state(state["random"].cpu())
         self.history, self.best = state["history"], state["best"]
         _write_history(self.folder, self.history)
@@ -374,7 +413,7 @@ class CroppedBatches:
     """Random crops of images of any size (`transforms.published_crops`), through a DataLoader."""
 
     def __init__(self, dataset: VOCFolder, settings: Settings, seed: int, device: torch.device) -> None:
-        self.crops = _Crops(dataset, published_crops(settings.crop_size), seed)
+        self.crops = _Crops(dataset, published_crops(settings.crop_size, settings.padding), seed)
         self.batch_size, self.seed, self.device = _batch_size(settings, dataset), seed, device
         self.workers = settings.workers
 
@@ -466,19 +505,24 @@ def _optimizer(student: DeepLabV3Plus, method: Method, settings: Settings) -> to
 # ------------------------------------------------------------------------------- settings and folders
 
 
-def _settings(preset: str, given: dict) -> Settings:
-    if preset not in PRESETS:
-        raise DistillError(f"there is no preset {preset!r}; choose {' or '.join(PRESETS)}")
+def _settings(preset: str, recipe: str, given: dict) -> Settings:
+    for kind, name, known in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
+        if name not in known:
+            raise DistillError(f"there is no {kind} {name!r}; choose {' or '.join(known)}")
     known = [field.name for field in fields(Settings)]
     for name in given:
         if name not in known:
             raise DistillError(f"there is no setting {name!r}; the settings are {', '.join(known)}")
-    chosen = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    chosen = replace(PRESETS[preset], **{**RECIPES[recipe], **given})
     choices = {
         "optimizer": ("adamw", "sgd"),
         "schedule": ("cosine", "poly"),
         "augment": ("flip", "crops"),
         "precision": ("float32", "bfloat16"),
+        "teacher_mode": ("eval", "train"),
+        "divisions": ("once", "twice"),
+        "padding": ("void", "background"),
     }
     for name, allowed in choices.items():
         if getattr(chosen, name) not in allowed:
@@ -506,7 +550,8 @@ def _as_teacher(teacher: str | Path | nn.Module | None, method: str, device: tor
     return freeze(teacher).to(device) if isinstance(teacher, nn.Module) else load_teacher(teacher, device)
 
 
-def _check_classes(student: DeepLabV3Plus, train: VOCFolder) -> None:
+def _check_student(student: DeepLabV3Plus, train: VOCFolder) -> None:
+    """A student may come from other data, so only the number of its classes has to fit."""
     if student.num_classes != train.num_classes:
         raise DistillError(
             f"the student has {student.num_classes} classes and {train.root} names {train.num_classes}; build it with "
@@ -556,7 +601,7 @@ def _is_finished(folder: Path, config: dict, resume: bool) -> bool:
         return False
     there, config = read_json(folder / "config.json"), _as_json(config)
     # A setting that did not exist yet when the run was made had, in effect, its default.
-    there["settings"] = {"precision": Settings.precision, **there.get("settings", {})}
+    there["settings"] = {**asdict(Settings()), **there.get("settings", {})}
     different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
     if different:
         raise DistillError(

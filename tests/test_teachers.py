@@ -15,6 +15,7 @@ import torch
 from torch.testing import assert_close
 from torchvision.models.segmentation import deeplabv3_resnet101
 
+import distill
 import distill.teachers
 from distill import build_method, build_model, load_teacher, predict, save_model
 from distill.models import DeepLabV3Plus, record
@@ -330,3 +331,204 @@ def test_a_file_in_the_place_of_torchvisions_weights_is_refused(
     message = refused(path, "replace it", call=lambda: load_teacher("torchvision"))
     assert "weights_only" not in message, "PyTorch's own message advises to let the file run its code"
     assert not witness.exists()
+
+
+# ------------------------------------------------------------------------------------ networks of other libraries
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+@pytest.fixture(scope="module")
+def smp_network() -> torch.nn.Module:
+    """segmentation_models_pytorch's DeepLabV3+ on ResNet-18, with random weights: images must be multiples of 16."""
+    import segmentation_models_pytorch as smp
+
+    torch.manual_seed(0)
+    return smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=21)
+
+
+@pytest.fixture(scope="module")
+def segformer() -> torch.nn.Module:
+    """A small SegFormer of Hugging Face's transformers, with random weights: its stages have no BatchNorm."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    torch.manual_seed(0)
+    shape = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 3, 4]}
+    return SegformerForSemanticSegmentation(SegformerConfig(**shape, decoder_hidden_size=16, num_labels=21))
+
+
+SMP_POSITIONS = {
+    **{stage: f"encoder.{stage}.1.relu:input" for stage in STAGES},
+    "aspp": "decoder.aspp.0.project.1",
+    "decoder": "decoder.block2.1",
+}
+# The blocks of a stage give tokens (N, H·W, C); the head's BatchNorm gives a map.
+SEGFORMER_POSITIONS = {
+    **{stage: f"segformer.stages.{index}.blocks.0" for index, stage in enumerate(STAGES)},
+    "decoder": "decode_head.batch_norm",
+}
+
+
+@pytest.fixture
+def foreign(request: pytest.FixtureRequest) -> tuple[TappedTeacher, tuple[str, ...]]:
+    """One of the two networks as a teacher, and the positions at which it has maps."""
+    positions = {"smp_network": SMP_POSITIONS, "segformer": SEGFORMER_POSITIONS}[request.param]
+    return load_teacher(request.getfixturevalue(request.param), positions=positions), tuple(positions)
+
+
+both = pytest.mark.parametrize("foreign", ["smp_network", "segformer"], indirect=True)
+
+
+@both
+def test_a_foreign_network_is_frozen_and_answers_at_any_size(foreign: tuple[TappedTeacher, tuple[str, ...]]) -> None:
+    teacher, positions = foreign
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert teacher.num_classes == 21
+    for height, width in ((64, 96), (65, 65), (50, 33)):
+        logits, maps = teacher(torch.randn(2, 3, height, width), return_maps=True)
+        assert logits.shape == (2, 21, height, width)
+        assert tuple(feature.shape[1] for feature in maps) == teacher.map_channels
+        for position, feature in zip(distill.POSITIONS, maps, strict=True):
+            present = position in positions
+            assert (feature.numel() > 0) == present and feature.dim() == 4
+            if present:  # a map has the image's proportions, up to a place
+                stride = -(-height // teacher.divisor) * teacher.divisor / feature.shape[2]
+                assert abs(feature.shape[3] - -(-width // teacher.divisor) * teacher.divisor / stride) <= 1
+
+
+def test_a_network_that_takes_multiples_only_gets_its_own_logits_where_it_can(smp_network: torch.nn.Module) -> None:
+    teacher, images = load_teacher(smp_network), torch.randn(1, 3, 64, 48)
+    with torch.no_grad():
+        assert torch.equal(teacher(images), smp_network(images))
+    assert teacher.divisor == 16 and predict(teacher, np.zeros((50, 33, 3), np.uint8)).shape == (50, 33)
+
+
+def test_maps_of_tokens_keep_rows_and_columns_apart(segformer: torch.nn.Module) -> None:
+    """A stage's own output is its last block's tokens, normalised and put in place by the library itself."""
+    teacher = load_teacher(segformer, positions={"layer1": "segformer.stages.0.layer_norm"})
+    images = torch.randn(1, 3, 65, 97)
+    with torch.no_grad(), record(segformer, ["segformer.stages.0"]) as stage:
+        _, maps = teacher(images, return_maps=True)
+    assert torch.equal(maps[0], stage["segformer.stages.0"])
+
+
+@both
+@pytest.mark.parametrize("name", ["kd", "at", "ofd", "sakd"])
+def test_a_foreign_network_teaches(
+    foreign: tuple[TappedTeacher, tuple[str, ...]],
+    name: str,
+    make_student: Callable[..., DeepLabV3Plus],
+    tiny_sample: Path,
+    tmp_path: Path,
+) -> None:
+    teacher, positions = foreign
+    positions = ("decoder",) if name == "ofd" and len(positions) == 5 else positions  # where SegFormer has a BatchNorm
+    chosen = {} if name == "kd" else {"positions": [p for p in positions if name != "at" or p in STAGES]}
+    settings = {"epochs": 1, "batch_size": 8, "crop_size": 32, "progress": False, "device": "cpu"}
+    before = fingerprint(teacher)
+    run = distill.fit(
+        make_student(), name, teacher, "sample", data_root=tiny_sample, out=tmp_path, method_options=chosen, **settings
+    )
+    assert run.history[-1][name] > 0 and np.isfinite(run.history[-1]["loss"])
+    assert fingerprint(teacher) == before == run.config["teacher"]["weights"]
+
+
+def test_margins_come_from_the_batchnorm_before_each_map(smp_network: torch.nn.Module) -> None:
+    """ResNet-18 registers its only ReLU before bn2: what ran last counts, not what was named last."""
+    norms = load_teacher(smp_network, positions=SMP_POSITIONS).map_norms()
+    assert norms[:4] == [smp_network.get_submodule(f"encoder.{stage}.1.bn2") for stage in STAGES]
+    assert norms[5] is smp_network.get_submodule("decoder.block2.1")
+    given = load_teacher(smp_network, positions=SMP_POSITIONS, norms={"layer1": "encoder.layer1.0.bn2"})
+    assert given.map_norms()[0] is smp_network.get_submodule("encoder.layer1.0.bn2")
+
+
+def test_ofd_says_where_a_teacher_has_no_batchnorm(
+    segformer: torch.nn.Module, make_student: Callable[..., DeepLabV3Plus], refused: Callable[..., str]
+) -> None:
+    teacher = load_teacher(segformer, positions=SEGFORMER_POSITIONS)
+    words = "no BatchNorm at layer1", "sakd or kd instead"
+    refused(*words, call=lambda: build_method("ofd", teacher, make_student(), positions=STAGES))
+    refused("no map at aspp", "kd", call=lambda: build_method("sakd", teacher, make_student()))
+    refused("no map at layer1", call=lambda: build_method("at", load_teacher(segformer), make_student()))
+
+
+def test_faults_in_naming_positions_are_named(smp_network: torch.nn.Module, refused: Callable[..., str]) -> None:
+    def load(**given: object) -> None:
+        load_teacher(smp_network, **given)
+
+    refused("encoder.layer9", "did you mean", call=lambda: load(positions={"layer1": "encoder.layer9"}))
+    refused("stem", "positions", call=lambda: load(positions={"stem": "encoder.layer1"}))
+    refused("positions", "six", call=lambda: load(positions=["encoder.layer1"] * 7))
+    refused("no submodule", call=lambda: load(norms={"layer1": "encoder.nothing"}))
+    refused("21 classes", "2 class_names", call=lambda: load(class_names=["a", "b"]))
+    refused("layer", "tuple", call=lambda: load_teacher(Pair(), positions={"layer1": "twin"}))
+    refused("sample", "has its own", call=lambda: load_teacher("sample", positions={"layer1": "backbone.layer1"}))
+
+
+class Pair(torch.nn.Module):
+    """A network with a layer that gives a tuple."""
+
+    class Twin(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple:
+            return x, x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twin, self.conv = Pair.Twin(), torch.nn.Conv2d(3, 4, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.twin(images)[0])
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (torch.nn.Linear(3, 4), ("does not answer", "normalised images")),
+        (torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 4)), ("Tensor",)),
+    ],
+)
+def test_a_network_that_gives_no_logits_is_refused(
+    network: torch.nn.Module, words: tuple[str, ...], refused: Callable[..., str]
+) -> None:
+    refused(*words, call=lambda: load_teacher(network))
+
+
+# ------------------------------------------------------------------------------------------------- classes
+
+
+def test_a_teacher_of_other_classes_is_refused_and_the_classes_are_named(
+    voc_folder: Callable[..., Path], make_student: Callable[..., DeepLabV3Plus], refused: Callable[..., str]
+) -> None:
+    masks = [np.zeros((40, 40), np.uint8)] * 2
+    names = ("_background_", "road", "tree")
+    root = voc_folder({"train": masks, "val": masks}, names)
+    teacher = make_student("resnet101", num_classes=3)
+
+    def train(*known: str) -> None:
+        teacher.class_names = known
+        distill.fit(make_student(num_classes=3), "kd", teacher, root, crop_size=32, out=root / "run", device="cpu")
+
+    refused("only the teacher knows river", "only the data has road", call=lambda: train("background", "river", "tree"))
+    refused("differ in order", call=lambda: train("background", "tree", "road"))
+    refused("21 classes", "3", call=lambda: distill.fit(make_student(num_classes=3), "kd", "sample", root))
+    assert not (root / "run").exists()
+
+
+def test_the_samples_teacher_is_not_taken_for_vocs(
+    voc_folder: Callable[..., Path], refused: Callable[..., str]
+) -> None:
+    masks = [np.zeros((40, 40), np.uint8)] * 2
+    root = voc_folder({"train": masks, "val": masks})
+    refused(
+        "only the teacher knows", "aeroplane", call=lambda: distill.fit("resnet18", "kd", data="pascal", data_root=root)
+    )
+    refused("network", "aeroplane", call=lambda: distill.evaluate(load_teacher(), distill.open_dataset(root, "val")))
+
+
+def test_class_names_are_kept_with_the_weights(tmp_path: Path, make_student: Callable[..., DeepLabV3Plus]) -> None:
+    model = make_student(num_classes=2)
+    model.class_names = ("sky", "straße")
+    save_model(model, tmp_path / "named.safetensors")
+    assert load_teacher(tmp_path / "named.safetensors").class_names == ("sky", "straße")
+    assert load_teacher(tmp_path / "named.safetensors", class_names=["a", "b"]).class_names == ("a", "b")
