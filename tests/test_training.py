@@ -654,3 +654,99 @@ def test_a_network_too_narrow_for_the_cpu_is_refused(tiny_sample: Path, tmp_path
     with pytest.raises(DistillError, match="fewer than 16"):
         fit(narrow, "baseline", None, "sample", data_root=tiny_sample, out=tmp_path / "run", crop_size=32)
     assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------- recipes
+
+FAULTS = {
+    "distilled_dropout": (True, False),
+    "teacher_mode": ("eval", "train"),
+    "divisions": ("once", "twice"),
+    "padding": ("void", "background"),
+}
+
+
+def test_the_published_recipe_is_the_four_faults_together_and_each_can_be_taken_back() -> None:
+    matched, published = (training._settings("voc", recipe, {}) for recipe in ("matched", "published"))
+    assert matched == PRESETS["voc"]
+    for name, (ours, theirs) in FAULTS.items():
+        assert (getattr(matched, name), getattr(published, name)) == (ours, theirs)
+    assert training._settings("voc", "published", dict.fromkeys(FAULTS) | {"padding": "void"}).padding == "void"
+    same = {name: ours for name, (ours, _) in FAULTS.items()}
+    assert training._settings("voc", "published", same) == matched
+
+
+def test_distilled_students_can_skip_aspps_dropout_and_baselines_cannot(train: Callable[..., Run]) -> None:
+    """With and without: a baseline draws the same, a distilled student trains otherwise."""
+    for method, alike in (("baseline", True), ("kd", False)):
+        ours, theirs = (train(method, f"{method}{skip}", distilled_dropout=not skip) for skip in (False, True))
+        assert (fingerprint(ours.student()) == fingerprint(theirs.student())) == alike
+
+
+def test_without_dropout_aspps_answer_is_that_of_evaluation(
+    train: Callable[..., Run], make_student: Callable[..., DeepLabV3Plus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, seen = make_student(), []
+    step = training._Loop._step
+
+    def looked(self: object, *arguments: object) -> dict:
+        seen.append((student.aspp.dropout.training, student.decoder.training, student.aspp.bn1.training))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(training._Loop, "_step", looked)
+    train("kd", student=student, epochs=2, evaluate_every=1, distilled_dropout=False)
+    assert seen == [(False, True, True)] * 4, "only ASPP's dropout is left out, after an evaluation too"
+
+
+@pytest.mark.parametrize("preset", [{}, CROPS], ids=["flip", "crops"])
+def test_a_teacher_in_training_mode_drifts_in_a_copy_and_resumes(
+    preset: dict, train: Callable[..., Run], tiny_teacher: DeepLabV3Plus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fingerprint(tiny_teacher)
+    given = {**preset, "epochs": 2, "teacher_mode": "train", "evaluate_every": 1}
+    whole = train("kd", "whole", **given)
+    assert fingerprint(tiny_teacher) == before and not tiny_teacher.training
+    assert fingerprint(whole.student()) != fingerprint(
+        train("kd", "eval", **given | {"teacher_mode": "eval"}).student()
+    )
+    statistics = torch.load(whole.path / "last.pt", weights_only=True)["teacher_statistics"]
+    moved = [name for name, buffer in tiny_teacher.named_buffers() if not torch.equal(buffer, statistics[name])]
+    assert any(name.endswith("running_mean") for name in moved)
+
+    class Stop(Exception):
+        pass
+
+    def stop(line: dict, student: nn.Module) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        train("kd", "broken", on_epoch=stop, **given)
+    assert fingerprint(train("kd", "broken", **given).student()) == fingerprint(whole.student())
+
+
+def test_divided_twice_the_losses_are_smaller_by_batch_and_classes(train: Callable[..., Run]) -> None:
+    """In the first step of a run both start from the same weights; batch 8, 21 classes."""
+    given = {"limit": 8, "epochs": 1}
+    once, twice = (train("kd+sakd", d, divisions=d, **given).history[0] for d in ("once", "twice"))
+    assert twice["ce"] == pytest.approx(once["ce"] / 8)
+    assert twice["kd"] == pytest.approx(once["kd"] / (8 * 21))
+    assert twice["sakd"] == pytest.approx(once["sakd"])
+    assert twice["loss"] == pytest.approx(twice["ce"] + twice["kd"] + twice["sakd"])
+
+
+def test_padding_can_be_called_background(tiny_sample: Path) -> None:
+    dataset = open_dataset("sample", root=tiny_sample)
+
+    def labels(padding: str) -> Tensor:
+        settings = Settings(augment="crops", crop_size=96, batch_size=8, padding=padding)
+        return torch.cat([labels for _, labels, _ in CroppedBatches(dataset, settings, 0, CPU)(0)])
+
+    void, background = labels("void"), labels("background")
+    changed = void != background
+    assert changed.any() and (void[changed] == 255).all() and (background[changed] == 0).all()
+    assert (background == 255).any(), "what the annotators left void stays void"
+
+
+def test_an_unknown_recipe_is_named(train: Callable[..., Run], refused) -> None:
+    refused("paper", "matched", "published", call=lambda: train(recipe="paper"))
+    refused("teacher_mode", "eval or train", call=lambda: train(teacher_mode="frozen"))
