@@ -288,6 +288,8 @@ def _check(options: argparse.Namespace) -> None:
         print(json.dumps(report, indent=1))
     else:
         print(f"{options.folder}: {len(read_class_names(options.folder))} classes")
+        if not any((options.folder / "ImageSets" / "Segmentation").glob("*.txt")):
+            print("no lists in ImageSets/Segmentation: about every fifth image, chosen by name, is val")
         for split, found in report.items():
             _print_split(split, found)
     problems = sum(len(found["problems"]) for found in report.values())

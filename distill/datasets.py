@@ -2,16 +2,21 @@
 
     JPEGImages/NAME.jpg  SegmentationClass/NAME.png  ImageSets/Segmentation/SPLIT.txt  class_names.txt
 
-Masks are palette or grey PNG files whose pixel values are the class indices; 255 is void.
+Masks are palette or grey PNG files whose pixel values are the class indices; 255 is void. Images may be of any kind
+that Pillow reads with 8 bits a channel. What labelme's labelme2voc writes is read as it is: a list of classes may
+begin with `__ignore__`, which stands for void; masks may lie in SegmentationClassPNG; and a folder without any list is
+divided by name (see `read_split`).
 """
 
 import os
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from tqdm.auto import tqdm
@@ -43,7 +48,10 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
+MASK_FOLDERS = ("SegmentationClass", "SegmentationClassPNG")
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
+_ORIENTATION = 0x0112  # EXIF's tag
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -72,10 +80,10 @@ class VOCFolder(Dataset):
         return len(self.ids)
 
     def image_path(self, index: int) -> Path:
-        return self.root / "JPEGImages" / f"{self.ids[index]}.jpg"
+        return _first_existing([self.root / "JPEGImages" / f"{self.ids[index]}{ending}" for ending in IMAGE_ENDINGS])
 
     def mask_path(self, index: int) -> Path:
-        return self.root / "SegmentationClass" / f"{self.ids[index]}.png"
+        return _first_existing([self.root / folder / f"{self.ids[index]}.png" for folder in MASK_FOLDERS])
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         image = read_image(self.image_path(index))
@@ -91,17 +99,23 @@ class VOCFolder(Dataset):
         )
 
 
+def _first_existing(paths: list[Path]) -> Path:
+    """The first path that is there; the very first if none is, so that an error names the usual place."""
+    return next((path for path in paths if path.exists()), paths[0])
+
+
 def read_image(path: Path) -> np.ndarray:
-    """An image file as RGB, (H, W, 3) uint8."""
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise DistillError(
-            f"there is no image {path}; check the path or, if a split list names it, add it or take its name out"
-        ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DistillError(f"{path} cannot be read as an image ({error}); replace the file") from None
+    """An image file as RGB, (H, W, 3) uint8, upright as labelling tools show it, whatever way the camera was held.
+
+    Grey, palette, RGBA and CMYK files are converted. Raises DistillError for what is no image, and for 16 bits a
+    channel, which a conversion would cut off.
+    """
+    missing = f"there is no image {path}; check the path or, if a split list names it, add it or take its name out"
+    with _opened(path, "an image", missing) as image:
+        if image.mode.startswith(("I", "F")):
+            raise DistillError(f"{path} has more than 8 bits a channel (mode {image.mode}); save it with 8 bits")
+        upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+        return np.array(upright.convert("RGB"))
 
 
 def read_mask(path: Path, num_classes: int) -> np.ndarray:
@@ -109,7 +123,12 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
 
     Raises DistillError when a value is neither below `num_classes` nor void.
     """
-    mode, mask = ("L", _read_sbd_mask(path)) if path.suffix == ".mat" else _read_picture(path)
+    if path.suffix == ".mat":
+        mode, mask = "L", _read_sbd_mask(path)
+    else:
+        missing = f"{path} is missing, though the split list names it; add the mask or take its name out"
+        with _opened(path, "a mask", missing) as picture:
+            mode, mask = picture.mode, np.array(picture)
     if mode not in ("P", "L") or mask.ndim != 2:
         raise DistillError(
             f"{path} is a {mode} image, and a mask is a palette or 8-bit grey PNG of class indices; "
@@ -124,32 +143,41 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     return mask
 
 
-def _read_picture(path: Path) -> tuple[str, np.ndarray]:
-    """Pillow's mode of an image file, and its pixels."""
+@contextmanager
+def _opened(path: Path, kind: str, missing: str) -> Iterator[Image.Image]:
+    """An open picture; what Pillow has to say of it, there or while its pixels are read, becomes a DistillError."""
     try:
         with Image.open(path) as image:
-            return image.mode, np.array(image)
+            yield image
     except FileNotFoundError:
-        raise DistillError(
-            f"{path} is missing, though the split list names it; add the mask or take its name out"
-        ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DistillError(f"{path} cannot be read as a mask ({error}); replace the file") from None
+        raise DistillError(missing) from None
+    except DistillError:  # a ValueError too, and a sentence already
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DistillError(f"{path} cannot be read as {kind} ({error}); replace the file") from None
 
 
 def read_class_names(root: Path) -> tuple[str, ...]:
-    """The lines of class_names.txt, or VOC's classes where there is none."""
+    """The lines of class_names.txt, or VOC's classes where there is none.
+
+    A first line `__ignore__` is left out: labelling tools give it the index -1, which a mask of bytes holds as 255.
+    """
     path = root / "class_names.txt"
     if not path.exists():
         return VOC_CLASSES
     names = tuple(_read_lines(path))
+    names = names[1:] if names[:1] == ("__ignore__",) else names
     if not 1 <= len(names) <= 255:
         raise DistillError(f"{path} names {len(names)} classes, and 1 to 255 are possible; write one name a line")
     return names
 
 
 def read_split(root: Path, split: str) -> list[str]:
-    """The image names that ImageSets/Segmentation/SPLIT.txt lists, in its order."""
+    """The image names that ImageSets/Segmentation/SPLIT.txt lists, in its order.
+
+    A folder without any list is divided into `train` and `val`: about every fifth mask, by a checksum of its name, is
+    val, so that further images do not move those that are there.
+    """
     if not root.is_dir():
         raise DistillError(
             f"there is no folder {root}; give the folder that holds JPEGImages, SegmentationClass and ImageSets"
@@ -157,6 +185,8 @@ def read_split(root: Path, split: str) -> list[str]:
     path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not path.exists():
         there = sorted(p.stem for p in path.parent.glob("*.txt"))
+        if not there and split in ("train", "val"):
+            return _split_by_name(root, split)
         raise DistillError(
             f"{path} is missing (splits found: {', '.join(there) or 'none'}); write it, one image name a line"
         )
@@ -164,6 +194,19 @@ def read_split(root: Path, split: str) -> list[str]:
     if not names:
         raise DistillError(f"{path} lists no images; write one image name a line, without the ending")
     return names
+
+
+def _split_by_name(root: Path, split: str) -> list[str]:
+    names = sorted({mask.stem for folder in MASK_FOLDERS for mask in (root / folder).glob("*.png")})
+    if len(names) < 2:
+        raise DistillError(
+            f"{root} has no list ImageSets/Segmentation/{split}.txt, and {len(names)} masks in SegmentationClass; put "
+            f"at least two there, and their images into JPEGImages"
+        )
+    checksum = {name: zlib.crc32(name.encode()) for name in names}
+    val = [name for name in names if checksum[name] % 5 == 0] or [min(names, key=checksum.get)]
+    val = val[:-1] if len(val) == len(names) else val
+    return val if split == "val" else [name for name in names if name not in val]
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -281,7 +324,8 @@ def check_dataset(root: str | Path, splits: Iterable[str] | None = None, progres
     root = Path(root)
     names = read_class_names(root)
     found = sorted(p.stem for p in (root / "ImageSets" / "Segmentation").glob("*.txt"))
-    return {split: _check_split(_open_split(root, split), names, progress) for split in splits or found or ["train"]}
+    splits = splits or found or ["train", "val"]
+    return {split: _check_split(_open_split(root, split), names, progress) for split in splits}
 
 
 def _open_split(root: Path, split: str) -> VOCFolder:

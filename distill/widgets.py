@@ -20,7 +20,7 @@ import torch
 import traitlets
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from distill.datasets import VOCFolder, read_image
@@ -54,9 +54,7 @@ def photograph(path: str | Path, short_side: int = 96) -> Scene:
 
     The shipped networks learned from images of 64 pixels a side: objects in much larger ones look too big to them.
     """
-    read_image(Path(path))  # says in one sentence what is wrong with a file that is no image
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")
+    image = Image.fromarray(read_image(Path(path)))
     scale = min(1.0, short_side / min(image.size))
     return Scene(np.array(image.resize([max(1, round(scale * side)) for side in image.size], Image.Resampling.LANCZOS)))
 
@@ -81,7 +79,7 @@ class Picture(anywidget.AnyWidget):
     wipe = traitlets.Int(50).tag(sync=True)
 
     def show(self, pixels: np.ndarray) -> None:
-        """Show (H, W, 3) uint8; a pixel that lies outside moves to the border."""
+        """Show (H, W, 3) uint8."""
         height, width = pixels.shape[:2]
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
@@ -266,10 +264,8 @@ class Explorer(ipywidgets.VBox):
         return f'<div style="line-height:1.7">{" ".join(parts)}</div>'
 
     def _classes(self, choice: str) -> np.ndarray:
-        if choice == "truth":
-            return np.unique(self.scenes[self.scene.value].labels)
-        if choice.startswith("mask: "):
-            return self.logits[self.scene.value][choice.removeprefix("mask: ")].argmax(0).unique().numpy()
+        if choice == "truth" or choice.startswith("mask: "):
+            return np.unique(self.picture_of(choice))
         return np.array([], dtype=int)
 
     def _draw_bars(self, _: object = None) -> None:

@@ -278,3 +278,109 @@ def test_what_is_wrong_with_sbd_is_said(voc_with_sbd: Path, refused: Callable[..
     refused("val.txt", "missing", call=lambda: open_dataset("pascal+sbd", "train", voc_with_sbd))
     shutil.rmtree(voc_with_sbd / "sbd")
     refused("SegmentationClassAug", "--use-sbd", call=lambda: open_dataset("pascal+sbd", "train", voc_with_sbd))
+
+
+# -------------------------------------------------------------------------------------- whatever people have
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "RGB"])
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".jpeg", ".tif"])
+def test_images_of_every_kind_are_read_as_rgb(own: Path, mode: str, ending: str) -> None:
+    """Of a kind that a format cannot hold, Pillow writes PNG under the other name, as some tools do."""
+    picture = Image.fromarray(PIXELS).convert(mode)
+    (own / "JPEGImages/train0.jpg").unlink()
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF"}.get(ending, "PNG")
+    if kind == "JPEG" and mode not in ("L", "CMYK", "RGB"):
+        kind = "PNG"
+    if kind == "PNG" and mode == "CMYK":
+        kind = "TIFF"
+    picture.save(own / "JPEGImages" / f"train0{ending}", format=kind)
+    image, labels = VOCFolder(own)[0]
+    assert image.shape == (3, 3, 4) and image.dtype == torch.uint8 and labels.shape == (3, 4)
+    if kind != "JPEG":
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(picture.convert("RGB")))
+
+
+def test_transparent_pixels_keep_their_colour(own: Path) -> None:
+    (own / "JPEGImages/train0.jpg").unlink()
+    Image.new("RGBA", (4, 3), (10, 200, 30, 0)).save(own / "JPEGImages/train0.png")
+    assert VOCFolder(own)[0][0][:, 0, 0].tolist() == [10, 200, 30]
+
+
+def test_a_photograph_is_turned_upright(own: Path) -> None:
+    """The camera was held sideways: 4 x 3 pixels in the file, 3 x 4 as every viewer and labelling tool shows them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PIXELS).save(own / "JPEGImages/train0.jpg", exif=exif)
+    save_mask(own, MASK.T.copy())
+    image, labels = VOCFolder(own)[0]
+    assert image.shape == (3, 4, 3) and labels.shape == (4, 3)
+
+
+def test_16_bits_a_channel_are_refused_in_one_sentence(own: Path, refused) -> None:
+    (own / "JPEGImages/train0.jpg").unlink()
+    Image.fromarray(np.full((3, 4), 40_000, np.uint16)).save(own / "JPEGImages/train0.png")
+    message = refused("train0.png", "8 bits", call=lambda: VOCFolder(own)[0])
+    assert "cannot be read" not in message
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """What labelme2voc writes: no lists, masks with -1 as 255, and the list of labels as people copy it."""
+    root = tmp_path / "exported"
+    for folder in ("JPEGImages", "SegmentationClassPNG", "SegmentationClass", "SegmentationClassVisualization"):
+        (root / folder).mkdir(parents=True)
+    (root / "class_names.txt").write_text("__ignore__\n_background_\ncup\nspoon\n")
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        size = (40 + index, 60)
+        labels = np.full(size, -1, np.int32)
+        labels[5:, 5:] = index % 3
+        Image.fromarray(labels.astype(np.uint8)).save(root / "SegmentationClassPNG" / f"IMG {index:02}.png")
+        np.save(root / "SegmentationClass" / f"IMG {index:02}.npy", labels)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / f"JPEGImages/IMG {index:02}.jpg")
+    return root
+
+
+def test_what_a_labelling_tool_exports_is_read_as_it_is(exported: Path) -> None:
+    train, val = VOCFolder(exported, "train"), VOCFolder(exported, "val")
+    assert train.class_names == ("_background_", "cup", "spoon")
+    assert len(train) + len(val) == 20 and 1 <= len(val) <= 8
+    assert not set(train.ids) & set(val.ids)
+    values = torch.cat([labels.flatten() for _, labels in train]).unique()
+    assert values.tolist() == [0, 1, 2, 255]
+    assert all(not found["problems"] for found in check_dataset(exported, progress=False).values())
+
+
+def test_further_images_do_not_move_the_others_between_train_and_val(exported: Path) -> None:
+    before = VOCFolder(exported, "val").ids
+    for index in range(20, 40):
+        for name in ("SegmentationClassPNG/IMG 00.png", "JPEGImages/IMG 00.jpg"):
+            source = exported / name
+            shutil.copy(source, source.with_name(source.name.replace("00", str(index))))
+    after = VOCFolder(exported, "val").ids
+    assert [name for name in after if name < "IMG 20"] == before and len(after) > len(before)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_few_masks_are_divided_too_and_one_is_too_few(exported: Path, count: int, refused) -> None:
+    masks = sorted((exported / "SegmentationClassPNG").iterdir())
+    for path in masks[count:]:
+        path.unlink()
+    sizes = [len(VOCFolder(exported, split)) for split in ("train", "val")]
+    assert sum(sizes) == count and min(sizes) >= 1
+    for path in masks[1:count]:
+        path.unlink()
+    refused("val.txt", "1 masks", call=lambda: VOCFolder(exported, "val"))
+
+
+def test_a_folder_with_some_lists_is_not_divided(own: Path, refused) -> None:
+    (own / "ImageSets/Segmentation/val.txt").unlink()
+    refused("val.txt", "splits found: train", call=lambda: VOCFolder(own, "val"))
+
+
+def test_ignore_is_void_in_the_first_line_only(own: Path) -> None:
+    (own / "class_names.txt").write_text("__ignore__\nsky\nroad\n__ignore__\n")
+    assert VOCFolder(own).class_names == ("sky", "road", "__ignore__")
