@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from distill.datasets import check_dataset, make_default_sample, open_dataset, read_class_names, read_image
+from distill.download import download
 from distill.errors import DistillError
 from distill.evaluation import PROTOCOLS, evaluate, predict
 from distill.files import replace_file
@@ -254,7 +255,7 @@ def _no_nan(row: dict) -> dict:
 
 
 def _add_data(commands: argparse._SubParsersAction) -> None:
-    data = commands.add_parser("data", help="make the sample, or check a folder")
+    data = commands.add_parser("data", help="make the sample, check a folder, or download Pascal VOC")
     kinds = data.add_subparsers(required=True, metavar="what")
     sample = kinds.add_parser(
         "sample", help="make the sample data", formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -269,6 +270,10 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     check.set_defaults(command=_check)
     check.add_argument("folder", type=Path)
     check.add_argument("--json", action="store_true")
+    fetch = kinds.add_parser("download", help="fetch and unpack Pascal VOC 2012 or SBD; goes on where it stopped")
+    fetch.set_defaults(command=_download)
+    fetch.add_argument("name", choices=("voc", "sbd"))
+    fetch.add_argument("--root", type=Path, help="where it goes, and later --data-root (default: data/)")
 
 
 def _make_sample(options: argparse.Namespace) -> None:
@@ -280,6 +285,10 @@ def _make_sample(options: argparse.Namespace) -> None:
         raise DistillError("a sample other than the default needs a folder of its own; add --out")
     else:
         print(make_sample(options.out, **counts, size=options.size, seed=options.seed))
+
+
+def _download(options: argparse.Namespace) -> None:
+    print(download(options.name, options.root))
 
 
 def _check(options: argparse.Namespace) -> None:

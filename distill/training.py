@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -167,6 +168,11 @@ def fit(
     the history and the student in eval mode. It may look and draw random numbers without changing the run; what it
     raises ends `fit`, and the run can be resumed.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DistillError(
+            "a run uses one device, and torchrun started several processes; start it with python -m distill train, and "
+            "give every GPU a run of its own with CUDA_VISIBLE_DEVICES"
+        )
     preset = preset or ("voc" if str(data).startswith("pascal") else "sample")
     chosen = _settings(preset, recipe, settings)
     target = pick_device(device)

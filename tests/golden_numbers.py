@@ -47,8 +47,13 @@ def fill(module: nn.Module) -> nn.Module:
     """Give every tensor of the state dict the formula's values, rounded to float32; returns the module."""
     with torch.no_grad():
         for key, tensor in module.state_dict().items():
-            tensor.copy_(torch.from_numpy(np.asarray(_weight(key, tensor.shape), dtype=np.float32)))
+            tensor.copy_(weight(key, tensor.shape))
     return module
+
+
+def weight(key: str, shape) -> Tensor:
+    """The formula's values for one key of a state dict, in float32."""
+    return torch.from_numpy(np.asarray(_weight(key, shape), dtype=np.float32))
 
 
 def check_summary(tensor: Tensor, expected: dict, rel: float) -> None:

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import golden_numbers
 import numpy as np
 import pytest
 import torch
@@ -97,6 +98,22 @@ def test_the_published_checkpoint_fits_at_full_size(tmp_path: Path) -> None:
     assert sum(parameter.numel() for parameter in teacher.parameters()) == 59_344_309
     assert all(torch.equal(value, state[f"module.{key}"]) for key, value in teacher.state_dict().items())
     assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_published_checkpoint_gives_the_golden_logits(tmp_path: Path) -> None:
+    """Weights by the golden formula, in a file as nn.DataParallel and NumPy leave it behind."""
+    case = next(case for case in golden_numbers.load("networks")["networks"] if case["backbone"] == "resnet101")
+    layout = golden_numbers.load("teacher_checkpoint_layout")["state_dict"]
+    state = {f"module.{key}": golden_numbers.weight(key, shape) for key, (shape, _) in layout.items()}
+    path = tmp_path / "deeplab-resnet.pth.tar"
+    torch.save(checkpoint(state, np.float64(0.7739)), path)
+    teacher = load_teacher(path)
+    path.unlink()
+    with torch.no_grad():
+        logits, maps = teacher(golden_numbers.images(case["input"]), return_maps=True)
+    golden_numbers.check_summary(logits, case["logits"], 1e-4)
+    for position, expected in zip(maps, case["features"], strict=True):
+        golden_numbers.check_summary(position, expected, 1e-4)
 
 
 @pytest.mark.parametrize("best_pred", [0.7, np.float64(0.7), np.float32(0.7), np.int64(1), torch.tensor(0.7)])

@@ -1,0 +1,79 @@
+"""The published experiment, every row of its tables: python studies/voc.py DIR deeplab-resnet.pth.tar --gpus 2
+
+DIR holds VOC 2012 and SBD (python -m distill data download voc --root DIR, and sbd), the file is the published teacher.
+Runs that are finished are left as they are, and one that was interrupted goes on, so the same command can be started
+again at any time. With several GPUs as many runs go on side by side, each on one. `--dry-run` only prints the commands.
+What follows `--` is added to every command, such as: -- --recipe published
+"""
+
+import argparse
+import itertools
+import os
+import queue
+import shlex
+import subprocess
+import sys
+import threading
+
+BACKBONES = ("resnet18", "mobilenetv2")
+METHODS = ("baseline", "kd", "at", "ofd", "sakd")
+
+
+def command(backbone: str, method: str, seed: int, root: str, teacher: str) -> str:
+    """The line that trains one row, for any shell."""
+    taught = "" if method == "baseline" else f" --teacher {shlex.quote(teacher)}"
+    return (
+        f"python -m distill train --preset voc --dataset pascal --use-sbd --data-root {shlex.quote(root)} --nesterov "
+        f"--weights DEFAULT --backbone {backbone} --method {method} --seed {seed}{taught}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", metavar="DIR")
+    parser.add_argument("teacher")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--gpus", type=int, default=1, help="runs at a time, each on a GPU of its own; 0: the CPU")
+    parser.add_argument("--dry-run", action="store_true")
+    given = sys.argv[1:] if arguments is None else arguments
+    end = given.index("--") if "--" in given else len(given)
+    options, added = parser.parse_args(given[:end]), given[end + 1 :]
+    rows = itertools.product(range(options.seeds), BACKBONES, METHODS)
+    lines = [command(backbone, method, seed, options.root, options.teacher) for seed, backbone, method in rows]
+    lines = [shlex.join([*shlex.split(line), *added]) for line in lines]
+    if options.dry_run:
+        print(*lines, sep="\n")
+        return 0
+    failed = run_all(lines, options.gpus)
+    print(*[f"failed: {line}" for line in failed], sep="\n", end="\n" if failed else "")
+    return 2 if failed else 0
+
+
+def run_all(lines: list[str], gpus: int) -> list[str]:
+    """Run every command, one at a time on each GPU; those that failed."""
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for line in lines:
+        waiting.put(line)
+    failed: list[str] = []
+
+    def work(gpu: int) -> None:
+        while not waiting.empty():
+            try:
+                line = waiting.get_nowait()
+            except queue.Empty:
+                return
+            print(f"GPU {gpu}: {line}" if gpus else line, flush=True)
+            own = {"CUDA_VISIBLE_DEVICES": str(gpu)} if gpus else {}
+            if subprocess.run([sys.executable, *shlex.split(line)[1:]], env=os.environ | own).returncode:
+                failed.append(line)
+
+    threads = [threading.Thread(target=work, args=(gpu,)) for gpu in range(max(1, gpus))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
