@@ -7,16 +7,19 @@ outside DIR, and a folder appears under its name only when it is whole.
 """
 
 import shutil
+import sys
 import tarfile
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from torchvision.datasets import SBDataset, utils, voc
+from torchvision.datasets import SBDataset, VOCSegmentation, utils, voc
 from tqdm.auto import tqdm
 
 from distill.datasets import data_root
@@ -47,16 +50,20 @@ def archive(name: str) -> Archive:
 
 
 def download(name: str, root: str | Path | None = None, progress: bool = True) -> Path:
-    """Fetch `voc` (2012, train and val, 2.0 GB) or `sbd` (1.4 GB), check it and unpack it; the folder it is in then.
+    """Fetch `voc` (2012, train and val, 2.0 GB) or `sbd` (1.4 GB), check it and unpack it; DIR is returned.
 
-    `root` is DIR, by default `data_root()`, and what `open_dataset("pascal", root=DIR)` takes. A folder that is there
+    DIR is `root`, by default `data_root()`, and what `open_dataset("pascal", root=DIR)` takes. A folder that is there
     already is left as it is. The archive stays in DIR and may be deleted; one that was fetched in another way and put
-    there is used. Raises DistillError when the host does not answer, or what it sends is not the archive.
+    there is used. `progress` shows bars and notes, on the error stream. Raises DistillError when the host does not
+    answer, or what it sends is not the archive.
     """
     wanted, root = archive(name), Path(root) if root else data_root()
     folder = root / wanted.folder
     if folder.is_dir():
-        return folder
+        _note(f"{folder} is there already; nothing is to be done", progress)
+        return root
+    if not hasattr(tarfile, "data_filter"):  # Python 3.10.12 and 3.11.4 have it
+        raise DistillError("this Python cannot unpack archives safely; update it to its newest 3.10, 3.11 or later")
     root.mkdir(parents=True, exist_ok=True)
     path = root / wanted.file
     if path.exists():
@@ -70,8 +77,14 @@ def download(name: str, root: str | Path | None = None, progress: bool = True) -
             part.unlink()
             raise
         part.rename(path)
-    _unpack(path, wanted, folder)
-    return folder
+    _unpack(path, wanted, folder, progress)
+    _note(f"{folder} is ready; {path} ({path.stat().st_size / 1e9:.1f} GB) may be deleted", progress)
+    return root
+
+
+def _note(text: str, progress: bool) -> None:
+    if progress:  # not on the output stream, which a script may read
+        print(text, file=sys.stderr)
 
 
 def _verify(path: Path, wanted: Archive, advice: str) -> None:
@@ -88,12 +101,16 @@ def _fetch(part: Path, wanted: Archive, progress: bool) -> None:
         try:
             answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code == 416:  # nothing lies beyond: the part is complete, or its checksum will tell
                 return
             raise
         with answer:
-            goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {there}-")
-            there = there if goes_on else 0  # a host that knows no ranges sends everything again
+            span = answer.headers.get("Content-Range", "none")
+            if answer.status != 206:
+                there = 0  # a host that knows no ranges sends everything again
+            elif not span.startswith(f"bytes {there}-"):  # would spoil what is there
+                raise ConnectionError(f"it was asked to go on from byte {there} and sent the range {span}")
             rest = answer.length
             _check_space(part, wanted, rest)
             shown = {"desc": wanted.file, "unit": "B", "unit_scale": True, "disable": not progress}
@@ -120,8 +137,8 @@ def _connection_errors(part: Path, wanted: Archive) -> Iterator[None]:
     """Whatever goes wrong on the way becomes one sentence that says how to go on."""
     try:
         yield
-    except OSError as error:  # URLError and time-outs are OSErrors too
-        reason = getattr(error, "reason", None) or error
+    except (OSError, HTTPException) as error:  # URLError and time-outs are OSErrors too
+        reason = " ".join(str(getattr(error, "reason", None) or error).split())
         there = part.stat().st_size if part.exists() else 0
         raise DistillError(
             f"{wanted.url} could not be fetched ({reason}; {there / 1e6:.1f} MB are in {part.name}); start the same "
@@ -129,17 +146,34 @@ def _connection_errors(part: Path, wanted: Archive) -> Iterator[None]:
         ) from None
 
 
-def _unpack(path: Path, wanted: Archive, folder: Path) -> None:
+def _unpack(path: Path, wanted: Archive, folder: Path, progress: bool) -> None:
     """Unpack into a folder of its own, from which only what is wanted is moved to its place."""
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=path.parent) as temporary:
         try:
             with tarfile.open(path) as file:
-                file.extractall(temporary, filter="data")  # refuses whatever would leave the folder
+                members = tqdm(file, desc=f"unpacking {wanted.file}", unit="file", disable=not progress)
+                file.extractall(temporary, members, filter="data")  # refuses whatever would leave the folder
         except (tarfile.TarError, EOFError) as error:
             reason = str(error).splitlines()[0]
             raise DistillError(f"{path} cannot be unpacked ({reason}); delete it and start the command again") from None
         inside = Path(temporary) / wanted.inside
         if not inside.is_dir():
             raise DistillError(f"{path} holds no folder {wanted.inside}; delete it and start the command again")
+        _open_as_torchvision(path, wanted, inside)
         folder.parent.mkdir(parents=True, exist_ok=True)
         inside.rename(folder)
+
+
+def _open_as_torchvision(path: Path, wanted: Archive, inside: Path) -> None:
+    """Read one image and its mask with torchvision's class, so that its other users can share DIR."""
+    try:
+        if wanted.folder != "sbd":
+            _, mask = VOCSegmentation(inside.parent.parent, "2012", "train")[0]
+            mask.load()  # which also closes its file
+        elif find_spec("scipy"):  # without it SBD's masks cannot be read, but they can be fetched
+            SBDataset(inside, "train", mode="segmentation")[0]
+    except Exception as error:  # a damaged file can raise anything
+        reason = " ".join(str(error).replace(f"{inside}/", "").split())
+        raise DistillError(
+            f"torchvision cannot read what {path} holds ({reason}); delete it and start the command again"
+        ) from None

@@ -35,7 +35,7 @@ SAMPLE_CLASSES = ("background", *(name for family in FAMILIES.values() for name 
 _HUES = tuple(FAMILIES)
 _FAMILY_OF = {name: hue for hue, names in FAMILIES.items() for name in names}
 
-WRONG_HUE = 0.05  # share of objects whose hue misleads
+WRONG_HUE = 0.05  # share of objects whose hue is drawn from all families, their own among them
 RADIUS = (0.18, 0.32)  # of the image side
 TILT = 0.25  # radians either way
 

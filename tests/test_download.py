@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -24,10 +25,14 @@ NOISE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
 
 
 class Host:
-    """Serves bytes; `stop_after` closes a connection in the middle, `ranges` says whether parts can be asked for."""
+    """Serves bytes; `stop_after` closes a connection in the middle, `ranges` says whether parts can be asked for.
+
+    With `silent` it sends half of the bytes and then nothing; `raw` is sent in place of any proper answer.
+    """
 
     def __init__(self) -> None:
         self.content, self.stop_after, self.ranges, self.status = b"", None, True, 200
+        self.raw, self.silent, self.closing = b"", False, threading.Event()
         self.asked: list[str | None] = []
         host = self
 
@@ -35,6 +40,9 @@ class Host:
             def do_GET(self) -> None:
                 asked = self.headers.get("Range")
                 host.asked.append(asked)
+                if host.raw:
+                    self.wfile.write(host.raw)
+                    return
                 start = int(re.match(r"bytes=(\d+)-", asked)[1]) if asked and host.ranges else 0
                 if host.status != 200 or (start and start >= len(host.content)):
                     self.send_error(416 if host.status == 200 else host.status)
@@ -45,14 +53,16 @@ class Host:
                 if asked and host.ranges:
                     self.send_header("Content-Range", f"bytes {start}-{len(host.content) - 1}/{len(host.content)}")
                 self.end_headers()
-                self.wfile.write(body[: host.stop_after])
+                self.wfile.write(body[: len(body) // 2 if host.silent else host.stop_after])
+                if host.silent:
+                    host.closing.wait(10)
 
             def log_message(self, *arguments: object) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()  # seconds between looks
 
     def serve(self, content: bytes) -> str:
         """From now on send these bytes; their MD5."""
@@ -64,6 +74,7 @@ class Host:
 def host() -> Iterator[Host]:
     host = Host()
     yield host
+    host.closing.set()
     host.server.shutdown()
     host.server.server_close()
 
@@ -133,7 +144,8 @@ def test_both_archives_end_where_the_data_sets_look(
     root = tmp_path / "DIR"
     known(voc_archive())
     assert cli.main(["data", "download", "voc", "--root", str(root)]) == 0
-    assert capsys.readouterr().out.strip() == str(root / "VOCdevkit" / "VOC2012")
+    printed = capsys.readouterr()
+    assert printed.out.strip() == str(root) and f"{root / 'v.tar'} (0.0 GB) may be deleted" in printed.err
     monkeypatch.setattr(SBDataset, "md5", host.serve(sbd_archive()))
     monkeypatch.setattr(SBDataset, "url", f"{host.url}/benchmark.tgz")
     assert cli.main(["data", "download", "sbd", "--root", str(root)]) == 0
@@ -168,13 +180,18 @@ def test_an_interrupted_download_goes_on(
 def test_a_part_that_is_complete_is_only_verified(host: Host, known: Callable, tmp_path: Path) -> None:
     known(voc_archive())
     (tmp_path / "v.tar.part").write_bytes(host.content)
-    assert fetch(tmp_path).is_dir()
+    fetch(tmp_path)
+    assert host.asked == [f"bytes={len(host.content)}-"] and left(tmp_path) == {"VOCdevkit", "v.tar"}
 
 
-def test_what_is_there_is_not_fetched(host: Host, known: Callable, tmp_path: Path) -> None:
+def test_what_is_there_is_not_fetched(
+    host: Host, known: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     known(voc_archive())
     (tmp_path / "v.tar").write_bytes(host.content)  # by hand
-    assert fetch(tmp_path) == fetch(tmp_path) == tmp_path / "VOCdevkit" / "VOC2012"
+    assert fetch(tmp_path) == fetch(tmp_path) == tmp_path and open_dataset("pascal", root=tmp_path).ids == ["train0"]
+    assert cli.main(["data", "download", "voc", "--root", str(tmp_path)]) == 0
+    assert "VOC2012 is there already; nothing is to be done\n" in capsys.readouterr().err
     assert host.asked == []
 
 
@@ -215,6 +232,42 @@ def test_a_host_that_does_not_answer_is_named(
     assert f"{host.url}/v.tar" in message and "another way" in message and message.count("\n") == 1
 
 
+def test_a_host_that_falls_silent_is_named(
+    host: Host, known: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    known(voc_archive())
+    host.silent = True
+    monkeypatch.setattr(module, "_TIMEOUT", 0.3)
+    refused(host.url, "timed out", "go on", call=lambda: fetch(tmp_path))
+    assert 0 < len((tmp_path / "v.tar.part").read_bytes()) < len(host.content)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"no HTTP\r\n\r\n", "no HTTP"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nabcd", "IncompleteRead"),
+    ],
+    ids=["another protocol", "cut between lengths"],
+)
+def test_an_answer_that_is_broken_is_named(
+    host: Host, known: Callable, tmp_path: Path, raw: bytes, said: str, refused: Callable[..., str]
+) -> None:
+    known(voc_archive())
+    host.raw = raw
+    refused(host.url, said, "another way", call=lambda: fetch(tmp_path))
+
+
+def test_a_range_that_was_not_asked_for_spoils_nothing(
+    host: Host, known: Callable, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    known(voc_archive())
+    (tmp_path / "v.tar.part").write_bytes(host.content[:1000])
+    host.raw = b"HTTP/1.1 206 OK\r\nContent-Length: 4\r\nContent-Range: bytes 0-3/9\r\n\r\nabcd"
+    refused("byte 1000", "bytes 0-3/9", call=lambda: fetch(tmp_path))
+    assert (tmp_path / "v.tar.part").read_bytes() == host.content[:1000]
+
+
 def link(name: str, target: str) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname = tarfile.SYMTYPE, target
@@ -249,6 +302,22 @@ def test_an_archive_without_the_folder_or_damaged_is_refused(
     assert left(tmp_path) == {"v.tar"}
 
 
+def test_an_archive_that_torchvision_cannot_read_is_refused(
+    known: Callable, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    known(packed({"VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt": b"train0\n"}))
+    refused("v.tar", "torchvision", "JPEGImages/train0.jpg", call=lambda: fetch(tmp_path))
+    assert left(tmp_path) == {"v.tar"}
+
+
+def test_sbd_can_be_fetched_without_scipy(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SBDataset, "md5", host.serve(sbd_archive()))
+    monkeypatch.setattr(SBDataset, "url", f"{host.url}/benchmark.tgz")
+    for name in ("scipy", "scipy.io"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert (download("sbd", tmp_path, progress=False) / "sbd" / "cls" / "extra0.mat").exists()
+
+
 def test_an_interrupted_unpacking_leaves_nothing_that_looks_whole(
     known: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +333,7 @@ def test_an_interrupted_unpacking_leaves_nothing_that_looks_whole(
         patched.setattr(tarfile.TarFile, "makefile", stop)
         fetch(tmp_path)
     assert left(tmp_path) == {"v.tar"}
-    assert (fetch(tmp_path) / "JPEGImages" / "other.jpg").exists()
+    assert (fetch(tmp_path) / "VOCdevkit" / "VOC2012" / "JPEGImages" / "other.jpg").exists()
 
 
 def test_a_full_disk_is_noticed_before_the_download(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import accuracy_score, jaccard_score
 from torch import nn
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -116,6 +117,35 @@ def test_scores_agree_with_an_independent_reference(classes: int) -> None:
     expected = reference_iou(predictions, labels, classes)
     assert list(scores.per_class_iou.values()) == pytest.approx(expected, nan_ok=True)
     assert scores.miou == pytest.approx(np.nanmean(expected))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_scores_agree_with_scikit_learn_on_random_maps(seed: int) -> None:
+    """Void left out; classes that neither occur nor are predicted, and classes that are predicted without occurring."""
+    rng = np.random.default_rng(seed)
+    classes = int(rng.integers(2, 30))
+    occurring, predicted = (rng.choice(classes, size=max(1, classes // 2), replace=False) for _ in range(2))
+    truth, prediction = rng.choice(occurring, (3, 31, 17)), rng.choice(predicted, (3, 31, 17))
+    truth[rng.random(truth.shape) < 0.15] = 255
+    confusion = confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(truth), classes).numpy()
+    scores = Scores(confusion, tuple(map(str, range(classes))))
+    labelled, either = truth != 255, np.union1d(occurring, predicted)
+    reference = jaccard_score(truth[labelled], prediction[labelled], labels=either, average=None)
+    assert [scores.per_class_iou[str(label)] for label in either] == pytest.approx(reference.tolist(), abs=1e-12)
+    assert scores.miou == pytest.approx(reference.mean(), abs=1e-12)
+    assert scores.pixel_accuracy == pytest.approx(accuracy_score(truth[labelled], prediction[labelled]))
+    absent = set(range(classes)) - set(either.tolist())
+    assert all(math.isnan(scores.per_class_iou[str(label)]) for label in absent)
+
+
+@pytest.mark.parametrize("protocol", ["native", "resize513"])
+def test_images_of_any_size_are_scored_one_at_a_time_or_together_alike(protocol: str, network: DeepLabV3Plus) -> None:
+    sizes = [(1, 1), (17, 40), (17, 40), (40, 17), (33, 33), (5, 60)]
+    sizes = sizes if protocol == "native" else sizes[1:3]
+    data = Listed(random_pairs(sizes, 3), NAMES)
+    alone, together = (evaluate(network, data, protocol, batch_size=size) for size in (1, 8))
+    assert alone.confusion.sum() == together.confusion.sum() > 0
+    assert alone.miou == pytest.approx(together.miou, abs=0.01)  # near-ties may fall either way
 
 
 def test_evaluate_agrees_with_predicting_one_by_one(network: DeepLabV3Plus) -> None:

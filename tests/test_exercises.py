@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 from distill import exercises
 from studies.run_notebooks import NOTEBOOKS
@@ -101,3 +102,13 @@ def test_the_committed_outputs_say_so() -> None:
             assert text.count("OK: solution_") == len(exercises.CHECKS) and "not yet" not in text
         else:
             assert text.count("not yet: ") == len(cells(path, "exercise")), path.name
+
+
+def test_the_student_has_to_be_put_into_training_mode() -> None:
+    def repair_teacher_mode(teacher, student, images):
+        teacher.eval()
+        with torch.no_grad():
+            teacher_logits = teacher(images)
+        return teacher_logits, student(images)
+
+    assert "training mode" in exercises.what_is_missing(repair_teacher_mode)
