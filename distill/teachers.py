@@ -97,7 +97,7 @@ class TappedTeacher(nn.Module):
         self.network, self.taps = network, _by_position("positions", positions)
         self.class_names = tuple(class_names) if class_names else None
         for module in network.modules():
-            if isinstance(module, nn.ReLU):
+            if getattr(module, "inplace", False):  # ReLU and its kin
                 module.inplace = False  # it would overwrite the map that was recorded before it
         self.divisor, logits, maps = self._probe()
         self.num_classes, self.map_channels = logits.shape[1], tuple(feature.shape[1] for feature in maps)
