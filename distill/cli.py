@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "distill: interrupted; start the same command again to go on from the last finished epoch", file=sys.stderr
+            "distill: interrupted; start the same command again to go on (a run: from its last finished epoch)",
+            file=sys.stderr,
         )
         return 130
     return 0

@@ -51,7 +51,6 @@ VOC_CLASSES = (
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassPNG")
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
-_ORIENTATION = 0x0112  # EXIF's tag
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -114,8 +113,8 @@ def read_image(path: Path) -> np.ndarray:
     with _opened(path, "an image", missing) as image:
         if image.mode.startswith(("I", "F")):
             raise DistillError(f"{path} has more than 8 bits a channel (mode {image.mode}); save it with 8 bits")
-        upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
-        return np.array(upright.convert("RGB"))
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.array(image.convert("RGB"))
 
 
 def read_mask(path: Path, num_classes: int) -> np.ndarray:

@@ -520,7 +520,7 @@ def _settings(preset: str, recipe: str, given: dict) -> Settings:
         if name not in known:
             raise DistillError(f"there is no setting {name!r}; the settings are {', '.join(known)}")
     given = {name: value for name, value in given.items() if value is not None}
-    chosen = replace(PRESETS[preset], **{**RECIPES[recipe], **given})
+    chosen = replace(PRESETS[preset], **(RECIPES[recipe] | given))
     choices = {
         "optimizer": ("adamw", "sgd"),
         "schedule": ("cosine", "poly"),
@@ -607,7 +607,8 @@ def _is_finished(folder: Path, config: dict, resume: bool) -> bool:
         return False
     there, config = read_json(folder / "config.json"), _as_json(config)
     # A setting that did not exist yet when the run was made had, in effect, its default.
-    there["settings"] = {**asdict(Settings()), **there.get("settings", {})}
+    later = {name: getattr(Settings, name) for name in ("precision", *RECIPES["published"])}
+    there["settings"] = {**later, **there.get("settings", {})}
     different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
     if different:
         raise DistillError(

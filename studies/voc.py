@@ -13,7 +13,7 @@ import queue
 import shlex
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 BACKBONES = ("resnet18", "mobilenetv2")
 METHODS = ("baseline", "kd", "at", "ofd", "sakd")
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     options, added = parser.parse_args(given[:end]), given[end + 1 :]
     rows = itertools.product(range(options.seeds), BACKBONES, METHODS)
     lines = [command(backbone, method, seed, options.root, options.teacher) for seed, backbone, method in rows]
-    lines = [shlex.join([*shlex.split(line), *added]) for line in lines]
+    lines = [" ".join([line, *map(shlex.quote, added)]) for line in lines]
     if options.dry_run:
         print(*lines, sep="\n")
         return 0
@@ -51,28 +51,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_all(lines: list[str], gpus: int) -> list[str]:
     """Run every command, one at a time on each GPU; those that failed."""
-    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for line in lines:
-        waiting.put(line)
-    failed: list[str] = []
+    side_by_side = max(1, gpus)
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for gpu in range(side_by_side):
+        free.put(gpu)
 
-    def work(gpu: int) -> None:
-        while not waiting.empty():
-            try:
-                line = waiting.get_nowait()
-            except queue.Empty:
-                return
-            print(f"GPU {gpu}: {line}" if gpus else line, flush=True)
-            own = {"CUDA_VISIBLE_DEVICES": str(gpu)} if gpus else {}
-            if subprocess.run([sys.executable, *shlex.split(line)[1:]], env=os.environ | own).returncode:
-                failed.append(line)
+    def succeeds(line: str) -> bool:
+        gpu = free.get()
+        print(f"GPU {gpu}: {line}" if gpus else line, flush=True)
+        own = {"CUDA_VISIBLE_DEVICES": str(gpu)} if gpus else {}
+        code = subprocess.run([sys.executable, *shlex.split(line)[1:]], env=os.environ | own).returncode
+        free.put(gpu)
+        return code == 0
 
-    threads = [threading.Thread(target=work, args=(gpu,)) for gpu in range(max(1, gpus))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return failed
+    with ThreadPoolExecutor(side_by_side) as pool:
+        return [line for line, fine in zip(lines, pool.map(succeeds, lines), strict=True) if not fine]
 
 
 if __name__ == "__main__":

@@ -194,9 +194,7 @@ def test_the_script_runs_rows_side_by_side_and_names_those_that_fail(
     assert capsys.readouterr().out.count("failed: ") == 6
 
 
-def test_the_script_trains_a_row(
-    voc_tree: Path, sbd_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_script_trains_a_row(sbd_tree: Path, tmp_path: Path) -> None:
     """One command as a process, on the CPU."""
     line = voc.command("resnet18", "baseline", 0, str(sbd_tree), "none").replace(" --weights DEFAULT", "")
     assert voc.run_all([f"{line} --preset sample {SMALL} --out {tmp_path}/run"], gpus=0) == []
