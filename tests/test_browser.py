@@ -24,7 +24,7 @@ from distill.datasets import make_default_sample
 from studies.run_notebooks import NOTEBOOKS, PROJECT
 
 NOTEBOOK = "07_visualize.ipynb"
-MINUTE = 60_000  # milliseconds, as the browser counts
+PATIENCE = 240_000  # milliseconds, for whatever a page does at last, on a busy machine too
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
@@ -104,7 +104,7 @@ def _free_port() -> int:
 
 
 def _wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
-    for _ in range(240):
+    for _ in range(480):
         if process.poll() is not None:
             break
         try:
@@ -125,7 +125,8 @@ def page(browser: Browser, served: Callable[..., str]) -> Iterator[Page]:
     """
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
-    page.set_default_timeout(MINUTE)
+    page.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
     yield page
     context.close()
 
@@ -145,14 +146,13 @@ def complaints(page: Page) -> list[str]:
 
 
 def test_explorer_in_jupyterlab(page: Page, served: Callable[..., str], complaints: list[str]) -> None:
-    address = served("jupyter", "lab", "--no-browser", "--allow-root", "--port={port}", "--IdentityProvider.token=")
+    flags = ("--no-browser", "--allow-root", "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True")
+    address = served("jupyter", "lab", "--port={port}", *flags)
     page.goto(f"{address}/lab/tree/{NOTEBOOK}?reset")
     notebook = page.locator(".jp-Notebook")
     expect(notebook.locator(".jp-Cell").first).to_be_visible()
-    expect(page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')).to_be_attached()
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name=re.compile("^Run All Cells$")).click()
-    expect(notebook.get_by_text("not yet: inherited_errors")).to_be_visible(timeout=3 * MINUTE)  # the last cell has run
+    _run_all(page)
+    expect(notebook.get_by_text("not yet: inherited_errors")).to_be_visible()  # the last cell has run
     _play(page, notebook)
     expect(notebook.locator(".distill-picture")).to_have_count(2)
     assert "Error displaying widget" not in notebook.inner_text()
@@ -161,11 +161,29 @@ def test_explorer_in_jupyterlab(page: Page, served: Callable[..., str], complain
     assert complaints == []
 
 
+def _run_all(page: Page) -> None:
+    """Choose Run All Cells by its command, once the kernel has answered, and wait for the last cell.
+
+    JupyterLab calls its kernel idle before it is connected to it, and on a busy machine cells that are run in between
+    come back without having run.
+    """
+    page.evaluate(
+        """async () => {
+            const lab = window.jupyterapp;
+            await lab.restored;
+            const context = lab.shell.currentWidget.sessionContext;
+            await context.ready;
+            await context.session.kernel.info;
+            await lab.commands.execute('notebook:run-all-cells');
+        }"""
+    )
+
+
 def test_explorer_as_a_voila_page(page: Page, served: Callable[..., str], complaints: list[str]) -> None:
     address = served("voila", NOTEBOOK, "--template=offline", "--no-browser", "--port={port}")
-    page.goto(address, timeout=3 * MINUTE)
+    page.goto(address)
     body = page.locator("body")
-    expect(body.locator(".distill-picture").first).to_be_visible(timeout=3 * MINUTE)
+    expect(body.locator(".distill-picture").first).to_be_visible()
     _play(page, body)
     expect(body.locator(".distill-picture")).to_have_count(2)
     assert "Error displaying widget" not in body.inner_text()
@@ -181,7 +199,7 @@ def _play(page: Page, where: Locator) -> None:
     def changes(get: Callable[[], str | None], act: Callable[[], object], what: str) -> None:
         before = get()
         act()
-        for _ in range(100):
+        for _ in range(600):
             if get() != before:
                 return
             page.wait_for_timeout(100)
@@ -202,7 +220,7 @@ def _play(page: Page, where: Locator) -> None:
     changes(status.inner_text, press("T", "ArrowRight"), "the temperature slider")
     assert "at T = 1.5" in status.inner_text()
     changes(status.inner_text, press("pixel x", "ArrowLeft"), "the pixel slider")
-    changes(status.inner_text, lambda: picture.click(position={"x": 20, "y": 30}), "a click into the picture")
+    changes(status.inner_text, lambda: picture.click(position={"x": 20, "y": 30}, force=True), "a click into the picture")
     size = image.bounding_box()
     expected = int(20 / size["width"] * 64), int(30 / size["height"] * 64)
     assert f"pixel ({expected[0]}, {expected[1]})" in status.inner_text()
