@@ -220,7 +220,8 @@ def _play(page: Page, where: Locator) -> None:
     changes(status.inner_text, press("T", "ArrowRight"), "the temperature slider")
     assert "at T = 1.5" in status.inner_text()
     changes(status.inner_text, press("pixel x", "ArrowLeft"), "the pixel slider")
-    changes(status.inner_text, lambda: picture.click(position={"x": 20, "y": 30}, force=True), "a click into the picture")
+    click = {"position": {"x": 20, "y": 30}, "force": True}  # without waiting for the page to be still
+    changes(status.inner_text, lambda: picture.click(**click), "a click into the picture")
     size = image.bounding_box()
     expected = int(20 / size["width"] * 64), int(30 / size["height"] * 64)
     assert f"pixel ({expected[0]}, {expected[1]})" in status.inner_text()
