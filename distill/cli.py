@@ -12,11 +12,11 @@ from torch import nn
 
 from distill.datasets import check_dataset, make_default_sample, open_dataset, read_class_names, read_image
 from distill.download import download
-from distill.errors import DistillError
+from distill.errors import DistillError, enough_memory, first_line
 from distill.evaluation import PROTOCOLS, evaluate, predict
-from distill.files import replace_file
+from distill.files import make_folder, replace_file
 from distill.models import load_model
-from distill.runs import Run, compare, find_runs, markdown_table, read_json, record
+from distill.runs import Run, compare, find_runs, markdown_table, read_study, record
 from distill.sample import SAMPLE_SIZES, make_sample, voc_palette
 from distill.teachers import load_teacher
 from distill.training import PRESETS, RECIPES, fit, pick_device
@@ -26,18 +26,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 on success, 2 after a mistake that one sentence on the error stream explains."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        with enough_memory("use smaller images or a smaller network"):
+            options.command(options)
     except DistillError as error:
         print(f"distill: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, a folder that may not be written to
-        print(f"distill: {error}", file=sys.stderr)
+    except OSError as error:  # whatever a disk or a network has to say that nobody foresaw
+        print(f"distill: {first_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "distill: interrupted; start the same command again to go on (a run: from its last finished epoch)",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as stopped:
+        print(f"distill: {str(stopped) or 'interrupted; start the same command again to go on'}", file=sys.stderr)
         return 130
     return 0
 
@@ -218,7 +216,7 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
 
 def _predict(options: argparse.Namespace) -> None:
     model = _network(options.run).to(pick_device(options.device))
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     for path in options.images:
         image = read_image(path)
         mask = Image.fromarray(predict(model, image)).convert("P")
@@ -241,9 +239,9 @@ def _compare(options: argparse.Namespace) -> None:
     records, teacher = [], None
     for path in options.runs:
         if path.suffix == ".json":
-            study = read_json(path)
-            records += study["runs"]
-            teacher = study.get("teacher", {}).get("miou", teacher)
+            study, score = read_study(path)
+            records += study
+            teacher = teacher if score is None else score
         else:
             records += [record(run) for run in find_runs(path)]
     rows = compare(records, teacher)

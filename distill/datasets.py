@@ -8,7 +8,9 @@ begin with `__ignore__`, which stands for void; masks may lie in SegmentationCla
 divided by name (see `read_split`).
 """
 
+import difflib
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from tqdm.auto import tqdm
 
-from distill.errors import DistillError
+from distill.errors import DistillError, first_line
 from distill.sample import SAMPLE_SIZES, make_sample
 from distill.transforms import IGNORE_INDEX
 
@@ -51,6 +53,7 @@ VOC_CLASSES = (
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassPNG")
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
+DATASETS = ("sample", "pascal")
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -70,6 +73,8 @@ class VOCFolder(Dataset):
     """
 
     def __init__(self, root: str | Path, split: str = "train", limit: int | None = None) -> None:
+        if limit is not None and limit < 1:
+            raise DistillError(f"limit is {limit}; give the number of images to use, at least 1, or leave it out")
         self.root, self.split = Path(root), split
         self.class_names = read_class_names(self.root)
         self.num_classes = len(self.class_names)
@@ -85,11 +90,13 @@ class VOCFolder(Dataset):
         return _first_existing([self.root / folder / f"{self.ids[index]}.png" for folder in MASK_FOLDERS])
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        image = read_image(self.image_path(index))
-        labels = read_mask(self.mask_path(index), self.num_classes)
+        paths = self.image_path(index), self.mask_path(index)
+        for path in paths:
+            _check_link(path, self.ids[index])
+        image, labels = read_image(paths[0]), read_mask(paths[1], self.num_classes)
         if image.shape[:2] != labels.shape:
             raise DistillError(
-                f"{self.mask_path(index)} is {labels.shape[1]} x {labels.shape[0]} pixels and its image "
+                f"{paths[1]} is {labels.shape[1]} x {labels.shape[0]} pixels and its image "
                 f"{image.shape[1]} x {image.shape[0]}; export the mask again at the image's size"
             )
         return (
@@ -98,16 +105,29 @@ class VOCFolder(Dataset):
         )
 
 
+def _check_link(path: Path, name: str) -> None:
+    """DistillError where a file of a data set is a link to elsewhere; its whole folder may be one."""
+    folder = path.parents[name.count("/")]
+    if not os.path.islink(path) and path.parent == folder:  # as nearly all are
+        return
+    target = path.resolve()
+    if not target.is_relative_to(folder.resolve()) and not target.is_relative_to(folder.parent.resolve()):
+        raise DistillError(
+            f"{path} is a link to {target}, outside of {folder.parent}; copy the file there, or make the whole folder "
+            f"{folder.name} a link"
+        )
+
+
 def _first_existing(paths: list[Path]) -> Path:
     """The first path that is there; the very first if none is, so that an error names the usual place."""
-    return next((path for path in paths if path.exists()), paths[0])
+    return next((path for path in paths if os.path.exists(path)), paths[0])
 
 
 def read_image(path: Path) -> np.ndarray:
     """An image file as RGB, (H, W, 3) uint8, upright as labelling tools show it, whatever way the camera was held.
 
-    Grey, palette, RGBA and CMYK files are converted. Raises DistillError for what is no image, and for 16 bits a
-    channel, which a conversion would cut off.
+    Grey, palette, RGBA and CMYK files are converted. Raises DistillError for what is no image or several (an
+    animation), and for 16 bits a channel, which a conversion would cut off.
     """
     missing = f"there is no image {path}; check the path or, if a split list names it, add it or take its name out"
     with _opened(path, "an image", missing) as image:
@@ -147,13 +167,16 @@ def _opened(path: Path, kind: str, missing: str) -> Iterator[Image.Image]:
     """An open picture; what Pillow has to say of it, there or while its pixels are read, becomes a DistillError."""
     try:
         with Image.open(path) as image:
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: cameras add a preview
+            if frames > 1:
+                raise DistillError(f"{path} has {frames} frames, and {kind} has one; save that one by itself")
             yield image
     except FileNotFoundError:
         raise DistillError(missing) from None
     except DistillError:  # a ValueError too, and a sentence already
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DistillError(f"{path} cannot be read as {kind} ({error}); replace the file") from None
+    except Exception as error:  # a damaged file can raise anything
+        raise DistillError(f"{path} cannot be read as {kind} ({first_line(error)}); replace the file") from None
 
 
 def read_class_names(root: Path) -> tuple[str, ...]:
@@ -168,6 +191,9 @@ def read_class_names(root: Path) -> tuple[str, ...]:
     names = names[1:] if names[:1] == ("__ignore__",) else names
     if not 1 <= len(names) <= 255:
         raise DistillError(f"{path} names {len(names)} classes, and 1 to 255 are possible; write one name a line")
+    repeated = _repeated(names)
+    if repeated:
+        raise DistillError(f"{path} names {repeated!r} twice; give every class a name of its own")
     return names
 
 
@@ -178,8 +204,10 @@ def read_split(root: Path, split: str) -> list[str]:
     val, so that further images do not move those that are there.
     """
     if not root.is_dir():
+        close = difflib.get_close_matches(str(root), DATASETS, n=1, cutoff=0.6)
         raise DistillError(
-            f"there is no folder {root}; give the folder that holds JPEGImages, SegmentationClass and ImageSets"
+            f"there is no folder {root}{f' (did you mean {close[0]!r}?)' if close else ''}; give the folder that holds "
+            f"JPEGImages, SegmentationClass and ImageSets"
         )
     path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not path.exists():
@@ -192,7 +220,28 @@ def read_split(root: Path, split: str) -> list[str]:
     names = _read_lines(path)
     if not names:
         raise DistillError(f"{path} lists no images; write one image name a line, without the ending")
+    repeated = _repeated(names)
+    if repeated:
+        raise DistillError(f"{path} lists {repeated!r} twice; take one of the two lines out")
+    for name in names:
+        _check_name(path, name)
     return names
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    """The first name that comes a second time."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
+
+
+def _check_name(path: Path, name: str) -> None:
+    """DistillError where a name of a list leads out of the folder, on this system or on another."""
+    parts = name.replace("\\", "/").split("/")
+    if "" in parts or ".." in parts or re.match("[A-Za-z]:", name) or re.search("[\x00-\x1f\x7f]", name):
+        raise DistillError(
+            f"{path} lists {name!r}, which leaves the folder of the images or names none; write names as they are in "
+            f"JPEGImages, without the ending"
+        )
 
 
 def _split_by_name(root: Path, split: str) -> list[str]:
@@ -213,6 +262,8 @@ def _read_lines(path: Path) -> list[str]:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise DistillError(f"{path} is no text in UTF-8; save it again as such, one name a line") from None
+    except OSError as error:
+        raise DistillError(f"{path} cannot be read ({error.strerror}); give a text file, one name a line") from None
 
 
 class AugmentedVOC(VOCFolder):

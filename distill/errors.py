@@ -1,5 +1,49 @@
-"""The one exception that the package raises for a mistake of its user."""
+"""The exception that the package raises for a mistake of its user, and the sentences that several modules need."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
 
 
 class DistillError(ValueError):
     """A mistake the user can mend; its message is one sentence that says how."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback: the sentence."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or a notebook's stop button, during training; the message says how to go on."""
+
+    _render_traceback_ = DistillError._render_traceback_
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: what may have been meant, and what there is."""
+    known = list(known)
+    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    return f"{f'; did you mean {close[0]!r}? There are' if close else '; there are'} {', '.join(known)}"
+
+
+def first_line(error: Exception) -> str:
+    """What another library has to say, short enough for a sentence."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turn "out of memory", as a GPU or the CPU says it, into a DistillError that ends with `advice`."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        reason = "of the GPU" if isinstance(error, torch.OutOfMemoryError) else "of this machine"
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        reason = "of this machine"
+    else:
+        return
+    raise DistillError(f"the memory {reason} is not enough; {advice}")

@@ -82,6 +82,8 @@ def evaluate(
         for images, labels in _same_size_batches(dataset, protocol, batch_size, progress):
             logits = model(_prepare(images, device))
             confusion += confusion_matrix(logits.argmax(1), labels.to(device), model.num_classes)
+    if not confusion.any():
+        raise DistillError(f"there is no labelled pixel in the split {dataset.split} of {dataset.root}; label some")
     return Scores(confusion.cpu().numpy(), tuple(dataset.class_names))
 
 

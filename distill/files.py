@@ -6,20 +6,60 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from distill.errors import DistillError, first_line
+
 
 @contextmanager
-def replace_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; on success it takes `path`'s place, on failure it is removed."""
+def replace_file(path: str | Path, lasting: bool = False) -> Iterator[Path]:
+    """Give a temporary path in the same folder; on success it takes `path`'s place, on failure it is removed.
+
+    `lasting` waits until the content has reached the disk, so that not even a power cut leaves half a file.
+    Raises DistillError when it cannot be written: the disk is full, or the folder is gone or not to be written to.
+    """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; ours are like any other
+        if lasting:
+            _wait_for_disk(temporary)
         temporary.replace(path)
+    # A full disk is an OSError for Python and Pillow, and something else for PyTorch and safetensors.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise DistillError(
+            f"{path} could not be written ({reason}), and what was there before is still there; make room, or choose "
+            f"a folder that can be written to"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _wait_for_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete what a process that was killed while writing may have left in a folder."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """A folder, and those it lies in. Raises DistillError when there is a file, or it may not be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DistillError(
+            f"the folder {path} cannot be made ({error.strerror}); choose one that can be written to"
+        ) from None
 
 
 def _umask() -> int:

@@ -5,7 +5,6 @@ enter it in `METHODS`. Every option is a keyword of the constructor and is kept 
 name, which is all that `build_method` and `describe` need to know about it.
 """
 
-import difflib
 import inspect
 import math
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill import losses
-from distill.errors import DistillError
+from distill.errors import DistillError, nearest
 from distill.models import POSITIONS
 
 # How OFD and SAKD divide each position's loss: the early, large maps count less.
@@ -271,7 +270,7 @@ def build_method(name: str, teacher: nn.Module | None, student: nn.Module, **opt
     are initialised from torch's global generator and placed on the student's device. Raises DistillError for
     unknown or repeated names, unknown options, and for a teacher that cannot serve the method.
     """
-    names = _parse_name(name)
+    names = method_terms(name)
     by_term = _options_by_term(names, options)
     if names:
         _check_teacher(names, teacher, student)
@@ -336,19 +335,21 @@ def _check_positions(positions: Sequence[str]) -> tuple[str, ...]:
     positions = (positions,) if isinstance(positions, str) else tuple(positions)
     for position in positions:
         if position not in POSITIONS:
-            raise DistillError(f"There is no position {position!r}{_nearest(position, POSITIONS)}.")
+            raise DistillError(f"There is no position {position!r}{nearest(position, POSITIONS)}.")
     if not positions or len(set(positions)) < len(positions):
         raise DistillError(f"positions is {positions}; name at least one of {', '.join(POSITIONS)}, none twice.")
     return positions
 
 
-def _parse_name(name: str) -> list[str]:
-    """The terms of a joined name, canonical and in the order given; empty for the baseline."""
+def method_terms(name: str) -> list[str]:
+    """The terms of a joined name, canonical and in the order given; empty for the baseline. Raises DistillError for
+    unknown or repeated names.
+    """
     names = []
     for part in name.lower().split("+"):
         part = ALIASES.get(part.strip(), part.strip())
         if part not in METHODS:
-            raise DistillError(f"There is no method {part!r}{_nearest(part, [*METHODS, *ALIASES])}.")
+            raise DistillError(f"There is no method {part!r}{nearest(part, [*METHODS, *ALIASES])}.")
         if part in names:
             raise DistillError(f"The method {part} appears twice in {name!r}; name it once and set its weight instead.")
         names.append(part)
@@ -373,7 +374,7 @@ def _options_by_term(names: list[str], options: dict) -> dict[str, dict]:
         known = _default_options(METHODS[name])
         for key in given:
             if key not in known:
-                raise DistillError(f"The method {name} has no option {key!r}{_nearest(key, known)}.")
+                raise DistillError(f"The method {name} has no option {key!r}{nearest(key, known)}.")
     return by_term
 
 
@@ -408,10 +409,3 @@ def _default_options(term: type[Term]) -> dict:
 
 def _plain(value):
     return list(value) if isinstance(value, tuple) else value
-
-
-def _nearest(word: str, known) -> str:
-    """The end of a sentence that names what may have been meant, and everything that exists."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    meant = f"; did you mean {close[0]!r}? There are" if close else "; there are"
-    return f"{meant} {', '.join(known)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -23,8 +24,8 @@ from torch.utils.hooks import RemovableHandle
 from torchvision.models import MobileNetV2, ResNet, WeightsEnum, get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from distill.errors import DistillError
-from distill.files import replace_file
+from distill.errors import DistillError, first_line, nearest
+from distill.files import make_folder, replace_file
 
 POSITIONS = ("layer1", "layer2", "layer3", "layer4", "aspp", "decoder")
 BACKBONES = ("resnet101", "resnet18", "mobilenetv2")
@@ -98,13 +99,9 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
     try:
         return module.get_submodule(path)
     except AttributeError:
-        near = _nearest(path, [known for known, _ in module.named_modules()])
+        close = get_close_matches(path, [known for known, _ in module.named_modules()], n=1, cutoff=0.4)
+        near = f" (did you mean '{close[0]}'?)" if close else ""
         raise DistillError(f"The network has no submodule '{path}'{near}; see named_modules().") from None
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    match = get_close_matches(word.lower(), known, n=1, cutoff=0.4)
-    return f" (did you mean '{match[0]}'?)" if match else ""
 
 
 # -------------------------------------------------------------------------------------------------- backbones
@@ -441,8 +438,7 @@ def build_model(
 def _canonical(backbone: str) -> str:
     name = _ALIASES.get(backbone, backbone)
     if name not in BACKBONES:
-        near = _nearest(str(backbone), BACKBONES)
-        raise DistillError(f"Unknown backbone '{backbone}'{near}; choose one of {', '.join(BACKBONES)}.")
+        raise DistillError(f"There is no backbone {str(backbone)!r}{nearest(str(backbone), BACKBONES)}.")
     return name
 
 
@@ -481,7 +477,7 @@ def _load_backbone(model: DeepLabV3Plus, weights: WeightsEnum) -> None:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # no network, or a download whose checksum is wrong
         raise DistillError(
-            f"Could not download {weights.url} ({error}); put that file into "
+            f"Could not download {weights.url} ({first_line(error)}); put that file into "
             f"{torch.hub.get_dir()}/checkpoints by hand, or pass weights=None."
         ) from error
     dropped = ("fc.", "classifier.", "features.18.")  # the classifier, which a segmentation network lacks
@@ -510,15 +506,15 @@ def save_model(
         half: store floating-point numbers with 16 bits, for half the size.
 
     Raises:
-        DistillError: a value is too large for 16 bits.
+        DistillError: a value is too large for 16 bits, or the file cannot be written.
     """
     path = Path(path)
     state = {name: _storable(name, tensor, half) for name, tensor in model.state_dict().items()}
     own = {"config": json.dumps(model.config)}
     if model.class_names is not None:
         own["class_names"] = json.dumps(model.class_names)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as temporary:
+    make_folder(path.parent)
+    with replace_file(path, lasting=True) as temporary:
         save_file(state, temporary, (metadata or {}) | own)
 
 
@@ -547,15 +543,21 @@ def load_model(path: str | os.PathLike) -> DeepLabV3Plus:
             state = {name: _loadable(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError) as error:
         raise DistillError(
-            f"'{path}' is no readable safetensors file ({error}); load a file that save_model wrote, and "
+            f"'{path}' is no readable safetensors file ({first_line(error)}); load a file that save_model wrote, and "
             "other checkpoints with load_teacher."
         ) from error
     model = _rebuild(path, metadata)
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise DistillError(f"The weights in '{path}' do not fit its config ({error}); save anew.") from error
+        raise DistillError(f"The weights in '{path}' do not fit its config ({mismatch(error)}); save anew.") from error
     return model
+
+
+def mismatch(error: RuntimeError) -> str:
+    """The first of what may be hundreds of keys that load_state_dict complains of."""
+    lines = str(error).splitlines()
+    return re.split('", |: copying', lines[min(1, len(lines) - 1)].strip())[0].replace('"', "")
 
 
 def _loadable(tensor: Tensor) -> Tensor:
@@ -576,5 +578,5 @@ def _rebuild(path: Path, metadata: dict[str, str]) -> DeepLabV3Plus:
         if "class_names" in metadata:
             model.class_names = tuple(map(str, json.loads(metadata["class_names"])))
         return model
-    except (TypeError, ValueError) as error:
-        raise DistillError(f"The 'config' in '{path}' builds no model ({error}); save it anew.") from error
+    except Exception as error:  # a stranger's file may hold any value
+        raise DistillError(f"The 'config' in '{path}' builds no model ({first_line(error)}); save it anew.") from error

@@ -17,9 +17,25 @@ import numpy as np
 import torch
 
 from distill.datasets import PROJECT
-from distill.errors import DistillError
+from distill.errors import DistillError, first_line
 from distill.files import write_text
 from distill.models import DeepLabV3Plus, load_model
+
+# What a file that a program goes on with must hold, by name: a type, or what stands below that name.
+NUMBER = (int, float)
+SCORE = {"miou": NUMBER, "pixel_accuracy": NUMBER, "per_class_iou": dict}
+CONFIG = {
+    "data": str,
+    "images": int,
+    "model": {"backbone": str},
+    "method": {"name": str, "terms": dict},
+    "seed": int,
+    "start": str,
+    "parameters": int,
+    "settings": {"epochs": int},
+}
+RECORD = {"data": str, "backbone": str, "method": str, "seed": int, "split": str, "miou": NUMBER, "seconds": NUMBER}
+_ANEW = "restore it, or run again into another folder"
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; scipy would be a heavy way to have nine numbers.
 _T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -40,7 +56,9 @@ class Run:
 
     @property
     def config(self) -> dict:
-        return read_json(self.path / "config.json")
+        """Every value that shaped the run."""
+        path = self.path / "config.json"
+        return checked(read_json(path), CONFIG, path, "the config of a run")
 
     @property
     def environment(self) -> dict:
@@ -50,13 +68,13 @@ class Run:
     @property
     def _surroundings(self) -> dict:
         path = self.path / "environment.json"
-        return read_json(path) if path.exists() else {}
+        return checked(read_json(path), {}, path, "the environment of a run") if path.exists() else {}
 
     @property
     def data_root(self) -> Path | None:
         """The folder of the data it was trained on, if that is still there."""
         root = self._surroundings.get("data_root")
-        return Path(root) if root and Path(root).is_dir() else None
+        return Path(root) if isinstance(root, str) and os.path.isdir(root) else None
 
     @property
     def scores(self) -> dict:
@@ -66,7 +84,8 @@ class Run:
             raise DistillError(
                 f"{self.path} has no scores.json: the run is not finished; start the same command to resume it"
             )
-        return read_json(path)
+        scores = checked(read_json(path), {"best": {"val_miou": NUMBER}, "val": SCORE}, path, "the scores of a run")
+        return checked(scores, {"test": SCORE}, path, "the scores of a run") if "test" in scores else scores
 
     @property
     def finished(self) -> bool:
@@ -76,7 +95,11 @@ class Run:
     def history(self) -> list[dict]:
         """One dict an epoch: epoch, lr, loss, each part of the loss, seconds, and at times val_miou."""
         path = self.path / "history.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = _read_text(path).splitlines() if path.exists() else []
+        return [
+            checked(_parse(line, path, number), {"seconds": NUMBER}, path, f"line {number} of a history")
+            for number, line in enumerate(lines, 1)
+        ]
 
     def student(self) -> DeepLabV3Plus:
         """The network of the last epoch, in eval mode."""
@@ -108,12 +131,54 @@ def results_file(name: str) -> Path:
 
 
 def read_json(path: Path) -> dict:
+    return _parse(_read_text(path), path)
+
+
+def read_study(path: Path) -> tuple[list[dict], float | None]:
+    """A recorded study: what `record` gave for each of its runs, and the teacher's mIoU where it is known."""
+    what = "a recorded study"
+    study = checked(read_json(path), {"runs": list}, path, what)
+    runs = [checked(entry, RECORD, path, what) for entry in study["runs"]]
+    if not study.get("teacher"):
+        return runs, None
+    return runs, checked(study, {"teacher": {"miou": NUMBER}}, path, what)["teacher"]["miou"]
+
+
+def _read_text(path: Path) -> str:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise DistillError(
-            f"{path} cannot be read as JSON ({error}); restore it or run again into another folder"
-        ) from None
+        raise DistillError(f"{path} cannot be read as JSON ({first_line(error)}); {_ANEW}") from None
+
+
+def _parse(text: str, path: Path, line: int | None = None) -> dict:
+    where = f"{path}, line {line}," if line else f"{path}"
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DistillError(f"{where} cannot be read as JSON ({first_line(error)}); {_ANEW}") from None
+
+
+def checked(value: object, shape: object, path: Path, what: str) -> dict:
+    """`value` itself, where it is a dict with what `shape` asks for; DistillError for all else.
+
+    `shape` is a dict of further shapes, or a type (or several) of which a value has to be.
+    """
+    if not isinstance(value, dict):
+        raise DistillError(f"{path} is not {what}: it holds {_short(value)} instead of a dict; {_ANEW}")
+    for name, asked in shape.items():
+        if name not in value:
+            raise DistillError(f"{path} is not {what}: {name} is missing; {_ANEW}")
+        if isinstance(asked, dict):
+            checked(value[name], asked, path, what)
+        elif not isinstance(value[name], asked) or isinstance(value[name], bool):
+            raise DistillError(f"{path} is not {what}: {name} is {_short(value[name])}; {_ANEW}")
+    return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}…"
 
 
 def write_json(path: Path, value: object) -> None:
@@ -182,7 +247,7 @@ def record(run: Run) -> dict:
         "val_miou": scores["val"]["miou"],
         "best_val_miou": scores["best"]["val_miou"],
         "parameters": config["parameters"],
-        "teacher": config["teacher"],
+        "teacher": config.get("teacher"),
         "seconds": round(sum(line["seconds"] for line in run.history), 1),
         "settings": config["settings"],
     }

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from torch.nn import functional as F
 from torchvision.models.segmentation import DeepLabV3, DeepLabV3_ResNet101_Weights, deeplabv3_resnet101
 
 from distill.datasets import PROJECT, VOC_CLASSES
-from distill.errors import DistillError
+from distill.errors import DistillError, first_line
 from distill.evaluation import eval_mode
-from distill.models import POSITIONS, DeepLabV3Plus, build_model, hook_at, load_model, record, submodule
+from distill.models import POSITIONS, DeepLabV3Plus, build_model, hook_at, load_model, mismatch, record, submodule
 from distill.sample import SAMPLE_CLASSES
 
 SHIPPED = "teacher-sample.safetensors"
@@ -141,7 +142,7 @@ class TappedTeacher(nn.Module):
                 except DistillError:
                     raise
                 except Exception as error:  # whatever another library has to say about sizes
-                    reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
+                    reason = reason or first_line(error)
         raise DistillError(
             f"the network does not answer to an image (1, 3, 65, 97) or to larger ones ({reason}); give a network that "
             f"takes normalised images (N, 3, H, W)"
@@ -241,7 +242,7 @@ def _load_torchvision() -> TappedTeacher:
         state = {key: value for key, value in state.items() if not key.startswith("aux_classifier.")}
         network.load_state_dict(state, assign=True)
     except Exception as error:  # no network, a host that is gone, a damaged or another file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DistillError(
             f"{path} does not hold torchvision's weights ({type(error).__name__}); replace it by {weights.url}"
             if path.exists()
@@ -267,10 +268,8 @@ def _load_published(path: Path) -> DeepLabV3Plus:
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        reason = re.split('", |: copying', reason)[0].replace('"', "")  # the first of what may be hundreds of keys
         raise DistillError(
-            f"{path} is not a DeepLabV3+ with ResNet-101 ({reason}); give a checkpoint of that network"
+            f"{path} is not a DeepLabV3+ with ResNet-101 ({mismatch(error)}); give a checkpoint of that network"
         ) from None
     return model
 
@@ -283,12 +282,15 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
     harmless = [scalar.multiarray.scalar, np.dtype, *kinds]
     try:
-        with torch.serialization.safe_globals([*harmless, (harmless[0], "numpy.core.multiarray.scalar")]):
+        names = [*harmless, (harmless[0], "numpy.core.multiarray.scalar")]
+        with torch.serialization.safe_globals(names), warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DistillError(
             f"there is no teacher at {path}; give `sample`, a .safetensors file or a .pth.tar checkpoint"
         ) from None
+    except IsADirectoryError:
+        raise DistillError(f"{path} is a folder; give a file in it, such as student.safetensors of a run") from None
     except Exception as error:  # a damaged file can raise anything
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it calls {asked[1]}" if asked else type(error).__name__

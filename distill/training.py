@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from distill.datasets import VOCFolder, open_dataset
-from distill.errors import DistillError
+from distill.errors import DistillError, Interrupted, enough_memory, nearest
 from distill.evaluation import check_classes, eval_mode, evaluate
-from distill.files import replace_file
-from distill.methods import ALIASES, Method, build_method
+from distill.files import make_folder, remove_parts, replace_file
+from distill.methods import Method, build_method, method_terms
 from distill.models import DeepLabV3Plus, build_model, parameter_groups, save_model
-from distill.runs import Run, environment, read_json, run_folder, write_json, write_text
+from distill.runs import Run, environment, run_folder, write_json, write_text
 from distill.teachers import fingerprint, freeze, load_teacher
-from distill.transforms import normalise, published_crops
+from distill.transforms import IGNORE_INDEX, normalise, published_crops
 
 # images (N, 3, H, W) float, labels (N, H, W), the teacher's output where it is cached
 Batch = tuple[Tensor, Tensor, tuple | None]
@@ -68,6 +68,21 @@ class Settings:
     divisions: str = "once"
     padding: str = "void"
 
+
+# Smallest and largest value of each number, the latter far beyond what makes sense: it is there for slips of the hand.
+RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, 1_000_000),
+    "batch_size": (2, 100_000),
+    "crop_size": (8, 10_000),
+    "lr": (1e-9, 1000.0),
+    "head_lr_factor": (1e-9, 1e6),
+    "weight_decay": (0.0, 100.0),
+    "warmup": (0.0, 1.0),
+    "connector_epochs": (0, 1_000_000),
+    "clip": (0.0, 1e9),
+    "evaluate_every": (1, 1_000_000),
+    "workers": (0, 256),
+}
 
 # `matched`: every row has the same regularisation, and losses are what their formulas say. `published`: four faults
 # of the published code put back, each also a setting by itself. Schedules are equal for all rows in both.
@@ -173,8 +188,9 @@ def fit(
             "a run uses one device, and torchrun started several processes; start it with python -m distill train, and "
             "give every GPU a run of its own with CUDA_VISIBLE_DEVICES"
         )
+    _check_number("seed", seed, 0, 2**32 - 1, whole=True)
     preset = preset or ("voc" if str(data).startswith("pascal") else "sample")
-    chosen = _settings(preset, recipe, settings)
+    chosen, terms = _settings(preset, recipe, settings), method_terms(method)
     target = pick_device(device)
     train = open_dataset(data, "train", data_root, limit)
     if isinstance(student, str):
@@ -182,12 +198,12 @@ def fit(
     student = student.to(target, memory_format=torch.channels_last)
     _check_student(student, train)
     student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others
-    teacher = _as_teacher(teacher, method, target)
+    teacher = _as_teacher(teacher, target) if terms else None
     if teacher is not None:
         check_classes("teacher", teacher, train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1_000_003)  # connectors have a stream of their own: students start alike in every row
-        method = build_method(method, teacher, student, **_options(method, data, method_options))
+        method = build_method(method, teacher, student, **_options(terms, data, method_options))
     if target.type == "cpu":
         _check_width(student)
     config = _config(data, train, student, teacher, method, seed, preset, chosen)
@@ -196,8 +212,17 @@ def fit(
         return Run(folder)
     loop = _Loop(student, teacher, method, train, chosen, seed, target, folder, progress, on_epoch)
     val = open_dataset(data, "val", data_root)
+    _check_labelled(train)
+    _check_labelled(val)
     _make_folder(folder, config, train.root, target)  # only now, so that a mistake leaves no folder behind
-    loop.run(val)
+    try:
+        with enough_memory(f"lower --batch-size ({chosen.batch_size}) or --crop-size ({chosen.crop_size})"):
+            loop.run(val)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"training was interrupted after {loop.saved} of {chosen.epochs} epochs; start it again in the same "
+            f"way to go on from there (the run is in {folder})"
+        ) from None
     write_json(folder / "scores.json", _final_scores(loop, data, data_root))
     return Run(folder)
 
@@ -244,6 +269,7 @@ class _Loop:
             self.optimizer, lambda step: lr_factor(step, self.steps, settings)
         )
         self.history: list[dict] = []
+        self.saved = 0  # epochs in the checkpoint
         self.best = {"epoch": 0, "val_miou": -1.0}
 
     def run(self, val: VOCFolder) -> None:
@@ -265,11 +291,16 @@ class _Loop:
         self.method.train()
         frozen = epoch < self.settings.connector_epochs and any(True for _ in self.method.parameters())
         label = f"epoch {epoch + 1}/{self.settings.epochs}"
-        for batch in tqdm(
-            self.batches(epoch), total=len(self.batches), desc=label, leave=False, disable=not self.progress
+        earlier: dict[str, Tensor] = {}
+        for step, batch in enumerate(
+            tqdm(self.batches(epoch), total=len(self.batches), desc=label, leave=False, disable=not self.progress)
         ):
-            for name, value in self._step(*batch, frozen).items():
+            parts = self._step(*batch, frozen)
+            self._check_finite(earlier, epoch, step - 1)  # of the step before, so that a GPU is not waited for
+            for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value
+            earlier = parts
+        self._check_finite(earlier, epoch, len(self.batches) - 1)
         line = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0]}
         line |= {name: float(value) / len(self.batches) for name, value in sums.items()}
         line["seconds"] = round(time.perf_counter() - start, 3)
@@ -281,6 +312,18 @@ class _Loop:
         if self.progress:
             tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
         self._save()
+
+    def _check_finite(self, parts: dict[str, Tensor], epoch: int, step: int) -> None:
+        """DistillError where a step's loss is not a number: further steps would spoil what the network has learnt."""
+        if not parts or torch.isfinite(parts["loss"]):
+            return
+        wrong = [f"{name} is {value.item()}" for name, value in parts.items() if not torch.isfinite(value)]
+        kept = f"the checkpoint of epoch {epoch} is kept in" if epoch else "nothing was saved yet in"
+        raise DistillError(
+            f"training stopped at step {step + 1} of epoch {epoch + 1}: {', '.join(reversed(wrong))}, on the images "
+            f"{', '.join(self.batches.names(epoch, step))}; {kept} {self.folder}; lower --lr or the method's --weight "
+            f"(with another --out), or look at these images"
+        )
 
     def _show(self) -> None:
         """Let the caller look at the epoch that was just saved."""
@@ -324,9 +367,10 @@ class _Loop:
         }
         if self.teacher is not None and self.teacher.training:
             state["teacher_statistics"] = dict(self.teacher.named_buffers())
-        with replace_file(self.folder / "last.pt") as temporary:
-            torch.save(state, temporary)
         _write_history(self.folder, self.history)
+        with replace_file(self.folder / "last.pt", lasting=True) as temporary:
+            torch.save(state, temporary)
+        self.saved = len(self.history)
 
     def _restore(self) -> None:
         path = self.folder / "last.pt"
@@ -334,17 +378,18 @@ class _Loop:
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:
+            for name in ("student", "method", "optimizer", "schedule"):
+                getattr(self, name).load_state_dict(state[name])
+            if "teacher_statistics" in state:
+                self.teacher.load_state_dict(state["teacher_statistics"], strict=False)
+            torch.set_rng_state(state["random"].cpu())
+            self.history, self.best = list(state["history"]), dict(state["best"])
+        except Exception as error:  # a damaged file, or a stranger's, can raise anything
             raise DistillError(
                 f"{path} cannot be read ({type(error).__name__}), so the run cannot resume; delete {self.folder} to "
                 f"start again"
             ) from None
-        for name in ("student", "method", "optimizer", "schedule"):
-            getattr(self, name).load_state_dict(state[name])
-        if "teacher_statistics" in state:
-            self.teacher.load_state_dict(state["teacher_statistics"], strict=False)
-        torch.set_rng_state(state["random"].cpu())
-        self.history, self.best = state["history"], state["best"]
+        self.saved = len(self.history)
         _write_history(self.folder, self.history)
 
 
@@ -361,7 +406,7 @@ class FlippedBatches:
         self.batch_size, self.seed, self.device = _batch_size(settings, dataset), seed, device
         self.precision = settings.precision
         images, labels = zip(*_same_size(dataset, 2 * settings.crop_size), strict=True)
-        self.images, self.labels = torch.stack(images), torch.stack(labels)
+        self.images, self.labels, self.ids = torch.stack(images), torch.stack(labels), dataset.ids
         self.answers: list[Tensor | None] | None = None
 
     def __len__(self) -> int:
@@ -369,7 +414,7 @@ class FlippedBatches:
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        order = torch.randperm(len(self.images), generator=generator)
+        order = torch.randperm(len(self.images), generator=generator)  # as `_names` draws it
         mirrored = torch.rand(len(self.images), generator=generator) < 0.5
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             index = order[start : start + self.batch_size]
@@ -384,6 +429,10 @@ class FlippedBatches:
     def _answer(self, view: Tensor) -> tuple[Tensor, list[Tensor] | None]:
         logits, *maps = (tensor[view].to(self.device) for tensor in self.answers)
         return logits, maps or None
+
+    def names(self, epoch: int, step: int) -> list[str]:
+        """The images of a step."""
+        return _names(self.ids, self.seed, epoch, step, self.batch_size)
 
     def cache_teacher(self, teacher: nn.Module, maps: bool, progress: bool) -> None:
         """Ask the teacher once about every view: it is frozen, so its answers never change.
@@ -433,8 +482,17 @@ class CroppedBatches:
         for images, labels in loader:
             yield _to_device(images, self.device), labels.to(self.device).long(), None
 
+    def names(self, epoch: int, step: int) -> list[str]:
+        """The images of a step."""
+        return _names(self.crops.dataset.ids, self.seed, epoch, step, self.batch_size)
+
     def cache_teacher(self, teacher: nn.Module, maps: bool, progress: bool) -> None:
         """Nothing: no two crops are alike, so the teacher is asked at every step."""
+
+
+def _names(ids: list[str], seed: int, epoch: int, step: int, batch_size: int) -> list[str]:
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+    return [ids[index] for index in order[step * batch_size : (step + 1) * batch_size].tolist()]
 
 
 class _Crops(Dataset):
@@ -514,11 +572,11 @@ def _optimizer(student: DeepLabV3Plus, method: Method, settings: Settings) -> to
 def _settings(preset: str, recipe: str, given: dict) -> Settings:
     for kind, name, known in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
         if name not in known:
-            raise DistillError(f"there is no {kind} {name!r}; choose {' or '.join(known)}")
+            raise DistillError(f"there is no {kind} {name!r}{nearest(str(name), known)}")
     known = [field.name for field in fields(Settings)]
     for name in given:
         if name not in known:
-            raise DistillError(f"there is no setting {name!r}; the settings are {', '.join(known)}")
+            raise DistillError(f"there is no setting {name!r}{nearest(name, known)}")
     given = {name: value for name, value in given.items() if value is not None}
     chosen = replace(PRESETS[preset], **(RECIPES[recipe] | given))
     choices = {
@@ -533,25 +591,29 @@ def _settings(preset: str, recipe: str, given: dict) -> Settings:
     for name, allowed in choices.items():
         if getattr(chosen, name) not in allowed:
             raise DistillError(f"{name} is {getattr(chosen, name)!r}; choose {' or '.join(allowed)}")
-    for name in ("epochs", "batch_size", "crop_size", "lr", "evaluate_every"):
-        if not getattr(chosen, name) > 0:
-            raise DistillError(f"{name} is {getattr(chosen, name)}; it must be above 0")
-    if chosen.batch_size < 2:
-        raise DistillError("batch_size is 1; BatchNorm needs at least two images a batch")
+    for name, (least, most) in RANGES.items():
+        _check_number(name, getattr(chosen, name), least, most, whole=isinstance(getattr(Settings, name), int))
     return chosen
 
 
-def _options(method: str, data: str | Path, given: dict | None) -> dict:
+def _check_number(name: str, value: float, least: float, most: float, whole: bool) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and (not whole or value == int(value))
+    if not number or not least <= value <= most:  # NaN is not in any range
+        why = "; BatchNorm needs two images a batch" if name == "batch_size" and value == 1 else ""
+        kind = "a whole number" if whole else "a number"
+        raise DistillError(f"{name} is {value}{why}; give {kind} from {least:,} to {most:,}")
+
+
+def _options(terms: list[str], data: str | Path, given: dict | None) -> dict:
     """The given options of a method, or else those that were tuned for the data, by the term's name."""
     if given is not None:
         return given
     tuned = TUNED.get(str(data), {})
-    names = [ALIASES.get(name.strip(), name.strip()) for name in method.lower().split("+")]
-    return {name: tuned[name] for name in names if name in tuned}
+    return {term: tuned[term] for term in terms if term in tuned}
 
 
-def _as_teacher(teacher: str | Path | nn.Module | None, method: str, device: torch.device) -> nn.Module | None:
-    if method == "baseline" or teacher is None:
+def _as_teacher(teacher: str | Path | nn.Module | None, device: torch.device) -> nn.Module | None:
+    if teacher is None:
         return None
     return freeze(teacher).to(device) if isinstance(teacher, nn.Module) else load_teacher(teacher, device)
 
@@ -562,6 +624,14 @@ def _check_student(student: DeepLabV3Plus, train: VOCFolder) -> None:
         raise DistillError(
             f"the student has {student.num_classes} classes and {train.root} names {train.num_classes}; build it with "
             f"num_classes={train.num_classes}"
+        )
+
+
+def _check_labelled(dataset: VOCFolder) -> None:
+    """DistillError where all pixels are void; in nearly all data the first image already has others."""
+    if not any((dataset[index][1] != IGNORE_INDEX).any() for index in range(len(dataset))):
+        raise DistillError(
+            f"there is no labelled pixel in the split {dataset.split} of {dataset.root}, only void (255); label some"
         )
 
 
@@ -605,10 +675,10 @@ def _is_finished(folder: Path, config: dict, resume: bool) -> bool:
     """Whether the folder holds this run, finished; DistillError if it holds another, or one not to be resumed."""
     if not (folder / "config.json").exists():
         return False
-    there, config = read_json(folder / "config.json"), _as_json(config)
+    there, config = Run(folder).config, _as_json(config)
     # A setting that did not exist yet when the run was made had, in effect, its default.
     later = {name: getattr(Settings, name) for name in ("precision", *RECIPES["published"])}
-    there["settings"] = {**later, **there.get("settings", {})}
+    there["settings"] = {**later, **there["settings"]}
     different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
     if different:
         raise DistillError(
@@ -620,8 +690,9 @@ def _is_finished(folder: Path, config: dict, resume: bool) -> bool:
 
 
 def _make_folder(folder: Path, config: dict, data_root: Path, device: torch.device) -> None:
+    make_folder(folder)
+    remove_parts(folder)
     if not (folder / "config.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "environment.json", {**environment(device), "data_root": str(data_root.resolve())})
         write_json(folder / "config.json", config)
 

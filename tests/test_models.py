@@ -367,8 +367,8 @@ def test_load_mistakes(tmp_path):
     "arguments, message",
     [
         ({"backbone": "resnet-18"}, "did you mean 'resnet18'"),
-        ({"backbone": "vgg16"}, "choose one of resnet101, resnet18, mobilenetv2"),
-        ({"backbone": 18}, "Unknown backbone '18'"),
+        ({"backbone": "vgg16"}, "there are resnet101, resnet18, mobilenetv2"),
+        ({"backbone": 18}, "no backbone '18'"),
         ({"output_stride": 32}, "output_stride must be 16 or 8, not 32"),
         ({"width": 0}, "width must be a number above 0"),
         ({"width": -0.5}, "width must be a number above 0"),

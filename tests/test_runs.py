@@ -106,20 +106,35 @@ def test_a_single_seed_is_shown_without_an_interval_and_a_loss_with_its_sign() -
     assert "| 50.0 |" in table and "| -5.0 |" in table and "±" not in table and "nan" not in table
 
 
+CONFIG = {
+    "data": "sample",
+    "images": 500,
+    "model": {"backbone": "resnet18"},
+    "method": {"name": "baseline", "terms": {}},
+    "seed": 3,
+    "start": "0123456789abcdef",
+    "parameters": 1000,
+    "teacher": None,
+    "settings": {"epochs": 2},
+}
+
+
 def make_run(folder: Path, finished: bool = True) -> Path:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"seed": 3}))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
     if finished:
-        (folder / "scores.json").write_text(json.dumps({"val": {"miou": 0.25}}))
+        score = {"miou": 0.25, "pixel_accuracy": 0.5, "per_class_iou": {}}
+        (folder / "scores.json").write_text(json.dumps({"val": score, "best": {"epoch": 1, "val_miou": 0.25}}))
     return folder
 
 
 def test_a_run_is_read_from_its_folder(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    (folder / "history.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    history = [{"epoch": epoch, "seconds": 1.5} for epoch in (1, 2)]
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
     for run in (Run(folder), Run(str(folder))):
-        assert run.finished and run.config == {"seed": 3} and run.scores["val"]["miou"] == 0.25
-        assert run.history == [{"epoch": 1}, {"epoch": 2}]
+        assert run.finished and run.config == CONFIG and run.scores["val"]["miou"] == 0.25
+        assert run.history == history
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, refused) -> None:

@@ -590,7 +590,7 @@ def test_the_voc_preset_works_on_crops(method: str, train: Callable[..., Run]) -
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"preset": "pascal"}, ["preset 'pascal'", "sample or voc"]),
+        ({"preset": "pascal"}, ["preset 'pascal'", "sample, voc"]),
         ({"epoch": 3}, ["setting 'epoch'", "epochs"]),
         ({"epochs": 0}, ["epochs is 0"]),
         ({"lr": -1.0}, ["lr is -1.0"]),

@@ -1,0 +1,276 @@
+"""What happens when a run is stopped from outside: by Ctrl-C, a full disk, too little memory, or a loss that explodes.
+
+Each leaves one sentence, and a run that the same command takes up where its last whole checkpoint left it.
+"""
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+from safetensors.torch import load_file
+
+from distill import DistillError, Run, fit, open_dataset, training
+from distill.errors import Interrupted, enough_memory
+from distill.files import replace_file
+from distill.methods import KD
+from distill.models import DeepLabV3Plus, load_model
+from distill.transforms import normalise
+
+LIMITS = ["--limit", "32", "--batch-size", "8", "--seed", "0", "--device", "cpu", "--evaluate-every", "100"]
+
+
+@pytest.fixture
+def command(tmp_path: Path, tiny_sample: Path) -> Callable[..., list[str]]:
+    """The words of a short baseline run on the sample, into `tmp_path/out`."""
+
+    def words(out: str = "run", *more: str) -> list[str]:
+        data = ["--dataset", "sample", "--data-root", str(tiny_sample), "--out", str(tmp_path / out)]
+        return [sys.executable, "-m", "distill", "train", "--method", "baseline", *data, *LIMITS, *more]
+
+    return words
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: int = 120) -> None:
+    for _ in range(10 * seconds):
+        if path.exists() or process.poll() is not None:
+            return
+        time.sleep(0.1)
+
+
+def parts(folder: Path) -> list[Path]:
+    return list(folder.glob(".*"))
+
+
+# --------------------------------------------------------------------------------------------------- Ctrl-C
+
+
+@pytest.mark.parametrize("augment", [("--augment", "flip"), ("--augment", "crops", "--workers", "2")])
+def test_ctrl_c_in_a_terminal(augment: tuple[str, ...], command: Callable[..., list[str]], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("run", "--epochs", "5000", *augment),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group of its own, which as in a terminal gets the signal as a whole
+    )
+    wait_for(tmp_path / "run" / "last.pt", process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said[-2000:]
+    assert "Traceback" not in said
+    last = said.strip().splitlines()[-1]
+    epochs = len(torch.load(tmp_path / "run" / "last.pt", weights_only=True)["history"])
+    assert re.search(r"^distill: training was interrupted after \d+ of 5000 epochs; start it again", last)
+    assert f"after {epochs} of" in last and epochs >= 1
+    assert parts(tmp_path / "run") == []
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    words = ("--epochs", "40")
+    process = subprocess.Popen(command("cut", *words), stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "cut" / "last.pt", process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert not Run(tmp_path / "cut").finished, "it was too quick to be interrupted"
+    for out in ("cut", "whole"):
+        subprocess.run(command(out, *words), check=True, capture_output=True)
+    states = [load_file(tmp_path / out / "student.safetensors") for out in ("cut", "whole")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_stop_button_of_a_notebook(command: Callable[..., list[str]], tiny_sample: Path, tmp_path: Path) -> None:
+    """The cell shows one sentence and no traceback; run again, it goes on."""
+    code = f"""
+import os, signal, distill
+from distill import training
+save = training._Loop._save
+def saved(loop):
+    save(loop)
+    if len(loop.history) == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+training._Loop._save = saved
+distill.fit("resnet18", "baseline", None, "sample", data_root={str(tiny_sample)!r}, out={str(tmp_path / "run")!r},
+            limit=16, batch_size=8, epochs=3, device="cpu", progress=False)
+"""
+    cells = [nbformat.v4.new_code_cell(source) for source in (code, "training._Loop._save = save\nprint('on')", "")]
+    cells[2].source = code.strip().splitlines()[-2] + code.strip().splitlines()[-1]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(notebook, allow_errors=True, timeout=300).execute()
+    output = next(output for output in notebook.cells[0].outputs if output.output_type == "error")
+    assert output.ename == "Interrupted"
+    assert len(output.traceback) == 1 and "after 2 of 3 epochs; start it again" in output.traceback[0]
+    assert not any(output.output_type == "error" for output in notebook.cells[2].outputs)
+    assert Run(tmp_path / "run").finished
+
+
+def test_a_mistake_in_a_notebook_is_a_sentence_without_a_traceback() -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import distill\ndistill.open_dataset('no')")])
+    NotebookClient(notebook, allow_errors=True, timeout=300).execute()
+    output = notebook.cells[0].outputs[0]
+    assert output.ename == "DistillError"
+    assert len(output.traceback) == 1 and output.traceback[0].startswith("DistillError: there is no folder no")
+
+
+def test_interrupted_is_still_a_keyboard_interrupt() -> None:
+    assert issubclass(Interrupted, KeyboardInterrupt) and not issubclass(Interrupted, Exception)
+
+
+# ------------------------------------------------------------------------------------------------- a full disk
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    """The second process may write no file of more than 100 kB, which every checkpoint is; then there is room again."""
+    words = ("--epochs", "40")
+    process = subprocess.Popen(command("run", *words), stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "run" / "last.pt", process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    folder = tmp_path / "run"
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.suffix in (".pt", ".safetensors")}
+    assert len(before) >= 2 and not Run(folder).finished
+
+    full = subprocess.run(
+        command("run", *words),
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    last = full.stderr.strip().splitlines()[-1]
+    assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr[-2000:]
+    assert str(folder) in last and "could not be written" in last and "make room" in last
+    assert {path: path.read_bytes() for path in before} == before
+    assert parts(folder) == []
+    assert load_model(folder / "student.safetensors") and torch.load(folder / "last.pt", weights_only=True)
+
+    subprocess.run(command("run", *words), check=True, capture_output=True)
+    assert len(Run(folder).history) == 40
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")]
+)
+def test_a_file_that_cannot_be_written_stays_as_it_was(failure: Exception, tmp_path: Path, refused) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+
+    def write() -> None:
+        with replace_file(path, lasting=True) as temporary:
+            temporary.write_text("half")
+            raise failure
+
+    refused(path, "make room", call=write)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_vanished_is_named(train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, refused) -> None:
+    """Somebody deletes the run's folder while it is trained."""
+    save = training._Loop._save
+
+    def gone(loop: training._Loop) -> None:
+        for path in sorted(loop.folder.iterdir()):
+            path.unlink()
+        loop.folder.rmdir()
+        loop.folder.parent.joinpath(loop.folder.name).write_text("a file now")
+        save(loop)
+
+    monkeypatch.setattr(training._Loop, "_save", gone)
+    refused("run", "choose", call=train)
+
+
+def test_what_a_killed_process_left_is_removed(train: Callable[..., Run], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".last.pt.x1.part").write_bytes(b"half a checkpoint")
+    assert parts(train().path) == []
+
+
+# --------------------------------------------------------------------------------- training watches itself
+
+
+@pytest.fixture
+def train(
+    tmp_path: Path, tiny_sample: Path, tiny_teacher: DeepLabV3Plus, make_student: Callable[..., DeepLabV3Plus]
+) -> Callable[..., Run]:
+    """Three epochs of two steps on 16 images."""
+
+    def run(method: str = "baseline", **changes) -> Run:
+        given = {"data": "sample", "data_root": tiny_sample, "limit": 16, "batch_size": 8, "epochs": 3}
+        given |= {"device": "cpu", "progress": False, "out": tmp_path / "run", "teacher": tiny_teacher}
+        return fit(make_student(), method, **(given | changes))
+
+    return run
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("augment", ["flip", "crops"])
+def test_a_loss_that_is_no_number_stops_the_run(
+    augment: str, step: int, train: Callable[..., Run], tmp_path: Path, tiny_sample: Path, monkeypatch, refused
+) -> None:
+    """KD gives NaN at a step of the third epoch; the sentence names that step and its images."""
+    forward, take_step = KD.forward, training._Loop._step
+    losses: list[torch.Tensor] = []
+    batches: list[torch.Tensor] = []
+
+    def broken(term: KD, *outputs: object) -> torch.Tensor:
+        losses.append(forward(term, *outputs))
+        return losses[-1] * (torch.nan if len(losses) == 4 + step else 1)
+
+    def watched(loop: training._Loop, images: torch.Tensor, *rest: object) -> dict:
+        batches.append(images)
+        return take_step(loop, images, *rest)
+
+    monkeypatch.setattr(KD, "forward", broken)
+    monkeypatch.setattr(training._Loop, "_step", watched)
+    message = refused(
+        f"at step {step} of epoch 3: kd is nan",
+        f"the checkpoint of epoch 2 is kept in {tmp_path / 'run'}",
+        "--lr",
+        call=lambda: train("kd", augment=augment, crop_size=64),
+    )
+    assert len(Run(tmp_path / "run").history) == 2
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in state["student"].values())
+
+    names = re.search(r"on the images (.*?);", message)[1].split(", ")
+    assert len(set(names)) == 8
+    if augment == "flip":  # crops are changed beyond recognition
+        dataset = open_dataset("sample", root=tiny_sample)
+        for name, image in zip(names, batches[3 + step], strict=True):
+            whole = normalise(dataset[dataset.ids.index(name)][0])
+            assert torch.allclose(image, whole) or torch.allclose(image, whole.flip(-1))
+
+
+def test_a_rate_that_is_too_high_is_a_sentence(train: Callable[..., Run], refused) -> None:
+    """Without any trick: the weights themselves explode."""
+    message = refused("training stopped at step", "lower --lr", call=lambda: train(lr=1000.0, epochs=60, clip=0.0))
+    assert "ce is" in message
+
+
+OUT_OF_MEMORY = {
+    "GPU": lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
+    "machine": lambda: torch.empty(2**50),
+}
+
+
+@pytest.mark.parametrize("place", OUT_OF_MEMORY)
+def test_too_little_memory_says_what_to_lower(
+    place: str, train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, refused
+) -> None:
+    monkeypatch.setattr(training._Loop, "_step", lambda *_: OUT_OF_MEMORY[place]())
+    refused(place, "--batch-size (8)", "--crop-size (64)", call=train)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory("never said"):
+        raise RuntimeError("shapes differ")
+    with pytest.raises(DistillError, match="lower it"), enough_memory("lower it"):
+        raise MemoryError
