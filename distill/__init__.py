@@ -1,5 +1,13 @@
 """Distil segmentation networks: teachers, students, losses, one trainer, and scores."""
 
+try:
+    import torchvision  # noqa: F401 (only to see whether it can be imported)
+except (ImportError, RuntimeError, OSError) as error:
+    raise ImportError(
+        f"torchvision cannot be imported ({error}), most likely because it was built for another version of torch; "
+        f"run: pip install --force-reinstall torch torchvision"
+    ) from error
+
 from distill.datasets import open_dataset
 from distill.errors import DistillError
 from distill.evaluation import Scores, evaluate, predict

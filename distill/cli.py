@@ -1,4 +1,4 @@
-"""Command line: python -m distill train | evaluate | predict | compare | data."""
+"""Command line: python -m distill train | evaluate | predict | compare | data | doctor."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from distill.datasets import check_dataset, make_default_sample, open_dataset, read_class_names, read_image
+from distill.doctor import examine
 from distill.download import download
 from distill.errors import DistillError, enough_memory, first_line
 from distill.evaluation import PROTOCOLS, evaluate, predict
@@ -55,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_compare(commands)
     _add_data(commands)
+    doctor = commands.add_parser("doctor", help="is everything there that the course needs? [OK], or what to do")
+    doctor.set_defaults(command=_doctor)
     return parser
 
 
@@ -288,6 +291,15 @@ def _make_sample(options: argparse.Namespace) -> None:
 
 def _download(options: argparse.Namespace) -> None:
     print(download(options.name, options.root))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    wanting = 0
+    for finding in examine():
+        print(finding, flush=True)
+        wanting += bool(finding.advice)
+    if wanting:
+        raise DistillError(f"{wanting} of these lines begin with [TO DO]; do what they say, and ask the doctor again")
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ def replace_file(path: str | Path, lasting: bool = False) -> Iterator[Path]:
         temporary.replace(path)
     # A full disk is an OSError for Python and Pillow, and something else for PyTorch and safetensors.
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
+        reason = (error.strerror or first_line(error)) if isinstance(error, OSError) else "the disk took no more"
         raise DistillError(
             f"{path} could not be written ({reason}), and what was there before is still there; make room, or choose "
             f"a folder that can be written to"

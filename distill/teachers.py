@@ -283,7 +283,8 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     harmless = [scalar.multiarray.scalar, np.dtype, *kinds]
     try:
         names = [*harmless, (harmless[0], "numpy.core.multiarray.scalar")]
-        with torch.serialization.safe_globals(names), warnings.catch_warnings(action="ignore"):
+        with torch.serialization.safe_globals(names), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DistillError(
