@@ -171,9 +171,15 @@ def checked(value: object, shape: object, path: Path, what: str) -> dict:
             raise DistillError(f"{path} is not {what}: {name} is missing; {_ANEW}")
         if isinstance(asked, dict):
             checked(value[name], asked, path, what)
-        elif not isinstance(value[name], asked) or isinstance(value[name], bool):
+        elif not _is_a(value[name], asked):
             raise DistillError(f"{path} is not {what}: {name} is {_short(value[name])}; {_ANEW}")
     return value
+
+
+def _is_a(value: object, asked: type | tuple[type, ...]) -> bool:
+    """Whether a value is of a type; no bool is a number, and neither is one that no run can have."""
+    number = isinstance(value, NUMBER) and not isinstance(value, bool)
+    return isinstance(value, asked) and (number and abs(value) < 1e15 if asked in (int, NUMBER) else True)
 
 
 def _short(value: object) -> str:

@@ -376,21 +376,32 @@ class _Loop:
         path = self.folder / "last.pt"
         if not path.exists():
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            for name in ("student", "method", "optimizer", "schedule"):
-                getattr(self, name).load_state_dict(state[name])
-            if "teacher_statistics" in state:
-                self.teacher.load_state_dict(state["teacher_statistics"], strict=False)
-            torch.set_rng_state(state["random"].cpu())
-            self.history, self.best = list(state["history"]), dict(state["best"])
-        except Exception as error:  # a damaged file, or a stranger's, can raise anything
-            raise DistillError(
-                f"{path} cannot be read ({type(error).__name__}), so the run cannot resume; delete {self.folder} to "
-                f"start again"
-            ) from None
+        parts = {name: getattr(self, name) for name in ("student", "method", "optimizer", "schedule")}
+        self.history, self.best = read_checkpoint(path, parts, self.device, self.teacher)
         self.saved = len(self.history)
         _write_history(self.folder, self.history)
+
+
+def read_checkpoint(
+    path: Path, parts: dict[str, object], device: torch.device, teacher: nn.Module | None = None
+) -> tuple[list[dict], dict]:
+    """Bring networks, optimizer, schedule and random numbers to where a checkpoint left them; its history and best.
+
+    The unpickler knows tensors and plain values only. Raises DistillError for everything that is not such a file.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        if "teacher_statistics" in state:
+            teacher.load_state_dict(state["teacher_statistics"], strict=False)
+        torch.set_rng_state(state["random"].cpu())
+        return list(state["history"]), dict(state["best"])
+    except Exception as error:  # a damaged file, or a stranger's, can raise anything
+        raise DistillError(
+            f"{path} cannot be read ({type(error).__name__}), so the run cannot resume; delete {path.parent} to start "
+            f"again"
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------- batches
