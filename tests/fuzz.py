@@ -38,11 +38,11 @@ Reader = Callable[[bytes, Path], object]  # from a damaged file's content and an
 
 @st.composite
 def damaged(draw: st.DrawFn, good: list[bytes]) -> bytes:
-    """A good file with up to six edits (overwritten, inserted, deleted, cut off), or no file of its kind at all."""
+    """A good file with up to three edits (overwritten, inserted, deleted, cut off), or no file of its kind at all."""
     content = draw(st.sampled_from([*good, b""]))
     if not content:
         return draw(st.binary(max_size=400))
-    for _ in range(draw(st.integers(0, 6))):
+    for _ in range(draw(st.integers(0, 3))):
         # Most formats have their sizes and types at the beginning, so half of the edits go there.
         place = draw(st.integers(0, min(200, len(content)))) if draw(st.booleans()) else draw(_anywhere(content))
         piece = draw(st.binary(min_size=1, max_size=8))

@@ -1,0 +1,174 @@
+"""Whether the tests can fail: python tests/break_things.py
+
+Breaks one thing at a time in a copy of the project and runs the tests in it until one fails. What no test notices is
+listed too, and is a test that somebody owes. The table goes to results/broken.json.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from distill.datasets import PROJECT
+from distill.runs import environment, write_json
+
+# Those that start servers or run whole notebooks would only be slower to notice.
+LEFT_OUT = ("test_browser.py", "test_notebooks.py", "test_full_scale.py")
+
+
+class Break(NamedTuple):
+    """One thing to break: what it is, and which piece of which module becomes what."""
+
+    what: str
+    module: str
+    before: str
+    after: str
+
+
+BREAKS = (
+    Break("KD without T²", "losses", "* (temperature**2 / pixels)", "/ pixels"),
+    Break("KD's sign", "losses", "return F.kl_div(student", "return -F.kl_div(student"),
+    Break("KD averages over classes too", "losses", "student.numel() // student.shape[1]", "student.numel()"),
+    Break("the ignore index of cross-entropy", "losses", "ignore_index=ignore_index, reduction", "reduction"),
+    Break("AT takes |F| in place of F²", "losses", "feature_map).square().sum(dim=1)", "feature_map).abs().sum(dim=1)"),
+    Break("OFD's margin has the other sign", "losses", "mean - std * density", "mean + std * density"),
+    Break("OFD lets no student be", "losses", "(student > target) | (target > 0)", "student == student"),
+    Break("SAKD without its square root", "losses", "attended / math.sqrt(g.shape[2])", "attended / g.shape[2]"),
+    Break("SAKD attends along one dimension", "losses", "rows.softmax(dim=2) * g", "rows.softmax(dim=1) * g"),
+    Break("no Euclidean length 1", "losses", "F.normalize(student.flatten(1), dim=1)", "student.flatten(1)"),
+    Break("gradient into the teacher's maps", "methods", "teacher.maps[index].detach()", "teacher.maps[index]"),
+    Break("maps resized without corners", "methods", "align_corners=True", "align_corners=False"),
+    Break(
+        "OFD not divided by the batch", "methods", 'f"margin_{position}")) / len(student_map)', 'f"margin_{position}"))'
+    ),
+    Break("the weight of a term", "methods", "term.current_weight() * term(", "term("),
+    Break(
+        "a teacher in training mode", "teachers", "model.eval().requires_grad_(False)", "model.requires_grad_(False)"
+    ),
+    Break(
+        "code in files is run",
+        "teachers",
+        'map_location="cpu", weights_only=True',
+        'map_location="cpu", weights_only=False',
+    ),
+    Break("the sampler's seed", "training", "manual_seed(self.seed * 100_003 + epoch)", "manual_seed(epoch)"),
+    Break("every epoch in one order", "training", "manual_seed(self.seed * 100_003 + epoch)", "manual_seed(self.seed)"),
+    Break(
+        "connectors change the students",
+        "training",
+        "with torch.random.fork_rng(devices=[]):\n        torch.manual_seed(seed + 1_000_003)",
+        "if True:\n        torch.manual_seed(seed)",
+    ),
+    Break("a resumed run forgets its dropout", "training", 'torch.set_rng_state(state["random"].cpu())', "pass"),
+    Break(
+        "a resumed run forgets its optimizer",
+        "training",
+        '("student", "method", "optimizer", "schedule")}',
+        '("student", "method", "schedule")}',
+    ),
+    Break("labels are not mirrored with images", "training", "self.labels[index].flip(-1)", "self.labels[index]"),
+    Break("the warm-up", "training", "return (step + 1) / (warmup + 1)", "return 1.0"),
+    Break("no bound on the gradient", "training", "if self.settings.clip:", "if False:"),
+    Break("a loss that is no number", "training", 'torch.isfinite(parts["loss"])', "True"),
+    Break("test images in training", "datasets", "if name not in held_out]", "]"),
+    Break("links out of the folder", "datasets", "    _check_link(path, self.ids[index])", "    pass"),
+    Break("cameras held upright", "datasets", "ImageOps.exif_transpose(image, in_place=True)", "pass"),
+    Break("the label of what crops add", "transforms", "tv_tensors.Mask: IGNORE_INDEX}", "tv_tensors.Mask: 0}"),
+    Break("colours not normalised", "transforms", "(images.float() / 255 - mean) / std", "images.float() / 255"),
+    Break(
+        "the confusion matrix on its side",
+        "evaluation",
+        "labels[valid].long() * num_classes + prediction[valid].long()",
+        "prediction[valid].long() * num_classes + labels[valid].long()",
+    ),
+    Break("void counts in scores", "evaluation", "if not np.isnan(iou)]", "if iou > 0]"),
+    Break("gains that are not paired", "runs", '- baseline[seed]["miou"] for', '- baseline[min(baseline)]["miou"] for'),
+    Break(
+        "the atomic rename",
+        "files",
+        "        yield temporary\n",
+        "        shutil_move = temporary.replace(path)\n        yield path\n",
+    ),
+    Break("half a file is left behind", "files", "temporary.unlink(missing_ok=True)", "pass"),
+    Break("the output stride", "models", "output_stride not in _ATROUS_RATES", "False"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="part of the names of what is broken")
+    options = parser.parse_args()
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        leave = shutil.ignore_patterns(".git", ".venv", "scratch", "runs", "executed", ".*_cache", "__pycache__")
+        shutil.copytree(PROJECT, copy, ignore=leave)
+        for broken in BREAKS:
+            if not options.only or options.only in broken.what:
+                found.append(_try(broken, copy))
+                print(
+                    f"{found[-1]['seconds']:6.0f} s  {broken.what}: {found[-1]['caught_by'] or 'NOTICED BY NO TEST'}",
+                    flush=True,
+                )
+    if not options.only:
+        where = environment(torch.device("cpu"))
+        path = PROJECT / "results" / "broken.json"
+        write_json(path, {"command": "python tests/break_things.py", "environment": where, "broken": found})
+
+
+def _try(broken: Break, copy: Path) -> dict:
+    """Break it, run the tests until one fails, and mend it again."""
+    path = copy / "distill" / f"{broken.module}.py"
+    whole = path.read_text()
+    if broken.before not in whole:
+        raise SystemExit(f"{path.name} no longer holds {broken.before!r}; bring BREAKS up to date")
+    path.write_text(whole.replace(broken.before, broken.after))
+    start = time.perf_counter()
+    try:
+        caught = _first_failure(copy, broken.module)
+    finally:
+        path.write_text(whole)
+    return {
+        "what": broken.what,
+        "module": broken.module,
+        "caught_by": caught,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def _first_failure(copy: Path, module: str) -> str | None:
+    """The module's own tests first, then all others."""
+    own = f"test_{module}.py"
+    tests = sorted(path.name for path in (copy / "tests").glob("test_*.py") if path.name not in LEFT_OUT)
+    for group in ([name for name in tests if name == own], [name for name in tests if name != own]):
+        if not group:
+            continue
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *(f"tests/{name}" for name in group),
+        ]
+        result = subprocess.run(
+            command, cwd=copy, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(copy)}
+        )
+        if result.returncode:
+            named = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", result.stdout, re.M)
+            return named[1] if named else result.stdout[-300:]
+    return None
+
+
+if __name__ == "__main__":
+    main()
