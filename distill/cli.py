@@ -218,6 +218,12 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    stems = [path.stem for path in options.images]
+    for path in options.images:
+        if stems.count(path.stem) > 1:
+            raise DistillError(
+                f"several images are called {path.stem}; predict them one by one, each with another --out"
+            )
     model = _network(options.run).to(pick_device(options.device))
     make_folder(options.out)
     for path in options.images:

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from tqdm.auto import tqdm
 
-from distill.errors import DistillError, first_line
+from distill.errors import DistillError, check_number, first_line
 from distill.sample import SAMPLE_SIZES, make_sample
 from distill.transforms import IGNORE_INDEX
 
@@ -73,8 +73,8 @@ class VOCFolder(Dataset):
     """
 
     def __init__(self, root: str | Path, split: str = "train", limit: int | None = None) -> None:
-        if limit is not None and limit < 1:
-            raise DistillError(f"limit is {limit}; give the number of images to use, at least 1, or leave it out")
+        if limit is not None:
+            check_number("limit", limit, 1, 10**9)
         self.root, self.split = Path(root), split
         self.class_names = read_class_names(self.root)
         self.num_classes = len(self.class_names)
@@ -88,6 +88,15 @@ class VOCFolder(Dataset):
 
     def mask_path(self, index: int) -> Path:
         return _first_existing([self.root / folder / f"{self.ids[index]}.png" for folder in MASK_FOLDERS])
+
+    def check_proportions(self, index: int, labels: torch.Tensor) -> None:
+        """DistillError for an image (H, W) that would be gigantic once its short side is scaled to a fixed length."""
+        height, width = labels.shape[-2:]
+        if max(height, width) > 100 * min(height, width):
+            raise DistillError(
+                f"{self.image_path(index)} is {width} x {height} pixels, too long and thin to be scaled; cut it into "
+                f"pieces, or take it out of the list"
+            )
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         paths = self.image_path(index), self.mask_path(index)

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 
 import torch
 
@@ -31,6 +32,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def first_line(error: Exception) -> str:
     """What another library has to say, short enough for a sentence."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def check_number(name: str, value: float, least: float, most: float, whole: bool = True) -> None:
+    """DistillError where an argument is no number, or none that makes sense."""
+    number = isinstance(value, Real) and not isinstance(value, bool) and least <= value <= most  # NaN never is
+    if not number or (whole and value != int(value)):
+        why = "; BatchNorm needs two images a batch" if name == "batch_size" and value == 1 else ""
+        kind = "a whole number" if whole else "a number"
+        raise DistillError(f"{name} is {value}{why}; give {kind} from {least:,} to {most:,}")
 
 
 @contextmanager

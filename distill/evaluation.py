@@ -157,6 +157,7 @@ def _same_size_batches(dataset: Dataset, protocol: str, batch_size: int, progres
     for index in tqdm(range(len(dataset)), desc="evaluating", unit="image", disable=not progress):
         image, mask = dataset[index]
         if protocol == "resize513":
+            dataset.check_proportions(index, mask)
             image, mask = F.resize(image, [513], antialias=True), F.resize(mask, [513])
         if images and (image.shape != images[0].shape or len(images) == batch_size):
             yield torch.stack(images), torch.stack(labels)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
-from distill.errors import DistillError
+from distill.errors import DistillError, check_number
 from distill.files import replace_file, write_text
 
 SPLITS = ("train", "val", "test")
@@ -373,10 +373,10 @@ def make_sample(
     """
     root = Path(root)
     counts = {"train": train, "val": val, "test": test}
-    if min(counts.values()) < 0 or train < 1 or size < 16:
-        raise DistillError(
-            f"a sample needs at least one training image and 16 pixels a side, not {counts} at {size} pixels"
-        )
+    limits = {"train": (train, 1, 10**6), "val": (val, 0, 10**6), "test": (test, 0, 10**6)}
+    limits |= {"size": (size, 16, 1024), "seed": (seed, 0, 2**32 - 1)}
+    for name, (value, least, most) in limits.items():
+        check_number(name, value, least, most)
     recipe = f"distill sample 1: {counts}, size {size}, seed {seed}\n"
     stamp = root / "sample.txt"
     if stamp.exists():

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from distill.datasets import VOCFolder, open_dataset
-from distill.errors import DistillError, Interrupted, enough_memory, nearest
+from distill.errors import DistillError, Interrupted, check_number, enough_memory, nearest
 from distill.evaluation import check_classes, eval_mode, evaluate
 from distill.files import make_folder, remove_parts, replace_file
 from distill.methods import Method, build_method, method_terms
@@ -188,7 +188,8 @@ def fit(
             "a run uses one device, and torchrun started several processes; start it with python -m distill train, and "
             "give every GPU a run of its own with CUDA_VISIBLE_DEVICES"
         )
-    _check_number("seed", seed, 0, 2**32 - 1, whole=True)
+    check_number("seed", seed, 0, 2**32 - 1)
+    seed = int(seed)
     preset = preset or ("voc" if str(data).startswith("pascal") else "sample")
     chosen, terms = _settings(preset, recipe, settings), method_terms(method)
     target = pick_device(device)
@@ -517,9 +518,11 @@ class _Crops(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
+        image, labels = self.dataset[index]
+        self.dataset.check_proportions(index, labels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.seed, epoch, index)))
-            image, labels = self.transform(*self.dataset[index])
+            image, labels = self.transform(image, labels)
         return image.as_subclass(Tensor), labels.as_subclass(Tensor).to(torch.uint8)
 
 
@@ -603,16 +606,10 @@ def _settings(preset: str, recipe: str, given: dict) -> Settings:
         if getattr(chosen, name) not in allowed:
             raise DistillError(f"{name} is {getattr(chosen, name)!r}; choose {' or '.join(allowed)}")
     for name, (least, most) in RANGES.items():
-        _check_number(name, getattr(chosen, name), least, most, whole=isinstance(getattr(Settings, name), int))
+        kind = type(getattr(Settings, name))
+        check_number(name, getattr(chosen, name), least, most, whole=kind is int)
+        chosen = replace(chosen, **{name: kind(getattr(chosen, name))})  # NumPy's numbers are no JSON
     return chosen
-
-
-def _check_number(name: str, value: float, least: float, most: float, whole: bool) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and (not whole or value == int(value))
-    if not number or not least <= value <= most:  # NaN is not in any range
-        why = "; BatchNorm needs two images a batch" if name == "batch_size" and value == 1 else ""
-        kind = "a whole number" if whole else "a number"
-        raise DistillError(f"{name} is {value}{why}; give {kind} from {least:,} to {most:,}")
 
 
 def _options(terms: list[str], data: str | Path, given: dict | None) -> dict:

@@ -346,6 +346,27 @@ def images_too_large_to_be_kept_whole(world: World) -> list:
     return world.train("--augment", "flip", "--crop-size", 16)
 
 
+@case("train0.jpg", "20000 x 1", "too long and thin")
+def image_is_too_long_and_thin_for_crops(world: World) -> list:
+    Image.new("RGB", (20_000, 1)).save(world.image())
+    Image.new("L", (20_000, 1)).save(world.mask())
+    return world.train()
+
+
+@case("val0.jpg", "1 x 20000", "too long and thin")
+def image_is_too_long_and_thin_for_resize513(world: World) -> list:
+    Image.new("RGB", (1, 20_000)).save(world.image("val0"))
+    Image.new("L", (1, 20_000)).save(world.mask("val0"))
+    return ["evaluate", world.weights, "--dataset", world.data, "--protocol", "resize513", "--device", "cpu"]
+
+
+@case("called train0", "--out")
+def predicted_images_have_one_name(world: World) -> list:
+    (world.root / "b").mkdir()
+    world.image().rename(world.root / "b" / "train0.jpg")
+    return ["predict", world.weights, world.image(), world.root / "b" / "train0.jpg", "--out", world.root / "p"]
+
+
 @case("photo.jpg", "no image")
 def predicted_image_is_missing(world: World) -> list:
     return ["predict", world.weights, world.root / "photo.jpg", "--out", world.root / "p", "--device", "cpu"]
@@ -424,16 +445,6 @@ def imagenet_weights_for_a_slim_network(world: World) -> list:
     return world.train("--weights", "DEFAULT", "--preset", "sample")
 
 
-@case("training image", "not")
-def sample_without_images(world: World) -> list:
-    return ["data", "sample", "--out", world.root / "s", "--train", 0]
-
-
-@case("16 pixels")
-def sample_of_tiny_images(world: World) -> list:
-    return ["data", "sample", "--out", world.root / "s", "--size", 4]
-
-
 NUMBERS = {
     "--epochs": (0, -3, 10**12),
     "--batch-size": (0, -4, 1, 10**12),
@@ -452,6 +463,22 @@ def _number(flag: str, value: object) -> Callable[[World], list]:
     return lambda world: world.train(flag, value, "--teacher", world.weights, method=method)
 
 
+OF_A_SAMPLE = {
+    "--train": (0, -1, 10**9),
+    "--val": (-1, 10**9),
+    "--test": (-1, 10**9),
+    "--size": (0, 4, -64, 10**6),
+    "--seed": (-1, 2**80),
+}
+
+
+def _number_of_a_sample(flag: str, value: int) -> Callable[[World], list]:
+    return lambda world: ["data", "sample", "--out", world.root / "s", flag, value]
+
+
+for _flag, _values in OF_A_SAMPLE.items():
+    for _value in _values:
+        CASES[f"sample {_flag} {_value}"] = _number_of_a_sample(_flag, _value), (f"{_flag.strip('-')} is {_value}",)
 for _flag, _values in NUMBERS.items():
     for _value in _values:
         CASES[f"number {_flag} {_value}"] = _number(_flag, _value), (_flag.strip("-").replace("-", "_"),)
@@ -756,14 +783,16 @@ def test_unusual_names_are_no_mistake(name: str, world: World) -> None:
     assert cli.main([str(word) for word in world.train()]) == 0
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2000, 1), (1, 300)])
+@pytest.mark.parametrize("size", [(1, 1), (100, 1), (1, 100), (30, 2000)])
 def test_unusual_sizes_are_no_mistake(size: tuple[int, int], world: World) -> None:
     for name in ("train0", "val0"):
         Image.new("RGB", size).save(world.image(name))
         Image.new("L", size).save(world.mask(name))
     assert cli.main([str(word) for word in world.train()]) == 0
-    mask = distill.predict(distill.load_model(world.weights), world.image("val0"))
-    assert mask.shape == size[::-1]
+    for shown in (size, (20_000, 1)):
+        Image.new("RGB", shown).save(world.image("val0"))
+        mask = distill.predict(distill.load_model(world.weights), world.image("val0"))
+        assert mask.shape == shown[::-1]
 
 
 def test_links_within_the_folder_and_to_whole_folders_are_no_mistake(world: World) -> None:

@@ -171,5 +171,5 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path, refused) -> None:
 
 @pytest.mark.parametrize("wrong", [{"train": 0}, {"val": -1}, {"size": 8}])
 def test_senseless_numbers_are_refused(tmp_path: Path, wrong: dict[str, int], refused) -> None:
-    refused("at least one training image", call=lambda: make_sample(tmp_path / "s", **wrong))
+    refused(*wrong, "give a whole number from", call=lambda: make_sample(tmp_path / "s", **wrong))
     assert not (tmp_path / "s").exists()
