@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,11 +25,16 @@ from distill.training import PRESETS, RECIPES, fit, pick_device
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 after a mistake that one sentence on the error stream explains."""
+    """Run one command and return its exit code; see `explained`."""
     options = _parser().parse_args(arguments)
+    return explained(lambda: options.command(options))
+
+
+def explained(run: Callable[[], object]) -> int:
+    """0 after success, 2 after a mistake that one sentence on the error stream explains, 130 after Ctrl-C."""
     try:
         with enough_memory("use smaller images or a smaller network"):
-            options.command(options)
+            code = run()
     except DistillError as error:
         print(f"distill: {error}", file=sys.stderr)
         return 2
@@ -38,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print(f"distill: {str(stopped) or 'interrupted; start the same command again to go on'}", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 class _Parser(argparse.ArgumentParser):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from distill import evaluate
+from distill.cli import explained
 from distill.cli import main as distill
 from distill.datasets import PROJECT, check_dataset, open_dataset
 from distill.evaluation import PROTOCOLS
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(explained(main))

@@ -13,6 +13,7 @@ import torch
 from pool import run_all
 
 from distill import fit, open_dataset
+from distill.cli import explained
 from distill.datasets import PROJECT, VOCFolder
 from distill.evaluation import Scores, confusion_matrix
 from distill.runs import environment, write_json
@@ -97,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(explained(main))

@@ -12,6 +12,7 @@ from pool import run_all
 from weights import BACKBONES, EPOCHS, SEED
 
 from distill import Run, fit
+from distill.cli import explained
 from distill.datasets import PROJECT, make_default_sample
 from distill.runs import write_json
 
@@ -47,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(explained(main))

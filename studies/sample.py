@@ -15,6 +15,7 @@ import torch
 from pool import run_all
 
 from distill import fit, load_teacher
+from distill.cli import explained
 from distill.datasets import PROJECT, make_default_sample
 from distill.models import save_model
 from distill.runs import Run, compare, markdown_table, read_json, record, run_folder, write_json
@@ -80,4 +81,4 @@ def ship_students(runs: list[dict]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(explained(main))

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from distill import fit, load_teacher, open_dataset
+from distill.cli import explained
 from distill.datasets import PROJECT
 from distill.evaluation import evaluate
 from distill.models import save_model
@@ -57,4 +58,4 @@ def ship(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(explained(main))

@@ -15,6 +15,9 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+from distill.cli import explained
+from distill.errors import check_number
+
 BACKBONES = ("resnet18", "mobilenetv2")
 METHODS = ("baseline", "kd", "at", "ofd", "sakd")
 
@@ -38,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     end = given.index("--") if "--" in given else len(given)
     options, added = parser.parse_args(given[:end]), given[end + 1 :]
+    check_number("seeds", options.seeds, 1, 1000)
+    check_number("gpus", options.gpus, 0, 1000)
     rows = itertools.product(range(options.seeds), BACKBONES, METHODS)
     lines = [command(backbone, method, seed, options.root, options.teacher) for seed, backbone, method in rows]
     lines = [" ".join([line, *map(shlex.quote, added)]) for line in lines]
@@ -69,4 +74,4 @@ def run_all(lines: list[str], gpus: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(explained(main))

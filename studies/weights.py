@@ -12,6 +12,7 @@ import torch
 from pool import run_all
 
 from distill import Run, fit
+from distill.cli import explained
 from distill.datasets import PROJECT, make_default_sample
 from distill.runs import write_json
 from distill.training import PRESETS
@@ -68,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(explained(main))
