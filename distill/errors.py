@@ -31,7 +31,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def first_line(error: Exception) -> str:
     """What another library has to say, short enough for a sentence."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else f"{line[:200]}…"
 
 
 def check_number(name: str, value: float, least: float, most: float, whole: bool = True) -> None:

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from queue import Empty
 
 import nbformat
 import torch
+from jupyter_client import AsyncKernelClient
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -29,12 +31,36 @@ REFERENCE = ["-m", "distill", "evaluate", "sample", "--split", "test", "--json",
 NOTE = "A widget: it works once this notebook is run. A picture follows."
 
 
+class Client(NotebookClient):
+    """Looks anew, every second, whether a cell's answer has come.
+
+    What nbclient itself sends for the sake of a widget can swallow the news that the answer is there, and it would wait
+    until its timeout (its issue 312).
+    """
+
+    async def async_start_new_kernel_client(self) -> AsyncKernelClient:
+        client = await super().async_start_new_kernel_client()
+        wait = client.shell_channel.get_msg
+
+        async def look_every_second(timeout: float | None = None) -> dict:
+            end = time.monotonic() + (float("inf") if timeout is None else timeout)
+            while True:
+                try:
+                    return await wait(timeout=max(0.0, min(1.0, end - time.monotonic())))
+                except Empty:
+                    if time.monotonic() >= end:
+                        raise
+
+        client.shell_channel.get_msg = look_every_second
+        return client
+
+
 def execute(path: Path, target: Path) -> float | None:
     """Run one notebook and write it, as far as it came, to `target`; its seconds, or None if a cell failed."""
     notebook, start, error = nbformat.read(path, as_version=4), time.perf_counter(), None
     resources = {"metadata": {"path": str(path.parent)}}
     try:
-        client = NotebookClient(notebook, timeout=1200, record_timing=False, coalesce_streams=True, resources=resources)
+        client = Client(notebook, timeout=1200, record_timing=False, coalesce_streams=True, resources=resources)
         # Newer kernels warn about an unencrypted connection, which never leaves this machine.
         client.extra_arguments = ["--IPKernelApp.log_level=40"]
         client.execute()

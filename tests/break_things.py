@@ -21,7 +21,7 @@ from distill.datasets import PROJECT
 from distill.runs import environment, write_json
 
 # Those that start servers or run whole notebooks would only be slower to notice.
-LEFT_OUT = ("test_browser.py", "test_notebooks.py", "test_full_scale.py")
+LEFT_OUT = ("test_browser.py", "test_course.py", "test_notebooks.py", "test_exercises.py", "test_full_scale.py")
 
 
 class Break(NamedTuple):

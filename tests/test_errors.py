@@ -25,6 +25,7 @@ def test_the_nearest_name_is_suggested_only_where_it_is_near() -> None:
 
 def test_the_first_line_of_what_another_library_says() -> None:
     assert first_line(ValueError("a\nb")) == "a" and first_line(KeyError()) == "KeyError"
+    assert first_line(ValueError("a" * 1000)) == "a" * 200 + "…"
 
 
 def test_a_lack_of_memory_is_told_from_other_errors() -> None:

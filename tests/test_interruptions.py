@@ -16,7 +16,6 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from nbclient import NotebookClient
 from safetensors.torch import load_file
 
 from distill import Run, fit, open_dataset, training
@@ -25,6 +24,7 @@ from distill.files import replace_file
 from distill.methods import KD
 from distill.models import DeepLabV3Plus, load_model
 from distill.transforms import normalise
+from studies.run_notebooks import Client
 
 LIMITS = ["--limit", "32", "--batch-size", "8", "--seed", "0", "--device", "cpu", "--evaluate-every", "100"]
 
@@ -105,7 +105,7 @@ distill.fit("resnet18", "baseline", None, "sample", data_root={str(tiny_sample)!
     cells = [nbformat.v4.new_code_cell(source) for source in (code, "training._Loop._save = save\nprint('on')", "")]
     cells[2].source = code.strip().splitlines()[-2] + code.strip().splitlines()[-1]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    NotebookClient(notebook, allow_errors=True, timeout=300).execute()
+    Client(notebook, allow_errors=True, timeout=300).execute()
     output = next(output for output in notebook.cells[0].outputs if output.output_type == "error")
     assert output.ename == "Interrupted"
     assert len(output.traceback) == 1 and "after 2 of 3 epochs; start it again" in output.traceback[0]
@@ -115,7 +115,7 @@ distill.fit("resnet18", "baseline", None, "sample", data_root={str(tiny_sample)!
 
 def test_a_mistake_in_a_notebook_is_a_sentence_without_a_traceback() -> None:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import distill\ndistill.open_dataset('no')")])
-    NotebookClient(notebook, allow_errors=True, timeout=300).execute()
+    Client(notebook, allow_errors=True, timeout=300).execute()
     output = notebook.cells[0].outputs[0]
     assert output.ename == "DistillError"
     assert len(output.traceback) == 1 and output.traceback[0].startswith("DistillError: there is no folder no")
