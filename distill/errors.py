@@ -52,9 +52,12 @@ def enough_memory(advice: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         reason = "of the GPU" if isinstance(error, torch.OutOfMemoryError) else "of this machine"
     except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
+        if "DefaultCPUAllocator" in str(error):
+            reason = "of this machine"
+        elif "DataLoader worker" in str(error):  # killed by the system, as a rule
+            reason, advice = "of this machine", f"lower --workers, or {advice}"
+        else:
             raise
-        reason = "of this machine"
     else:
         return
     raise DistillError(f"the memory {reason} is not enough; {advice}")

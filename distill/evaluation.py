@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
+from distill.datasets import VOCFolder, read_image
 from distill.errors import DistillError
 from distill.transforms import IGNORE_INDEX, normalise
 
@@ -119,8 +120,6 @@ def predict(model: nn.Module, image: Image.Image | np.ndarray | str | Path) -> n
 def predict_logits(model: nn.Module, image: Image.Image | np.ndarray | str | Path) -> torch.Tensor:
     """Logits (C, H, W) of one image."""
     if isinstance(image, str | Path):
-        from distill.datasets import read_image
-
         image = read_image(Path(image))
     array = np.array(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
@@ -157,7 +156,8 @@ def _same_size_batches(dataset: Dataset, protocol: str, batch_size: int, progres
     for index in tqdm(range(len(dataset)), desc="evaluating", unit="image", disable=not progress):
         image, mask = dataset[index]
         if protocol == "resize513":
-            dataset.check_proportions(index, mask)
+            if isinstance(dataset, VOCFolder):
+                dataset.check_proportions(index, mask)
             image, mask = F.resize(image, [513], antialias=True), F.resize(mask, [513])
         if images and (image.shape != images[0].shape or len(images) == batch_size):
             yield torch.stack(images), torch.stack(labels)

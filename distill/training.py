@@ -3,11 +3,14 @@
 import copy
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -241,6 +244,35 @@ def pick_device(device: str) -> torch.device:
         raise DistillError(f"PyTorch knows no device {device!r}; choose auto, cpu or cuda") from None
 
 
+class _CtrlC:
+    """Remembers Ctrl-C inside a with-block, for `check` to raise it again.
+
+    Python drops a KeyboardInterrupt that comes at certain moments, such as the start of a DataLoader's workers, and a
+    run would go on as if nobody had pressed anything.
+    """
+
+    def __enter__(self) -> None:
+        self.heard = False
+        self.before = signal.getsignal(signal.SIGINT)
+        self.listens = callable(self.before) and threading.current_thread() is threading.main_thread()
+        if self.listens:
+            signal.signal(signal.SIGINT, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.heard = True
+        self.before(number, frame)
+
+    def check(self) -> None:
+        if self.heard:
+            raise KeyboardInterrupt
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self.listens:
+            signal.signal(signal.SIGINT, self.before)
+        if self.heard and kind is not None and issubclass(kind, Exception):  # such as workers that heard it and ended
+            raise KeyboardInterrupt from None
+
+
 class _Loop:
     """The state of one training run, and the steps that change it."""
 
@@ -271,10 +303,11 @@ class _Loop:
         )
         self.history: list[dict] = []
         self.saved = 0  # epochs in the checkpoint
+        self.ctrl_c = _CtrlC()
         self.best = {"epoch": 0, "val_miou": -1.0}
 
     def run(self, val: VOCFolder) -> None:
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay where they were
+        with torch.random.fork_rng(devices=[]), self.ctrl_c:  # the caller's random numbers stay where they were
             torch.manual_seed(self.seed + 2_000_003)  # dropout's stream, the same in every row
             self._restore()
             changing = self.settings.teacher_mode == "train"  # its answers, from step to step
@@ -292,16 +325,18 @@ class _Loop:
         self.method.train()
         frozen = epoch < self.settings.connector_epochs and any(True for _ in self.method.parameters())
         label = f"epoch {epoch + 1}/{self.settings.epochs}"
-        earlier: dict[str, Tensor] = {}
+        unchecked: list[dict[str, Tensor]] = []
         for step, batch in enumerate(
             tqdm(self.batches(epoch), total=len(self.batches), desc=label, leave=False, disable=not self.progress)
         ):
-            parts = self._step(*batch, frozen)
-            self._check_finite(earlier, epoch, step - 1)  # of the step before, so that a GPU is not waited for
-            for name, value in parts.items():
+            unchecked.append(self._step(*batch, frozen))
+            self.ctrl_c.check()
+            for name, value in unchecked[-1].items():
                 sums[name] = sums.get(name, 0.0) + value
-            earlier = parts
-        self._check_finite(earlier, epoch, len(self.batches) - 1)
+            # To look at a number of a GPU is to wait for all that it has still to do.
+            if self.device.type == "cpu" or len(unchecked) == 50 or step + 1 == len(self.batches):
+                self._check_finite(unchecked, epoch, step)
+                unchecked = []
         line = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0]}
         line |= {name: float(value) / len(self.batches) for name, value in sums.items()}
         line["seconds"] = round(time.perf_counter() - start, 3)
@@ -314,16 +349,23 @@ class _Loop:
             tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
         self._save()
 
-    def _check_finite(self, parts: dict[str, Tensor], epoch: int, step: int) -> None:
-        """DistillError where a step's loss is not a number: further steps would spoil what the network has learnt."""
-        if not parts or torch.isfinite(parts["loss"]):
+    def _check_finite(self, steps: list[dict[str, Tensor]], epoch: int, last: int) -> None:
+        """DistillError at the first of some steps, of which `last` is the last, whose loss is no number.
+
+        What the network has learnt is spoilt from there on, so this comes before it is saved.
+        """
+        finite = torch.stack([parts["loss"] for parts in steps]).isfinite().tolist()
+        if all(finite):
             return
-        wrong = [f"{name} is {value.item()}" for name, value in parts.items() if not torch.isfinite(value)]
+        step = last - len(steps) + 1 + finite.index(False)
+        parts = steps[finite.index(False)].items()
+        wrong = [f"{name} is {value.item()}" for name, value in parts if not value.isfinite()]
+        names = self.batches.names(epoch, step)
         kept = f"the checkpoint of epoch {epoch} is kept in" if epoch else "nothing was saved yet in"
         raise DistillError(
             f"training stopped at step {step + 1} of epoch {epoch + 1}: {', '.join(reversed(wrong))}, on the images "
-            f"{', '.join(self.batches.names(epoch, step))}; {kept} {self.folder}; lower --lr or the method's --weight "
-            f"(with another --out), or look at these images"
+            f"{', '.join(names[:16])}{f' and {len(names) - 16} more' if len(names) > 16 else ''}; {kept} "
+            f"{self.folder}; lower --lr or the method's --weight (with another --out), or look at these images"
         )
 
     def _show(self) -> None:
@@ -491,8 +533,11 @@ class CroppedBatches:
         order = torch.randperm(len(self.crops), generator=torch.Generator().manual_seed(self.seed * 100_003 + epoch))
         order = [(epoch, index) for index in order[: len(self) * self.batch_size].tolist()]
         loader = DataLoader(self.crops, self.batch_size, sampler=order, num_workers=self.workers)
-        for images, labels in loader:
-            yield _to_device(images, self.device), labels.to(self.device).long(), None
+        try:
+            for images, labels in loader:
+                yield _to_device(images, self.device), labels.to(self.device).long(), None
+        except DistillError as error:  # a worker's comes with its traceback in the message
+            raise DistillError(str(error).strip().splitlines()[-1].split("DistillError: ", 1)[-1]) from None
 
     def names(self, epoch: int, step: int) -> list[str]:
         """The images of a step."""

@@ -3,6 +3,7 @@
 Each leaves one sentence, and a run that the same command takes up where its last whole checkpoint left it.
 """
 
+import contextlib
 import os
 import re
 import resource
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -119,6 +122,44 @@ def test_a_mistake_in_a_notebook_is_a_sentence_without_a_traceback() -> None:
     output = notebook.cells[0].outputs[0]
     assert output.ename == "DistillError"
     assert len(output.traceback) == 1 and output.traceback[0].startswith("DistillError: there is no folder no")
+
+
+def test_ctrl_c_is_heard_where_python_drops_it(train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while a DataLoader's workers are started: the exception comes where it is swallowed."""
+    step, before = training._Loop._step, signal.getsignal(signal.SIGINT)
+
+    def deaf(loop: training._Loop, *batch: object) -> dict:
+        if len(loop.history) == 1:
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+        return step(loop, *batch)
+
+    monkeypatch.setattr(training._Loop, "_step", deaf)
+    with pytest.raises(Interrupted, match="after 1 of 3 epochs"):
+        train()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_workers_that_heard_ctrl_c_first_are_no_error(
+    train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exception is dropped, and what comes instead is the loader's complaint that its workers ended."""
+
+    def deaf(loop: training._Loop, *batch: object) -> dict:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+    monkeypatch.setattr(training._Loop, "_step", deaf)
+    with pytest.raises(Interrupted, match="after 0 of 3 epochs"):
+        train()
+
+
+def test_a_run_in_a_thread_needs_no_signals(train: Callable[..., Run]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train).result().finished
 
 
 def test_interrupted_is_still_a_keyboard_interrupt() -> None:
@@ -267,3 +308,17 @@ def test_too_little_memory_says_what_to_lower(
 ) -> None:
     monkeypatch.setattr(training._Loop, "_step", lambda *_: OUT_OF_MEMORY[place]())
     refused(place, "--batch-size (8)", "--crop-size (64)", call=train)
+
+
+def test_several_steps_are_looked_at_together_where_a_gpu_would_have_to_be_waited_for(tmp_path: Path, refused) -> None:
+    loop = training._Loop.__new__(training._Loop)
+    loop.folder, loop.batches = (
+        tmp_path,
+        SimpleNamespace(names=lambda epoch, step: [f"{epoch}-{step}-{i}" for i in range(40)]),
+    )
+    steps = [{"loss": torch.tensor(value), "ce": torch.tensor(value)} for value in (1.0, torch.inf, torch.nan)]
+    loop._check_finite(steps[:1], 0, 7)
+    message = refused(
+        "step 9 of epoch 1: ce is inf, loss is inf", "0-8-0, 0-8-1", call=lambda: loop._check_finite(steps, 0, 9)
+    )
+    assert "0-8-15 and 24 more; nothing was saved yet" in message

@@ -228,6 +228,12 @@ def image_is_truncated(world: World) -> list:
     return world.train()
 
 
+@case("train7.jpg", "cannot be read as an image")
+def image_is_truncated_and_read_by_a_worker(world: World) -> list:
+    world.image("train7").write_bytes(world.image("train7").read_bytes()[:700])
+    return world.train("--workers", 2)
+
+
 @case("train0.jpg", "cannot be read as an image")
 def image_has_no_bytes(world: World) -> list:
     world.image().write_bytes(b"")
