@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from distill.datasets import check_dataset, make_default_sample, open_dataset, read_class_names, read_image
 from distill.doctor import examine
 from distill.download import download
-from distill.errors import DistillError, enough_memory, first_line
+from distill.errors import DistillError, enough_memory, first_line, nearest
 from distill.evaluation import PROTOCOLS, evaluate, predict
 from distill.files import make_folder, replace_file
 from distill.models import load_model
@@ -51,6 +52,10 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if wrong:
+            known = wrong[2].replace("'", "").split(", ")
+            message = f"{message[: wrong.start()]}there is no {wrong[1]!r}{nearest(wrong[1], known)}"
         self.exit(2, f"distill: {message}; see {self.prog} --help\n")
 
 

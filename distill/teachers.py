@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.models.segmentation import DeepLabV3, DeepLabV3_ResNet101_Weights, deeplabv3_resnet101
 
 from distill.datasets import PROJECT, VOC_CLASSES
-from distill.errors import DistillError, first_line
+from distill.errors import DistillError, first_line, nearest
 from distill.evaluation import eval_mode
 from distill.models import POSITIONS, DeepLabV3Plus, build_model, hook_at, load_model, mismatch, record, submodule
 from distill.sample import SAMPLE_CLASSES
@@ -288,7 +288,8 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DistillError(
-            f"there is no teacher at {path}; give `sample`, a .safetensors file or a .pth.tar checkpoint"
+            f"there is no teacher at {path}{nearest(str(path), ('sample', 'torchvision'))}, and files that end in "
+            f".safetensors or .pth.tar"
         ) from None
     except IsADirectoryError:
         raise DistillError(f"{path} is a folder; give a file in it, such as student.safetensors of a run") from None

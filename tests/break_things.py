@@ -44,7 +44,7 @@ BREAKS = (
     Break("SAKD without its square root", "losses", "attended / math.sqrt(g.shape[2])", "attended / g.shape[2]"),
     Break("SAKD attends along one dimension", "losses", "rows.softmax(dim=2) * g", "rows.softmax(dim=1) * g"),
     Break("no Euclidean length 1", "losses", "F.normalize(student.flatten(1), dim=1)", "student.flatten(1)"),
-    Break("gradient into the teacher's maps", "methods", "teacher.maps[index].detach()", "teacher.maps[index]"),
+    Break("gradient into the teacher", "losses", "_widen(teacher_logits.detach())", "_widen(teacher_logits)"),
     Break("maps resized without corners", "methods", "align_corners=True", "align_corners=False"),
     Break(
         "OFD not divided by the batch", "methods", 'f"margin_{position}")) / len(student_map)', 'f"margin_{position}"))'

@@ -401,17 +401,17 @@ def method_is_named_twice(world: World) -> list:
     return world.train("--teacher", world.weights, method="kd+kd")
 
 
-@case("sampel", "sample")
+@case("sampel", "did you mean 'sample'")
 def preset_is_misspelt(world: World) -> list:
     return world.train("--preset", "sampel")
 
 
-@case("recipe", "matched")
+@case("recipe", "paper", "matched")
 def recipe_is_unknown(world: World) -> list:
     return world.train("--recipe", "paper")
 
 
-@case("protocol", "resize513")
+@case("protocol", "did you mean 'resize513'")
 def protocol_is_unknown(world: World) -> list:
     return ["evaluate", world.weights, "--protocol", "resize512"]
 
@@ -421,7 +421,7 @@ def flag_is_unknown(world: World) -> list:
     return world.train("--epoch-count", 3)
 
 
-@case("command", "choose")
+@case("command", "did you mean 'train'")
 def command_is_unknown(world: World) -> list:
     return ["trian"]
 
@@ -506,6 +506,11 @@ class Hostile:
 @case("gone.safetensors")
 def teacher_is_missing(world: World) -> list:
     return world.taught(world.root / "gone.safetensors")
+
+
+@case("smaple", "did you mean 'sample'")
+def teacher_is_misspelt(world: World) -> list:
+    return world.taught(Path("smaple"))
 
 
 @case("gone.pth.tar", "sample")
