@@ -6,12 +6,14 @@ listed too, and is a test that somebody owes. The table goes to results/broken.j
 
 import argparse
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,43 +107,40 @@ BREAKS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="part of the names of what is broken")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="copies of the project to break at a time")
     options = parser.parse_args()
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "project"
-        leave = shutil.ignore_patterns(".git", ".venv", "scratch", "runs", "executed", ".*_cache", "__pycache__")
-        shutil.copytree(PROJECT, copy, ignore=leave)
-        for broken in BREAKS:
-            if not options.only or options.only in broken.what:
-                found.append(_try(broken, copy))
-                print(
-                    f"{found[-1]['seconds']:6.0f} s  {broken.what}: {found[-1]['caught_by'] or 'NOTICED BY NO TEST'}",
-                    flush=True,
-                )
+    chosen = [broken for broken in BREAKS if not options.only or options.only in broken.what]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        free: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for job in range(options.jobs):
+            free.put(_copy(Path(folder) / f"project{job}"))
+        found = list(pool.map(lambda broken: _try(broken, free), chosen))
     if not options.only:
         where = environment(torch.device("cpu"))
         path = PROJECT / "results" / "broken.json"
         write_json(path, {"command": "python tests/break_things.py", "environment": where, "broken": found})
 
 
-def _try(broken: Break, copy: Path) -> dict:
-    """Break it, run the tests until one fails, and mend it again."""
+def _copy(target: Path) -> Path:
+    leave = shutil.ignore_patterns(".git", ".venv", "scratch", "runs", "executed", ".*_cache", "__pycache__")
+    return Path(shutil.copytree(PROJECT, target, ignore=leave))
+
+
+def _try(broken: Break, free: queue.SimpleQueue) -> dict:
+    """Break it in a copy that is free, run the tests until one fails, and mend it again."""
+    copy = free.get()
     path = copy / "distill" / f"{broken.module}.py"
     whole = path.read_text()
     if broken.before not in whole:
         raise SystemExit(f"{path.name} no longer holds {broken.before!r}; bring BREAKS up to date")
     path.write_text(whole.replace(broken.before, broken.after))
     start = time.perf_counter()
-    try:
-        caught = _first_failure(copy, broken.module)
-    finally:
-        path.write_text(whole)
-    return {
-        "what": broken.what,
-        "module": broken.module,
-        "caught_by": caught,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
+    caught = _first_failure(copy, broken.module)
+    seconds = round(time.perf_counter() - start, 1)
+    path.write_text(whole)
+    free.put(copy)
+    print(f"{seconds:6.0f} s  {broken.what}: {caught or 'NOTICED BY NO TEST'}", flush=True)
+    return {"what": broken.what, "module": broken.module, "caught_by": caught, "seconds": seconds}
 
 
 def _first_failure(copy: Path, module: str) -> str | None:

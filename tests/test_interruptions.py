@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +43,25 @@ def command(tmp_path: Path, tiny_sample: Path) -> Callable[..., list[str]]:
     return words
 
 
+def start(command: list[str], **options) -> subprocess.Popen:
+    """A process that hears Ctrl-C, also where whoever started the tests does not, as behind `nohup` or `&`."""
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
+
+
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def wait_for(path: Path, process: subprocess.Popen, seconds: int = 120) -> None:
     for _ in range(10 * seconds):
         if path.exists() or process.poll() is not None:
@@ -59,13 +78,8 @@ def parts(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("augment", [("--augment", "flip"), ("--augment", "crops", "--workers", "2")])
 def test_ctrl_c_in_a_terminal(augment: tuple[str, ...], command: Callable[..., list[str]], tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command("run", "--epochs", "5000", *augment),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # a group of its own, which as in a terminal gets the signal as a whole
-    )
+    # A group of its own, which gets the signal as a whole, as in a terminal.
+    process = start(command("run", "--epochs", "5000", *augment), start_new_session=True)
     wait_for(tmp_path / "run" / "last.pt", process)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
@@ -80,7 +94,7 @@ def test_ctrl_c_in_a_terminal(augment: tuple[str, ...], command: Callable[..., l
 
 def test_an_interrupted_run_resumes_to_the_same_weights(command: Callable[..., list[str]], tmp_path: Path) -> None:
     words = ("--epochs", "40")
-    process = subprocess.Popen(command("cut", *words), stderr=subprocess.PIPE, text=True)
+    process = start(command("cut", *words))
     wait_for(tmp_path / "cut" / "last.pt", process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
@@ -124,6 +138,7 @@ def test_a_mistake_in_a_notebook_is_a_sentence_without_a_traceback() -> None:
     assert len(output.traceback) == 1 and output.traceback[0].startswith("DistillError: there is no folder no")
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_is_heard_where_python_drops_it(train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """As while a DataLoader's workers are started: the exception comes where it is swallowed."""
     step, before = training._Loop._step, signal.getsignal(signal.SIGINT)
@@ -141,6 +156,7 @@ def test_ctrl_c_is_heard_where_python_drops_it(train: Callable[..., Run], monkey
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_workers_that_heard_ctrl_c_first_are_no_error(
     train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +188,7 @@ def test_interrupted_is_still_a_keyboard_interrupt() -> None:
 def test_a_full_disk_leaves_the_last_checkpoint(command: Callable[..., list[str]], tmp_path: Path) -> None:
     """The second process may write no file of more than 100 kB, which every checkpoint is; then there is room again."""
     words = ("--epochs", "40")
-    process = subprocess.Popen(command("run", *words), stderr=subprocess.PIPE, text=True)
+    process = start(command("run", *words))
     wait_for(tmp_path / "run" / "last.pt", process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)

@@ -275,6 +275,12 @@ def test_students_maps_of_another_size_are_resized(name):
     assert loss.isfinite()
 
 
+def test_corners_stay_where_they_are_when_a_map_is_resized():
+    """By hand: with align_corners the new rows and columns lie exactly between the old ones."""
+    resized = methods._resize_to(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]), torch.zeros(1, 1, 3, 3))
+    assert torch.equal(resized, torch.tensor([[[[0.0, 0.5, 1.0], [1.0, 1.5, 2.0], [2.0, 2.5, 3.0]]]]))
+
+
 def test_maps_that_are_not_square_work():
     sizes = [(8, 6), (4, 3), (4, 3), (4, 3), (4, 3), (8, 6)]
     teacher, student = Fake(TEACHER_CHANNELS, sizes=sizes), Fake(STUDENT_CHANNELS, sizes=sizes)

@@ -468,6 +468,29 @@ def test_cached_answers_are_those_of_asking_live(maps: bool, tiny_sample: Path, 
             assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [FlippedBatches, CroppedBatches])
+def test_the_order_belongs_to_the_seed_and_to_the_epoch(
+    kind: type, tiny_sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "published_crops", lambda *_: lambda image, labels: (image, labels))
+    dataset = open_dataset("sample", "train", tiny_sample, limit=16)
+    known = {}
+    for index, name in enumerate(dataset.ids):
+        labels = dataset[index][1].as_subclass(Tensor)
+        known |= {labels.numpy().tobytes(): name, labels.flip(-1).numpy().tobytes(): name}
+
+    def order(seed: int, epoch: int) -> list[str]:
+        batches = kind(dataset, Settings(batch_size=4, crop_size=32), seed, CPU)
+        found = [[known[labels.numpy().tobytes()] for labels in batch] for _, batch, _ in batches(epoch)]
+        assert found == [batches.names(epoch, step) for step in range(4)]
+        return [name for batch in found for name in batch]
+
+    orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert all(sorted(names) == sorted(dataset.ids) for names in orders)
+    assert len({tuple(names) for names in orders}) == 4
+    assert order(1, 1) == orders[3]
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_crops_depend_on_seed_and_epoch_but_not_on_workers(tiny_sample: Path) -> None:
     dataset = open_dataset("sample", "train", tiny_sample, limit=8)
