@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from break_things import BREAKS
+from fuzz import TARGETS
 
 import distill
 from distill.runs import compare
@@ -93,3 +95,19 @@ def test_published_numbers_in_the_readme_are_those_on_file() -> None:
     assert len(found) == 5
     for number, name in found:
         assert number == recorded()[name]
+
+
+def test_what_break_things_breaks_is_there() -> None:
+    """A break that no longer finds its place would break nothing, and any test would seem to have missed it."""
+    for broken in BREAKS:
+        assert broken.before in (PROJECT / "distill" / f"{broken.module}.py").read_text(), broken.what
+        assert broken.before != broken.after
+    recorded = read("broken.json")["broken"]
+    assert [entry["what"] for entry in recorded] == [broken.what for broken in BREAKS]
+    assert all(entry["caught_by"] for entry in recorded)
+
+
+def test_the_fuzzing_recorded_is_of_every_kind_and_of_ten_thousand_cases() -> None:
+    kinds = read("fuzz.json")["kinds"]
+    assert [kind["what"] for kind in kinds] == list(TARGETS)
+    assert all(kind.get("read", 0) + kind.get("refused", 0) >= 10_000 for kind in kinds)
