@@ -248,19 +248,22 @@ class _CtrlC:
     """Remembers Ctrl-C inside a with-block, for `check` to raise it again.
 
     Python drops a KeyboardInterrupt that comes at certain moments, such as the start of a DataLoader's workers, and a
-    run would go on as if nobody had pressed anything.
+    run would go on as if nobody had pressed anything. Those workers, which a terminal tells too, end with the run, and
+    not in tracebacks of their own.
     """
 
-    def __enter__(self) -> None:
-        self.heard = False
+    def __enter__(self) -> "_CtrlC":
+        self.heard, self.process = False, os.getpid()
         self.before = signal.getsignal(signal.SIGINT)
         self.listens = callable(self.before) and threading.current_thread() is threading.main_thread()
         if self.listens:
             signal.signal(signal.SIGINT, self._hear)
+        return self
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.heard = True
-        self.before(number, frame)
+        if os.getpid() == self.process:
+            self.heard = True
+            self.before(number, frame)
 
     def check(self) -> None:
         if self.heard:

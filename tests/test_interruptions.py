@@ -4,6 +4,7 @@ Each leaves one sentence, and a run that the same command takes up where its las
 """
 
 import contextlib
+import multiprocessing
 import os
 import re
 import resource
@@ -154,6 +155,22 @@ def test_ctrl_c_is_heard_where_python_drops_it(train: Callable[..., Run], monkey
     with pytest.raises(Interrupted, match="after 1 of 3 epochs"):
         train()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads
+def test_workers_leave_ctrl_c_to_the_run() -> None:
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+        os._exit(7)
+
+    with training._CtrlC() as ctrl_c:
+        worker = multiprocessing.get_context("fork").Process(target=work)
+        worker.start()
+        worker.join()
+        ctrl_c.check()
+    assert worker.exitcode == 7
 
 
 @pytest.mark.usefixtures("hears_ctrl_c")
