@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from distill.datasets import PROJECT
-from distill.runs import environment, write_json
+from distill.runs import environment, read_json, write_json
 
 # Those that start servers, run whole notebooks or build packages would only be slower to notice, or need a clone; those
 # of the results look whether what is to be broken is there.
@@ -116,10 +116,12 @@ def main() -> None:
         for job in range(options.jobs):
             free.put(_copy(Path(folder) / f"project{job}"))
         found = list(pool.map(lambda broken: _try(broken, free), chosen))
-    if not options.only:
-        where = environment(torch.device("cpu"))
-        path = PROJECT / "results" / "broken.json"
-        write_json(path, {"command": "python tests/break_things.py", "environment": where, "broken": found})
+    path = PROJECT / "results" / "broken.json"
+    if options.only:  # of what was recorded before, these are replaced
+        anew = {entry["what"]: entry for entry in found}
+        found = [anew.get(entry["what"], entry) for entry in read_json(path)["broken"]]
+    where = environment(torch.device("cpu"))
+    write_json(path, {"command": "python tests/break_things.py", "environment": where, "broken": found})
 
 
 def _copy(target: Path) -> Path:
