@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -258,12 +259,18 @@ class _CtrlC:
         self.listens = callable(self.before) and threading.current_thread() is threading.main_thread()
         if self.listens:
             signal.signal(signal.SIGINT, self._hear)
+        self.report, sys.unraisablehook = sys.unraisablehook, self._report
         return self
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self.process:
             self.heard = True
             self.before(number, frame)
+
+    def _report(self, dropped: "sys.UnraisableHookArgs") -> None:
+        """In place of Python's report of an exception that it drops: nothing where that is Ctrl-C."""
+        if dropped.exc_type is None or not issubclass(dropped.exc_type, KeyboardInterrupt):
+            self.report(dropped)
 
     def check(self) -> None:
         if self.heard:
@@ -272,6 +279,7 @@ class _CtrlC:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self.listens:
             signal.signal(signal.SIGINT, self.before)
+        sys.unraisablehook = self.report
         if self.heard and kind is not None and issubclass(kind, Exception):  # such as workers that heard it and ended
             raise KeyboardInterrupt from None
 
