@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from distill.datasets import check_dataset, make_default_sample, open_dataset, read_class_names, read_image
+from distill.datasets import check_dataset, make_default_sample, open_dataset, read_class_names, read_image, repeated
 from distill.doctor import examine
 from distill.download import download
 from distill.errors import DistillError, enough_memory, first_line, nearest
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     return explained(lambda: options.command(options))
 
 
-def explained(run: Callable[[], object]) -> int:
+def explained(run: Callable[[], int | None]) -> int:
     """0 after success, 2 after a mistake that one sentence on the error stream explains, 130 after Ctrl-C."""
     try:
         with enough_memory("use smaller images or a smaller network"):
@@ -229,12 +229,9 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    stems = [path.stem for path in options.images]
-    for path in options.images:
-        if stems.count(path.stem) > 1:
-            raise DistillError(
-                f"several images are called {path.stem}; predict them one by one, each with another --out"
-            )
+    twice = repeated(path.stem for path in options.images)
+    if twice:
+        raise DistillError(f"several images are called {twice}; predict them one by one, each with another --out")
     model = _network(options.run).to(pick_device(options.device))
     make_folder(options.out)
     for path in options.images:

@@ -200,9 +200,9 @@ def read_class_names(root: Path) -> tuple[str, ...]:
     names = names[1:] if names[:1] == ("__ignore__",) else names
     if not 1 <= len(names) <= 255:
         raise DistillError(f"{path} names {len(names)} classes, and 1 to 255 are possible; write one name a line")
-    repeated = _repeated(names)
-    if repeated:
-        raise DistillError(f"{path} names {repeated!r} twice; give every class a name of its own")
+    twice = repeated(names)
+    if twice:
+        raise DistillError(f"{path} names {twice!r} twice; give every class a name of its own")
     return names
 
 
@@ -229,15 +229,15 @@ def read_split(root: Path, split: str) -> list[str]:
     names = _read_lines(path)
     if not names:
         raise DistillError(f"{path} lists no images; write one image name a line, without the ending")
-    repeated = _repeated(names)
-    if repeated:
-        raise DistillError(f"{path} lists {repeated!r} twice; take one of the two lines out")
+    twice = repeated(names)
+    if twice:
+        raise DistillError(f"{path} lists {twice!r} twice; take one of the two lines out")
     for name in names:
         _check_name(path, name)
     return names
 
 
-def _repeated(names: Iterable[str]) -> str | None:
+def repeated(names: Iterable[str]) -> str | None:
     """The first name that comes a second time."""
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)

@@ -98,7 +98,7 @@ BREAKS = (
         "the atomic rename",
         "files",
         "        yield temporary\n",
-        "        shutil_move = temporary.replace(path)\n        yield path\n",
+        "        yield path\n        temporary.write_bytes(path.read_bytes())\n",
     ),
     Break("half a file is left behind", "files", "temporary.unlink(missing_ok=True)", "pass"),
     Break("the output stride", "models", "output_stride not in _ATROUS_RATES", "False"),

@@ -70,6 +70,15 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: int = 120) -> None:
         time.sleep(0.1)
 
 
+def interrupt(command: list[str], folder: Path) -> None:
+    """Start a run and press Ctrl-C once there is a checkpoint."""
+    process = start(command)
+    wait_for(folder / "last.pt", process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert not Run(folder).finished, "it was too quick to be interrupted"
+
+
 def parts(folder: Path) -> list[Path]:
     return list(folder.glob(".*"))
 
@@ -95,20 +104,20 @@ def test_ctrl_c_in_a_terminal(augment: tuple[str, ...], command: Callable[..., l
 
 def test_an_interrupted_run_resumes_to_the_same_weights(command: Callable[..., list[str]], tmp_path: Path) -> None:
     words = ("--epochs", "40")
-    process = start(command("cut", *words))
-    wait_for(tmp_path / "cut" / "last.pt", process)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert not Run(tmp_path / "cut").finished, "it was too quick to be interrupted"
+    interrupt(command("cut", *words), tmp_path / "cut")
     for out in ("cut", "whole"):
         subprocess.run(command(out, *words), check=True, capture_output=True)
     states = [load_file(tmp_path / out / "student.safetensors") for out in ("cut", "whole")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_the_stop_button_of_a_notebook(command: Callable[..., list[str]], tiny_sample: Path, tmp_path: Path) -> None:
+def test_the_stop_button_of_a_notebook(tiny_sample: Path, tmp_path: Path) -> None:
     """The cell shows one sentence and no traceback; run again, it goes on."""
-    code = f"""
+    fit = (
+        f'distill.fit("resnet18", "baseline", None, "sample", data_root={str(tiny_sample)!r}, limit=16, batch_size=8, '
+        f'epochs=3, device="cpu", progress=False, out={str(tmp_path / "run")!r})'
+    )
+    stopped = """
 import os, signal, distill
 from distill import training
 save = training._Loop._save
@@ -117,17 +126,14 @@ def saved(loop):
     if len(loop.history) == 2:
         os.kill(os.getpid(), signal.SIGINT)
 training._Loop._save = saved
-distill.fit("resnet18", "baseline", None, "sample", data_root={str(tiny_sample)!r}, out={str(tmp_path / "run")!r},
-            limit=16, batch_size=8, epochs=3, device="cpu", progress=False)
 """
-    cells = [nbformat.v4.new_code_cell(source) for source in (code, "training._Loop._save = save\nprint('on')", "")]
-    cells[2].source = code.strip().splitlines()[-2] + code.strip().splitlines()[-1]
-    notebook = nbformat.v4.new_notebook(cells=cells)
+    sources = (stopped + fit, f"training._Loop._save = save\n{fit}")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     Client(notebook, allow_errors=True, timeout=300).execute()
     output = next(output for output in notebook.cells[0].outputs if output.output_type == "error")
     assert output.ename == "Interrupted"
     assert len(output.traceback) == 1 and "after 2 of 3 epochs; start it again" in output.traceback[0]
-    assert not any(output.output_type == "error" for output in notebook.cells[2].outputs)
+    assert not any(output.output_type == "error" for output in notebook.cells[1].outputs)
     assert Run(tmp_path / "run").finished
 
 
@@ -227,13 +233,10 @@ def test_interrupted_is_still_a_keyboard_interrupt() -> None:
 def test_a_full_disk_leaves_the_last_checkpoint(command: Callable[..., list[str]], tmp_path: Path) -> None:
     """The second process may write no file of more than 100 kB, which every checkpoint is; then there is room again."""
     words = ("--epochs", "40")
-    process = start(command("run", *words))
-    wait_for(tmp_path / "run" / "last.pt", process)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
     folder = tmp_path / "run"
+    interrupt(command("run", *words), folder)
     before = {path: path.read_bytes() for path in folder.iterdir() if path.suffix in (".pt", ".safetensors")}
-    assert len(before) >= 2 and not Run(folder).finished
+    assert len(before) >= 2
 
     full = subprocess.run(
         command("run", *words),
