@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from distill.datasets import VOCFolder, read_image
 from distill.errors import DistillError
+from distill.parallel import ALONE, Ranks
 from distill.transforms import IGNORE_INDEX, normalise
 
 PROTOCOLS = ("native", "resize513")
@@ -66,13 +67,18 @@ def confusion_matrix(prediction: torch.Tensor, labels: torch.Tensor, num_classes
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, dataset: Dataset, protocol: str = "native", batch_size: int = 32, progress: bool = False
+    model: nn.Module,
+    dataset: Dataset,
+    protocol: str = "native",
+    batch_size: int = 32,
+    progress: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Scores:
     """Score a network on a data set (see `datasets.VOCFolder`), on the device where the network is.
 
     `native`: every image at its own size, the one to quote. `resize513`: short side 513 and labels resized to the
-    nearest, what the published table used. How absent classes count: see `Scores`. Raises DistillError when the
-    classes differ.
+    nearest, what the published table used. How absent classes count: see `Scores`. Of several `ranks` each takes every
+    so many batches, and all give the scores of all images. Raises DistillError when the classes differ.
     """
     if protocol not in PROTOCOLS:
         raise DistillError(f"there is no protocol {protocol!r}; choose {' or '.join(PROTOCOLS)}")
@@ -80,9 +86,10 @@ def evaluate(
     device = next(model.parameters()).device
     confusion = torch.zeros(model.num_classes, model.num_classes, dtype=torch.long, device=device)
     with eval_mode(model):
-        for images, labels in _same_size_batches(dataset, protocol, batch_size, progress):
+        for images, labels in _same_size_batches(dataset, protocol, batch_size, progress, ranks):
             logits = model(_prepare(images, device))
             confusion += confusion_matrix(logits.argmax(1), labels.to(device), model.num_classes)
+    ranks.sum(confusion)
     if not confusion.any():
         raise DistillError(f"there is no labelled pixel in the split {dataset.split} of {dataset.root}; label some")
     return Scores(confusion.cpu().numpy(), tuple(dataset.class_names))
@@ -150,19 +157,23 @@ class eval_mode:
             module.training = training
 
 
-def _same_size_batches(dataset: Dataset, protocol: str, batch_size: int, progress: bool):
-    """Batches of neighbouring images that have one size, so that none has to be padded or cut."""
-    images, labels = [], []
-    for index in tqdm(range(len(dataset)), desc="evaluating", unit="image", disable=not progress):
-        image, mask = dataset[index]
-        if protocol == "resize513":
-            if isinstance(dataset, VOCFolder):
-                dataset.check_proportions(index, mask)
-            image, mask = F.resize(image, [513], antialias=True), F.resize(mask, [513])
-        if images and (image.shape != images[0].shape or len(images) == batch_size):
-            yield torch.stack(images), torch.stack(labels)
-            images, labels = [], []
-        images.append(image.as_subclass(torch.Tensor))
-        labels.append(mask.as_subclass(torch.Tensor))
-    if images:
+def _same_size_batches(dataset: Dataset, protocol: str, batch_size: int, progress: bool, ranks: Ranks):
+    """Batches of neighbouring images that have one size, so that none has to be padded or cut.
+
+    Each of the ranks has whole batches, the very ones that a single process would have.
+    """
+    starts = range(ranks.rank * batch_size, len(dataset), ranks.world * batch_size)
+    for start in tqdm(starts, desc="evaluating", unit="batch", disable=not progress or not ranks.first):
+        images, labels = [], []
+        for index in range(start, min(start + batch_size, len(dataset))):
+            image, mask = dataset[index]
+            if protocol == "resize513":
+                if isinstance(dataset, VOCFolder):
+                    dataset.check_proportions(index, mask)
+                image, mask = F.resize(image, [513], antialias=True), F.resize(mask, [513])
+            if images and image.shape != images[0].shape:
+                yield torch.stack(images), torch.stack(labels)
+                images, labels = [], []
+            images.append(image.as_subclass(torch.Tensor))
+            labels.append(mask.as_subclass(torch.Tensor))
         yield torch.stack(images), torch.stack(labels)

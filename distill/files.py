@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from distill.errors import DistillError, first_line
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 
 @contextmanager
@@ -50,6 +56,34 @@ def remove_parts(folder: Path) -> None:
     """Delete what a process that was killed while writing may have left in a folder."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(path: Path, patience: float = 10.0) -> Iterator[None]:
+    """Hold a file that exists, as the sign that this process alone writes into its folder.
+
+    The system lets go of it when the process ends, in whatever way. Raises DistillError when another process holds it
+    for more than `patience` seconds; less may be what is left of one that was killed.
+    """
+    if fcntl is None:
+        yield
+        return
+    with path.open("rb+") as file:
+        end = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise DistillError(
+                        f"another process is writing into {path.parent}; wait until it has ended, or choose another "
+                        f"folder"
+                    ) from None
+                time.sleep(0.1)
+            except OSError:  # some disks of networks know no locks
+                break
+        yield
 
 
 def make_folder(path: Path) -> None:

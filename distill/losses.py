@@ -18,15 +18,18 @@ from distill.errors import DistillError
 IGNORE_INDEX = 255
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, count: Tensor | None = None
+) -> Tensor:
     """Mean over the labelled pixels of -log softmax(logits)[label].
 
     logits (N, C, H, W), labels (N, H, W) of any integer type. Void pixels (`ignore_index`) do not count,
     neither above nor below the fraction. A batch without any labelled pixel gives 0 with a gradient of 0, not
-    NaN.
+    NaN. `count` is what the sum is divided by, in place of the number of labelled pixels: for a part of a batch, that
+    number's share in the batch.
     """
     total = F.cross_entropy(_widen(logits), labels.long(), ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp(min=1)
+    return total / ((labels != ignore_index).sum().clamp(min=1) if count is None else count)
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:

@@ -222,13 +222,15 @@ class Method(nn.Module):
         self.needs_logits = any(term.needs_logits for term in terms.values())
         self.divide_twice = False
 
-    def forward(self, student_output, teacher_output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, student_output, teacher_output, labels: Tensor, count: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs are (logits, maps), or bare logits where no term needs maps; the baseline's teacher may be
-        None.
+        None. `count`: see `losses.cross_entropy`.
         """
         student, teacher = _as_output(student_output), _as_output(teacher_output)
         self._check_outputs(student, teacher)
-        summands = {"ce": losses.cross_entropy(student.logits, labels)}
+        summands = {"ce": losses.cross_entropy(student.logits, labels, count=count)}
         for name, term in self.terms.items():
             if self.training:
                 term.calls += 1

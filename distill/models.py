@@ -269,7 +269,7 @@ class ASPP(nn.Module):
     def _check_batch(self, x: Tensor) -> None:
         norm = self.global_avg_pool[2]
         # A synchronised BatchNorm is another class: it sees all devices' images, so one on each is enough.
-        if norm.training and isinstance(norm, nn.BatchNorm2d) and x.shape[0] == 1:
+        if norm.training and type(norm) is nn.BatchNorm2d and x.shape[0] == 1:
             raise DistillError(
                 "Training needs at least two images a batch, and got batch size 1 (the BatchNorm after "
                 "ASPP's global average pool has a single value per channel): raise the batch size, use "

@@ -4,6 +4,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -216,6 +217,24 @@ def tap_torchvision(network: DeepLabV3) -> TappedTeacher:
     last = {"layer1": 2, "layer2": 3, "layer3": 22, "layer4": 2}  # a block's ReLU runs last on the sum that leaves it
     taps = {name: f"backbone.{name}.{block}.relu:input" for name, block in last.items()}
     return TappedTeacher(network, taps | {"aspp": "classifier.0.project.1", "decoder": "classifier.2"})
+
+
+@torch.inference_mode()
+def ask_teacher(
+    teacher: nn.Module, images: Tensor, maps: bool, precision: str = "float32"
+) -> tuple[Tensor, list[Tensor] | None]:
+    """The teacher's logits, and its six maps where they are needed, without gradients."""
+    return ask(teacher, images, maps, precision)
+
+
+def ask(network: nn.Module, images: Tensor, maps: bool, precision: str) -> tuple[Tensor, list[Tensor] | None]:
+    """Logits, and the six maps where they are needed; in float32 after a pass in bfloat16 too."""
+    mixed = precision == "bfloat16"
+    with torch.autocast(images.device.type, torch.bfloat16) if mixed else nullcontext():
+        logits, features = network(images, return_maps=True) if maps else (network(images), None)
+    if not mixed:
+        return logits, features
+    return logits.float(), None if features is None else [feature.float() for feature in features]
 
 
 def freeze(model: nn.Module) -> nn.Module:

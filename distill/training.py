@@ -1,139 +1,39 @@
 """One trainer for every row: the same data order, initial weights, schedule and regularisation at a seed."""
 
 import copy
+import io
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+from distill.batches import Batch, batches_for
 from distill.datasets import VOCFolder, open_dataset
-from distill.errors import DistillError, Interrupted, check_number, enough_memory, nearest
+from distill.errors import DistillError, Interrupted, check_number, enough_memory
 from distill.evaluation import check_classes, eval_mode, evaluate
-from distill.files import make_folder, remove_parts, replace_file
+from distill.files import held, make_folder, remove_parts, replace_file
+from distill.losses import IGNORE_INDEX
 from distill.methods import Method, build_method, method_terms
 from distill.models import DeepLabV3Plus, build_model, parameter_groups, save_model
+from distill.parallel import Ranks, explained_parting, join, shared_layers, this_rank
 from distill.runs import Run, environment, run_folder, write_json, write_text
-from distill.teachers import fingerprint, freeze, load_teacher
-from distill.transforms import IGNORE_INDEX, normalise, published_crops
+from distill.settings import NEUTRAL, SLIM, Settings, choose_options, choose_settings, for_device, with_every_setting
+from distill.teachers import ask, ask_teacher, fingerprint, freeze, load_teacher
 
-# images (N, 3, H, W) float, labels (N, H, W), the teacher's output where it is cached
-Batch = tuple[Tensor, Tensor, tuple | None]
 OnEpoch = Callable[[dict, DeepLabV3Plus], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything about training that is not the data, the networks or the method.
-
-    `lr` belongs to the backbone; the head and the connectors learn at `head_lr_factor` times that. `warmup` is the
-    share of all steps over which the rate rises. During the first `connector_epochs` only connectors are trained.
-    `clip` bounds the norm of the gradient (0: no bound). `augment`: `flip`, or `crops` (see
-    `transforms.published_crops`). `output_stride`, `crop_size` in pixels. `precision`: `float32`, or `bfloat16` for the
-    forward passes of both networks under `torch.autocast`; weights, losses, optimizer and scores stay in float32.
-
-    The last four are for measuring what four faults of the published code are worth; see `RECIPES`.
-    `distilled_dropout` False: students that have a teacher skip ASPP's dropout. `teacher_mode` `train`: the teacher
-    uses the batch's statistics and dropout, and its running statistics drift. `divisions` `twice`: cross-entropy is
-    divided by the batch once more, and KD's divergence by the classes and the batch. `padding` `background`: what
-    `crops` add beyond an image is labelled 0 instead of void.
-    """
-
-    epochs: int = 24
-    batch_size: int = 16
-    crop_size: int = 64
-    output_stride: int = 16
-    optimizer: str = "adamw"
-    lr: float = 3.2e-2
-    head_lr_factor: float = 1.0
-    weight_decay: float = 0.02
-    nesterov: bool = False
-    schedule: str = "cosine"
-    warmup: float = 0.1
-    connector_epochs: int = 0
-    clip: float = 5.0
-    augment: str = "flip"
-    evaluate_every: int = 6
-    workers: int = 0
-    precision: str = "float32"
-    distilled_dropout: bool = True
-    teacher_mode: str = "eval"
-    divisions: str = "once"
-    padding: str = "void"
-
-
-# Smallest and largest value of each number, the latter far beyond what makes sense: it is there for slips of the hand.
-RANGES: dict[str, tuple[float, float]] = {
-    "epochs": (1, 1_000_000),
-    "batch_size": (2, 100_000),
-    "crop_size": (8, 10_000),
-    "lr": (1e-9, 1000.0),
-    "head_lr_factor": (1e-9, 1e6),
-    "weight_decay": (0.0, 100.0),
-    "warmup": (0.0, 1.0),
-    "connector_epochs": (0, 1_000_000),
-    "clip": (0.0, 1e9),
-    "evaluate_every": (1, 1_000_000),
-    "workers": (0, 256),
-}
-
-# `matched`: every row has the same regularisation, and losses are what their formulas say. `published`: four faults
-# of the published code put back, each also a setting by itself. Schedules are equal for all rows in both.
-RECIPES: dict[str, dict] = {
-    "matched": {},
-    "published": {
-        "distilled_dropout": False,
-        "teacher_mode": "train",
-        "divisions": "twice",
-        "padding": "background",
-    },
-}
-
-# A preset is nothing but default values.
-PRESETS: dict[str, Settings] = {
-    "sample": Settings(),
-    "voc": Settings(
-        epochs=100,
-        batch_size=12,
-        crop_size=513,
-        optimizer="sgd",
-        lr=0.0035,
-        head_lr_factor=10.0,
-        weight_decay=5e-4,
-        nesterov=True,
-        schedule="poly",
-        warmup=0.0,
-        connector_epochs=1,
-        clip=0.0,
-        augment="crops",
-        evaluate_every=1,
-        workers=4,
-    ),
-}
-
-# The slim networks of the sample preset; the published networks are build_model's own defaults.
-SLIM: dict[str, dict] = {
-    "resnet101": {"width": 0.25, "atrous_rates": (2, 3, 4), "zero_init_residual": True},
-    "resnet18": {"width": 0.25, "atrous_rates": (2, 3, 4), "zero_init_residual": True},
-    "mobilenetv2": {"width": 0.35, "head_width": 0.125, "atrous_rates": (2, 3, 4)},
-}
-
-# By data set: weights for the sample's small maps, chosen on its val split by studies/weights.py. On other data the
-# published weights hold.
-TUNED: dict[str, dict[str, dict]] = {
-    "sample": {"kd": {"weight": 10.0}, "at": {"weight": 5.0}, "ofd": {"weight": 3.2e-2}, "sakd": {"weight": 1.0}},
-}
 
 
 def make_student(
@@ -179,25 +79,26 @@ def fit(
     the run's folder, by default runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for Pascal VOC, and
     `sample` for everything else. `recipe` is one of `RECIPES`. Every field of `Settings` can be given as a keyword.
 
-    A run that was interrupted is resumed from its last epoch, and ends with the weights it would have had; a finished
-    one is returned as it is. Raises DistillError when `out` holds a run of another configuration, and when the teacher
-    was trained for other classes than the data has.
+    A run that was interrupted is resumed from its last checkpoint, and ends with the weights it would have had; a
+    finished one is returned as it is. Raises DistillError when `out` holds a run of another configuration, and when
+    the teacher was trained for other classes than the data has.
+
+    Started by torchrun, all processes train the one network: each computes its share of every batch and of every
+    scoring, and the first writes the files, on a disk that all of them see. The results are those of one process, save
+    for rounding (see `parallel`).
 
     `on_epoch(line, student)` is called after every epoch that is trained, when its files are written, with the line of
     the history and the student in eval mode. It may look and draw random numbers without changing the run; what it
     raises ends `fit`, and the run can be resumed.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DistillError(
-            "a run uses one device, and torchrun started several processes; start it with python -m distill train, and "
-            "give every GPU a run of its own with CUDA_VISIBLE_DEVICES"
-        )
     check_number("seed", seed, 0, 2**32 - 1)
     seed = int(seed)
     preset = preset or ("voc" if str(data).startswith("pascal") else "sample")
-    chosen, terms = _settings(preset, recipe, settings), method_terms(method)
+    chosen, terms = choose_settings(preset, recipe, settings), method_terms(method)
     target = pick_device(device)
-    train = open_dataset(data, "train", data_root, limit)
+    chosen, ranks = for_device(chosen, target), join(target)
+    with ranks.first_alone():  # the sample is made on first use
+        train = open_dataset(data, "train", data_root, limit)
     if isinstance(student, str):
         student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights)
     student = student.to(target, memory_format=torch.channels_last)
@@ -208,33 +109,52 @@ def fit(
         check_classes("teacher", teacher, train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1_000_003)  # connectors have a stream of their own: students start alike in every row
-        method = build_method(method, teacher, student, **_options(terms, data, method_options))
+        method = build_method(method, teacher, student, **choose_options(terms, data, method_options))
     if target.type == "cpu":
         _check_width(student)
-    config = _config(data, train, student, teacher, method, seed, preset, chosen)
+    config = _config(data, train, student, teacher, method, seed, preset, chosen, ranks)
     folder = Path(out) if out else run_folder("runs", Path(data).name, config["model"]["backbone"], method.name, seed)
-    if _is_finished(folder, config, resume):
+    if ranks.agree(ranks.first and _is_finished(folder, config, resume)):
         return Run(folder)
-    loop = _Loop(student, teacher, method, train, chosen, seed, target, folder, progress, on_epoch)
+    loop = _Loop(student, teacher, method, train, chosen, seed, target, folder, progress, on_epoch, ranks)
     val = open_dataset(data, "val", data_root)
     _check_labelled(train)
     _check_labelled(val)
-    _make_folder(folder, config, train.root, target)  # only now, so that a mistake leaves no folder behind
+    if ranks.first:  # only now, so that a mistake leaves no folder behind
+        _make_folder(folder, config, train.root, target, ranks)
     try:
-        with enough_memory(f"lower --batch-size ({chosen.batch_size}) or --crop-size ({chosen.crop_size})"):
+        with (
+            held(folder / "config.json") if ranks.first else nullcontext(),
+            explained_parting(ranks),
+            enough_memory(f"lower --batch-size ({chosen.batch_size}) or --crop-size ({chosen.crop_size})"),
+        ):
+            if ranks.first:
+                remove_parts(folder)
             loop.run(val)
+            scores = _final_scores(loop, data, data_root)
     except KeyboardInterrupt:
         raise Interrupted(
             f"training was interrupted after {loop.saved} of {chosen.epochs} epochs; start it again in the same "
             f"way to go on from there (the run is in {folder})"
         ) from None
-    write_json(folder / "scores.json", _final_scores(loop, data, data_root))
+    with ranks.first_alone():
+        if ranks.first:
+            write_json(folder / "scores.json", scores)
     return Run(folder)
 
 
 def pick_device(device: str) -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one, and under torchrun the GPU of this process."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    ranks = this_rank()
+    if device == "cuda" and ranks.world > 1:
+        device = f"cuda:{ranks.local}"
+        if ranks.local >= torch.cuda.device_count() > 0:
+            raise DistillError(
+                f"torchrun started a process number {ranks.local} and this machine has {torch.cuda.device_count()} "
+                f"GPUs; start as many with --nproc-per-node, or use --device cpu"
+            )
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DistillError(
             f"the device {device} was asked for and PyTorch finds no GPU; use --device cpu, or install a CUDA build"
@@ -284,6 +204,21 @@ class _CtrlC:
             raise KeyboardInterrupt from None
 
 
+class _Step(nn.Module):
+    """The student and what its answers are compared with, as one network, which is what DDP takes care of."""
+
+    def __init__(self, student: nn.Module, method: Method, precision: str, compiled: bool) -> None:
+        super().__init__()
+        self.student, self.method, self.precision = student, method, precision
+        self.answer = torch.compile(student) if compiled else student
+
+    def forward(
+        self, images: Tensor, labels: Tensor, teacher_output: tuple | None, count: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        student_output = ask(self.answer, images, self.method.needs_maps, self.precision)
+        return self.method(student_output, teacher_output, labels, count)
+
+
 class _Loop:
     """The state of one training run, and the steps that change it."""
 
@@ -299,14 +234,15 @@ class _Loop:
         folder: Path,
         progress: bool,
         on_epoch: OnEpoch | None,
+        ranks: Ranks,
     ) -> None:
         self.student, self.teacher, self.method, self.on_epoch = student, teacher, method, on_epoch
         method.divide_twice = settings.divisions == "twice"
         if settings.teacher_mode == "train" and teacher is not None:
             self.teacher = copy.deepcopy(teacher).train()  # the caller's statistics must not drift
-        self.settings, self.seed, self.device, self.folder, self.progress = settings, seed, device, folder, progress
-        batches = FlippedBatches if settings.augment == "flip" else CroppedBatches
-        self.batches = batches(train, settings, seed, device)
+        self.settings, self.seed, self.device, self.folder, self.ranks = settings, seed, device, folder, ranks
+        self.progress = progress and ranks.first
+        self.batches = batches_for(train, settings, seed, device, ranks)
         self.steps = settings.epochs * len(self.batches)
         self.optimizer = _optimizer(student, method, settings)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -316,20 +252,42 @@ class _Loop:
         self.saved = 0  # epochs in the checkpoint
         self.ctrl_c = _CtrlC()
         self.best = {"epoch": 0, "val_miou": -1.0}
+        self.partial: dict = {}  # of the epoch that a checkpoint was in: its `step`, `sums` and `seconds`
+        self.asked = torch.compile(self.teacher) if settings.compile and teacher is not None else self.teacher
 
     def run(self, val: VOCFolder) -> None:
-        with torch.random.fork_rng(devices=[]), self.ctrl_c:  # the caller's random numbers stay where they were
-            torch.manual_seed(self.seed + 2_000_003)  # dropout's stream, the same in every row
+        devices = [self.device] if self.device.type == "cuda" else []
+        networks = [self.student, self.method]
+        networks += [self.teacher] if self.teacher is not None and self.teacher.training else []
+        with (
+            torch.random.fork_rng(devices),  # the caller's random numbers stay where they were
+            shared_layers(self.ranks, networks, self.settings.sync_batchnorm),
+            self.ctrl_c,
+            _Board(self.folder, self.settings.tensorboard and self.ranks.first) as self.board,
+        ):
+            torch.manual_seed(self.seed + 2_000_003)  # dropout's stream, the same in every row and every process
             self._restore()
             changing = self.settings.teacher_mode == "train"  # its answers, from step to step
             if self.method.needs_teacher and not changing and len(self.history) < self.settings.epochs:
-                self.batches.cache_teacher(self.teacher, self.method.needs_maps, self.progress)
+                self.batches.cache_teacher(self.asked, self.method.needs_maps, self.progress)
+            self.step = self._as_step()
             for epoch in range(len(self.history), self.settings.epochs):
                 self._epoch(epoch, val)
                 self._show()
 
+    def _as_step(self) -> nn.Module:
+        step = _Step(self.student, self.method, self.settings.precision, self.settings.compile)
+        if self.ranks.world == 1:
+            return step
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the option has another name since PyTorch 2.14
+            # Statistics that are synchronised are alike everywhere; all others are those of the first process.
+            return DistributedDataParallel(step, broadcast_buffers=not self.settings.sync_batchnorm)
+
     def _epoch(self, epoch: int, val: VOCFolder) -> None:
-        start, sums = time.perf_counter(), {}
+        start, first = time.perf_counter() - self.partial.get("seconds", 0.0), self.partial.get("step", 0)
+        sums: dict[str, Tensor] = self.partial.get("sums", {})
+        self.partial, last_saved = {}, time.perf_counter()
         self.student.train()
         if self.method.needs_teacher and not self.settings.distilled_dropout:
             self.student.aspp.dropout.eval()
@@ -337,28 +295,50 @@ class _Loop:
         frozen = epoch < self.settings.connector_epochs and any(True for _ in self.method.parameters())
         label = f"epoch {epoch + 1}/{self.settings.epochs}"
         unchecked: list[dict[str, Tensor]] = []
-        for step, batch in enumerate(
-            tqdm(self.batches(epoch), total=len(self.batches), desc=label, leave=False, disable=not self.progress)
+        pieces, parts = self.batches(epoch, first), range(self.settings.accumulate)
+        for step in tqdm(
+            range(first, len(self.batches)),
+            initial=first,
+            total=len(self.batches),
+            desc=label,
+            leave=False,
+            disable=not self.progress,
         ):
-            unchecked.append(self._step(*batch, frozen))
+            unchecked.append(self._step([next(pieces) for _ in parts], frozen))
             self.ctrl_c.check()
-            for name, value in unchecked[-1].items():
-                sums[name] = sums.get(name, 0.0) + value
             # To look at a number of a GPU is to wait for all that it has still to do.
-            if self.device.type == "cpu" or len(unchecked) == 50 or step + 1 == len(self.batches):
+            done = step + 1 == len(self.batches)
+            overdue = time.perf_counter() - last_saved > 60 * self.settings.checkpoint_minutes
+            if self.device.type == "cpu" or len(unchecked) == 50 or done or (overdue and self.ranks.world == 1):
+                unchecked = self._over_ranks(unchecked)
                 self._check_finite(unchecked, epoch, step)
+                for losses in unchecked:
+                    sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
                 unchecked = []
+                if overdue and not done:
+                    self.partial = {"step": step + 1, "sums": sums, "seconds": time.perf_counter() - start}
+                    self._save_checkpoint()
+                    self.partial, last_saved = {}, time.perf_counter()
         line = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0]}
         line |= {name: float(value) / len(self.batches) for name, value in sums.items()}
         line["seconds"] = round(time.perf_counter() - start, 3)
         last = epoch + 1 == self.settings.epochs
         if last or (epoch + 1) % self.settings.evaluate_every == 0:
-            line["val_miou"] = evaluate(self.student, val).miou
+            line["val_miou"] = evaluate(self.student, val, ranks=self.ranks).miou
             self._keep_best(line)
         self.history.append(line)
+        self.board.add(line)
         if self.progress:
             tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
         self._save()
+
+    def _over_ranks(self, steps: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """The losses of some steps as the whole batch has them: the mean over processes, whose shares are equal."""
+        if self.ranks.world == 1:
+            return steps
+        names = list(steps[0])
+        table = self.ranks.sum(torch.stack([torch.stack([step[name] for name in names]) for step in steps]))
+        return [dict(zip(names, row, strict=True)) for row in table / self.ranks.world]
 
     def _check_finite(self, steps: list[dict[str, Tensor]], epoch: int, last: int) -> None:
         """DistillError at the first of some steps, of which `last` is the last, whose loss is no number.
@@ -387,29 +367,58 @@ class _Loop:
         with torch.random.fork_rng(devices), eval_mode(self.student):
             self.on_epoch(dict(self.history[-1]), self.student)
 
-    def _step(self, images: Tensor, labels: Tensor, teacher_output: tuple | None, frozen: bool) -> dict[str, Tensor]:
-        if teacher_output is None and self.method.needs_teacher:
-            teacher_output = ask_teacher(self.teacher, images, self.method.needs_maps, self.settings.precision)
-        student_output = _ask(self.student, images, self.method.needs_maps, self.settings.precision)
-        loss, parts = self.method(student_output, teacher_output, labels)
+    def _step(self, pieces: list[Batch], frozen: bool) -> dict[str, Tensor]:
+        """One step of the optimizer on this process's pieces of a batch; the means of their losses."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        count, totals = self._labelled_pixels(pieces), {}
+        for number, (images, labels, teacher_output) in enumerate(pieces, 1):
+            if teacher_output is None and self.method.needs_teacher:
+                teacher_output = ask_teacher(self.asked, images, self.method.needs_maps, self.settings.precision)
+            with self._without_exchange(number < len(pieces)):
+                loss, parts = self.step(images, labels, teacher_output, count)
+                (loss / len(pieces)).backward()
+            for name, value in {"loss": loss.detach(), **parts}.items():
+                totals[name] = totals.get(name, 0.0) + value / len(pieces)
         if frozen:  # the first epochs of the published recipe: only the connectors move
             self.student.zero_grad(set_to_none=True)
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip)
         self.optimizer.step()
         self.schedule.step()
-        return {"loss": loss.detach(), **parts}
+        return totals
+
+    def _labelled_pixels(self, pieces: list[Batch]) -> Tensor | None:
+        """What each piece's cross-entropy is divided by, so that its mean over pieces is that over the batch's pixels.
+
+        None where there is one piece, which knows by itself.
+        """
+        number = len(pieces) * self.ranks.world
+        if number == 1:
+            return None
+        labelled = sum((labels != IGNORE_INDEX).sum() for _, labels, _ in pieces)
+        return self.ranks.sum(labelled).clamp(min=1) / number
+
+    def _without_exchange(self, wait: bool) -> AbstractContextManager:
+        """Gradients of all pieces but the last are kept, and exchanged with the last's."""
+        return self.step.no_sync() if wait and self.ranks.world > 1 else nullcontext()
 
     def _keep_best(self, line: dict) -> None:
         if line["val_miou"] > self.best["val_miou"]:
             self.best = {"epoch": line["epoch"], "val_miou": line["val_miou"]}
-            save_model(self.student, self.folder / "best.safetensors")
+            if self.ranks.first:
+                save_model(self.student, self.folder / "best.safetensors")
 
     def _save(self) -> None:
         """Student and history first, the checkpoint last: what it says is never ahead of what is on disk."""
-        save_model(self.student, self.folder / "student.safetensors")
+        if self.ranks.first:
+            save_model(self.student, self.folder / "student.safetensors")
+            _write_history(self.folder, self.history)
+        self._save_checkpoint()
+        self.saved = len(self.history)
+
+    def _save_checkpoint(self) -> None:
+        if not self.ranks.first:
+            return
         state = {
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
@@ -418,199 +427,88 @@ class _Loop:
             "random": torch.get_rng_state(),
             "history": self.history,
             "best": self.best,
+            "partial": self.partial,
         }
+        if self.device.type == "cuda":
+            state["random_on_device"] = torch.cuda.get_rng_state(self.device)
         if self.teacher is not None and self.teacher.training:
             state["teacher_statistics"] = dict(self.teacher.named_buffers())
-        _write_history(self.folder, self.history)
         with replace_file(self.folder / "last.pt", lasting=True) as temporary:
             torch.save(state, temporary)
-        self.saved = len(self.history)
 
     def _restore(self) -> None:
+        """Go on from the checkpoint, which the first process hands to all others: its disk need not be theirs."""
         path = self.folder / "last.pt"
-        if not path.exists():
+        content = self.ranks.agree(path.read_bytes() if self.ranks.first and path.exists() else None)
+        if content is None:
             return
         parts = {name: getattr(self, name) for name in ("student", "method", "optimizer", "schedule")}
-        self.history, self.best = read_checkpoint(path, parts, self.device, self.teacher)
+        self.history, self.best, self.partial = read_checkpoint(path, parts, self.device, self.teacher, content)
         self.saved = len(self.history)
-        _write_history(self.folder, self.history)
+        if self.ranks.first:
+            _write_history(self.folder, self.history)
+
+
+class _Board:
+    """Losses and scores as TensorBoard reads them, in the run's folder; nothing where they are not asked for."""
+
+    def __init__(self, folder: Path, wanted: bool) -> None:
+        self.writer = _tensorboard(folder / "tensorboard") if wanted else None
+
+    def __enter__(self) -> "_Board":
+        return self
+
+    def add(self, line: dict) -> None:
+        """A line of the history."""
+        if self.writer is not None:
+            for name, value in line.items():
+                self.writer.add_scalar(name, value, line["epoch"])
+            self.writer.flush()
+
+    def __exit__(self, *error: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _tensorboard(folder: Path) -> "SummaryWriter":  # noqa: F821 - it may not be installed
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise DistillError(
+            "TensorBoard is not installed; run: pip install 'distill[tensorboard]', or leave out --tensorboard"
+        ) from None
+    return SummaryWriter(folder)
 
 
 def read_checkpoint(
-    path: Path, parts: dict[str, object], device: torch.device, teacher: nn.Module | None = None
-) -> tuple[list[dict], dict]:
-    """Bring networks, optimizer, schedule and random numbers to where a checkpoint left them; its history and best.
+    path: Path,
+    parts: dict[str, object],
+    device: torch.device,
+    teacher: nn.Module | None = None,
+    content: bytes | None = None,
+) -> tuple[list[dict], dict, dict]:
+    """Bring networks, optimizer, schedule and random numbers to where a checkpoint left them.
+
+    Gives its history, the best epoch, and where it was in an epoch. `content` is that of the file, if it is known.
 
     The unpickler knows tensors and plain values only. Raises DistillError for everything that is not such a file.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        source = path if content is None else io.BytesIO(content)
+        state = torch.load(source, map_location=device, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
         if "teacher_statistics" in state:
             teacher.load_state_dict(state["teacher_statistics"], strict=False)
         torch.set_rng_state(state["random"].cpu())
-        return list(state["history"]), dict(state["best"])
+        if "random_on_device" in state and device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_on_device"].cpu(), device)
+        return list(state["history"]), dict(state["best"]), dict(state.get("partial", {}))
     except Exception as error:  # a damaged file, or a stranger's, can raise anything
         raise DistillError(
             f"{path} cannot be read ({type(error).__name__}), so the run cannot resume; delete {path.parent} to start "
             f"again"
         ) from None
-
-
-# ------------------------------------------------------------------------------------------- batches
-
-
-class FlippedBatches:
-    """Whole images of one size, each mirrored or not by a coin: few enough views to hold, with the teacher's answers.
-
-    `batches(epoch)` gives the epoch's batches in the order that belongs to the seed.
-    """
-
-    def __init__(self, dataset: VOCFolder, settings: Settings, seed: int, device: torch.device) -> None:
-        self.batch_size, self.seed, self.device = _batch_size(settings, dataset), seed, device
-        self.precision = settings.precision
-        images, labels = zip(*_same_size(dataset, 2 * settings.crop_size), strict=True)
-        self.images, self.labels, self.ids = torch.stack(images), torch.stack(labels), dataset.ids
-        self.answers: list[Tensor | None] | None = None
-
-    def __len__(self) -> int:
-        return len(self.images) // self.batch_size
-
-    def __call__(self, epoch: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        order = torch.randperm(len(self.images), generator=generator)  # as `_names` draws it
-        mirrored = torch.rand(len(self.images), generator=generator) < 0.5
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            index = order[start : start + self.batch_size]
-            yield self._batch(index, mirrored[index])
-
-    def _batch(self, index: Tensor, mirrored: Tensor) -> Batch:
-        images = torch.where(mirrored[:, None, None, None], self.images[index].flip(-1), self.images[index])
-        labels = torch.where(mirrored[:, None, None], self.labels[index].flip(-1), self.labels[index])
-        answer = self._answer(index + len(self.images) * mirrored) if self.answers is not None else None
-        return _to_device(images, self.device), labels.to(self.device).long(), answer
-
-    def _answer(self, view: Tensor) -> tuple[Tensor, list[Tensor] | None]:
-        logits, *maps = (tensor[view].to(self.device) for tensor in self.answers)
-        return logits, maps or None
-
-    def names(self, epoch: int, step: int) -> list[str]:
-        """The images of a step."""
-        return _names(self.ids, self.seed, epoch, step, self.batch_size)
-
-    def cache_teacher(self, teacher: nn.Module, maps: bool, progress: bool) -> None:
-        """Ask the teacher once about every view: it is frozen, so its answers never change.
-
-        Costs 4 bytes a pixel and class for the logits, and for the sample's six maps about two thirds of that again.
-        """
-        answers: list[list[Tensor]] = []
-        views = [(chunk, flipped) for flipped in (False, True) for chunk in torch.arange(len(self.images)).split(64)]
-        for index, flipped in tqdm(views, desc="asking the teacher", leave=False, disable=not progress):
-            images = self.images[index].flip(-1) if flipped else self.images[index]
-            logits, features = ask_teacher(teacher, _to_device(images, self.device), maps, self.precision)
-            answers.append([tensor.cpu() for tensor in (logits, *(features or ()))])
-        self.answers = [
-            torch.cat(parts).contiguous(memory_format=torch.channels_last) for parts in zip(*answers, strict=True)
-        ]
-
-
-def _same_size(dataset: VOCFolder, largest: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image and its labels, uint8; DistillError at the first that is of another size or above `largest`."""
-    size = None
-    for index in range(len(dataset)):
-        image, labels = dataset[index]
-        size = size or labels.shape
-        if labels.shape != size or max(size) > largest:
-            raise DistillError(
-                f"{dataset.image_path(index)} is {labels.shape[1]} x {labels.shape[0]} pixels, and `flip` needs images "
-                f"of one size, at most {largest} pixels a side; use --augment crops"
-            )
-        yield image.as_subclass(Tensor), labels.as_subclass(Tensor).to(torch.uint8)
-
-
-class CroppedBatches:
-    """Random crops of images of any size (`transforms.published_crops`), through a DataLoader."""
-
-    def __init__(self, dataset: VOCFolder, settings: Settings, seed: int, device: torch.device) -> None:
-        self.crops = _Crops(dataset, published_crops(settings.crop_size, settings.padding), seed)
-        self.batch_size, self.seed, self.device = _batch_size(settings, dataset), seed, device
-        self.workers = settings.workers
-
-    def __len__(self) -> int:
-        return len(self.crops) // self.batch_size
-
-    def __call__(self, epoch: int) -> Iterator[Batch]:
-        order = torch.randperm(len(self.crops), generator=torch.Generator().manual_seed(self.seed * 100_003 + epoch))
-        order = [(epoch, index) for index in order[: len(self) * self.batch_size].tolist()]
-        loader = DataLoader(self.crops, self.batch_size, sampler=order, num_workers=self.workers)
-        try:
-            for images, labels in loader:
-                yield _to_device(images, self.device), labels.to(self.device).long(), None
-        except DistillError as error:  # a worker's comes with its traceback in the message
-            raise DistillError(str(error).strip().splitlines()[-1].split("DistillError: ", 1)[-1]) from None
-
-    def names(self, epoch: int, step: int) -> list[str]:
-        """The images of a step."""
-        return _names(self.crops.dataset.ids, self.seed, epoch, step, self.batch_size)
-
-    def cache_teacher(self, teacher: nn.Module, maps: bool, progress: bool) -> None:
-        """Nothing: no two crops are alike, so the teacher is asked at every step."""
-
-
-def _names(ids: list[str], seed: int, epoch: int, step: int, batch_size: int) -> list[str]:
-    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
-    return [ids[index] for index in order[step * batch_size : (step + 1) * batch_size].tolist()]
-
-
-class _Crops(Dataset):
-    """Crop `(epoch, index)`: drawn from a stream of its own, so that it does not depend on workers or on a resume."""
-
-    def __init__(self, dataset: VOCFolder, transform: nn.Module, seed: int) -> None:
-        self.dataset, self.transform, self.seed = dataset, transform, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key
-        image, labels = self.dataset[index]
-        self.dataset.check_proportions(index, labels)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, epoch, index)))
-            image, labels = self.transform(image, labels)
-        return image.as_subclass(Tensor), labels.as_subclass(Tensor).to(torch.uint8)
-
-
-@torch.no_grad()
-def ask_teacher(
-    teacher: nn.Module, images: Tensor, maps: bool, precision: str = "float32"
-) -> tuple[Tensor, list[Tensor] | None]:
-    """The teacher's logits, and its six maps where they are needed, without gradients."""
-    return _ask(teacher, images, maps, precision)
-
-
-def _ask(network: nn.Module, images: Tensor, maps: bool, precision: str) -> tuple[Tensor, list[Tensor] | None]:
-    """Logits, and the six maps where they are needed; in float32 after a pass in bfloat16 too."""
-    mixed = precision == "bfloat16"
-    with torch.autocast(images.device.type, torch.bfloat16) if mixed else nullcontext():
-        logits, features = network(images, return_maps=True) if maps else (network(images), None)
-    if not mixed:
-        return logits, features
-    return logits.float(), None if features is None else [feature.float() for feature in features]
-
-
-def _to_device(images: Tensor, device: torch.device) -> Tensor:
-    return normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
-
-
-def _batch_size(settings: Settings, dataset: VOCFolder) -> int:
-    if len(dataset) < settings.batch_size:
-        raise DistillError(
-            f"{dataset.root} lists {len(dataset)} training images, fewer than the batch of {settings.batch_size}; "
-            f"lower --batch-size"
-        )
-    return settings.batch_size
 
 
 # ------------------------------------------------------------------------------- schedule and optimizer
@@ -632,48 +530,13 @@ def _optimizer(student: DeepLabV3Plus, method: Method, settings: Settings) -> to
     head_lr = settings.lr * settings.head_lr_factor
     groups = [{"params": backbone, "lr": settings.lr}, {"params": [*head, *method.parameters()], "lr": head_lr}]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=settings.nesterov, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        return torch.optim.SGD(
+            groups, momentum=0.9, nesterov=settings.nesterov, weight_decay=settings.weight_decay, fused=True
+        )
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
 
 
 # ------------------------------------------------------------------------------- settings and folders
-
-
-def _settings(preset: str, recipe: str, given: dict) -> Settings:
-    for kind, name, known in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
-        if name not in known:
-            raise DistillError(f"there is no {kind} {name!r}{nearest(str(name), known)}")
-    known = [field.name for field in fields(Settings)]
-    for name in given:
-        if name not in known:
-            raise DistillError(f"there is no setting {name!r}{nearest(name, known)}")
-    given = {name: value for name, value in given.items() if value is not None}
-    chosen = replace(PRESETS[preset], **(RECIPES[recipe] | given))
-    choices = {
-        "optimizer": ("adamw", "sgd"),
-        "schedule": ("cosine", "poly"),
-        "augment": ("flip", "crops"),
-        "precision": ("float32", "bfloat16"),
-        "teacher_mode": ("eval", "train"),
-        "divisions": ("once", "twice"),
-        "padding": ("void", "background"),
-    }
-    for name, allowed in choices.items():
-        if getattr(chosen, name) not in allowed:
-            raise DistillError(f"{name} is {getattr(chosen, name)!r}; choose {' or '.join(allowed)}")
-    for name, (least, most) in RANGES.items():
-        kind = type(getattr(Settings, name))
-        check_number(name, getattr(chosen, name), least, most, whole=kind is int)
-        chosen = replace(chosen, **{name: kind(getattr(chosen, name))})  # NumPy's numbers are no JSON
-    return chosen
-
-
-def _options(terms: list[str], data: str | Path, given: dict | None) -> dict:
-    """The given options of a method, or else those that were tuned for the data, by the term's name."""
-    if given is not None:
-        return given
-    tuned = TUNED.get(str(data), {})
-    return {term: tuned[term] for term in terms if term in tuned}
 
 
 def _as_teacher(teacher: str | Path | nn.Module | None, device: torch.device) -> nn.Module | None:
@@ -719,6 +582,7 @@ def _config(
     seed: int,
     preset: str,
     settings: Settings,
+    ranks: Ranks,
 ) -> dict:
     return {
         "data": Path(data).name,
@@ -732,6 +596,8 @@ def _config(
         "teacher": {"weights": fingerprint(teacher), **getattr(teacher, "config", {})} if teacher is not None else None,
         "start": fingerprint(student),
         "settings": asdict(settings),
+        # Without common statistics of BatchNorm the number of processes shapes the result.
+        "processes": 1 if settings.sync_batchnorm else ranks.world,
     }
 
 
@@ -739,10 +605,10 @@ def _is_finished(folder: Path, config: dict, resume: bool) -> bool:
     """Whether the folder holds this run, finished; DistillError if it holds another, or one not to be resumed."""
     if not (folder / "config.json").exists():
         return False
-    there, config = Run(folder).config, _as_json(config)
-    # A setting that did not exist yet when the run was made had, in effect, its default.
-    later = {name: getattr(Settings, name) for name in ("precision", *RECIPES["published"])}
-    there["settings"] = {**later, **there["settings"]}
+    there, config = ({"processes": 1, **found} for found in (Run(folder).config, _as_json(config)))
+    for found in (there, config):
+        every = with_every_setting(found["settings"])
+        found["settings"] = {name: value for name, value in every.items() if name not in NEUTRAL}
     different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
     if different:
         raise DistillError(
@@ -753,11 +619,13 @@ def _is_finished(folder: Path, config: dict, resume: bool) -> bool:
     return (folder / "scores.json").exists()
 
 
-def _make_folder(folder: Path, config: dict, data_root: Path, device: torch.device) -> None:
+def _make_folder(folder: Path, config: dict, data_root: Path, device: torch.device, ranks: Ranks) -> None:
     make_folder(folder)
-    remove_parts(folder)
     if not (folder / "config.json").exists():
-        write_json(folder / "environment.json", {**environment(device), "data_root": str(data_root.resolve())})
+        write_json(
+            folder / "environment.json",
+            {**environment(device), "processes": ranks.world, "data_root": str(data_root.resolve())},
+        )
         write_json(folder / "config.json", config)
 
 
@@ -780,5 +648,5 @@ def _final_scores(loop: _Loop, data: str | Path, data_root: str | Path | None) -
             continue  # most folders have no test split
         if split == "test" and not dataset.mask_path(0).exists():
             continue  # VOC's test images come without masks
-        scores[split] = evaluate(loop.student, dataset).to_json()
+        scores[split] = evaluate(loop.student, dataset, ranks=loop.ranks).to_json()
     return scores

@@ -15,7 +15,7 @@ from distill import Run, fit
 from distill.cli import explained
 from distill.datasets import PROJECT, make_default_sample
 from distill.runs import write_json
-from distill.training import PRESETS
+from distill.settings import PRESETS
 
 SEED = 100
 EPOCHS, FULL = 12, 24

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -199,11 +198,6 @@ def test_the_script_trains_a_row(sbd_tree: Path, tmp_path: Path) -> None:
     line = voc.command("resnet18", "baseline", 0, str(sbd_tree), "none").replace(" --weights DEFAULT", "")
     assert voc.run_all([f"{line} --preset sample {SMALL} --out {tmp_path}/run"], gpus=0) == []
     assert distill.Run(tmp_path / "run").finished
-
-
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    refused("torchrun", "CUDA_VISIBLE_DEVICES", call=lambda: distill.fit("resnet18"))
 
 
 def test_what_a_labelling_tool_exports_goes_through_the_same_commands(

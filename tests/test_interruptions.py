@@ -4,8 +4,10 @@ Each leaves one sentence, and a run that the same command takes up where its las
 """
 
 import contextlib
+import functools
 import multiprocessing
 import os
+import random
 import re
 import resource
 import signal
@@ -17,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import kill
 import nbformat
 import pytest
 import torch
@@ -24,7 +27,7 @@ from safetensors.torch import load_file
 
 from distill import Run, fit, open_dataset, training
 from distill.errors import Interrupted
-from distill.files import replace_file
+from distill.files import held, replace_file
 from distill.methods import KD
 from distill.models import DeepLabV3Plus, load_model
 from distill.transforms import normalise
@@ -109,6 +112,15 @@ def test_an_interrupted_run_resumes_to_the_same_weights(command: Callable[..., l
         subprocess.run(command(out, *words), check=True, capture_output=True)
     states = [load_file(tmp_path / out / "student.safetensors") for out in ("cut", "whole")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_happened(tiny_sample: Path, tmp_path: Path) -> None:
+    """Three times here, twenty times by kill.py itself."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    seconds = kill.finish(kill.command(whole, tiny_sample))
+    kills = kill.kill_and_resume(kill.command(cut, tiny_sample), cut, 3, 0.75 * seconds, random.Random(1))
+    assert kill.same_end(whole, cut), kills
+    assert parts(cut) == []
 
 
 def test_the_stop_button_of_a_notebook(tiny_sample: Path, tmp_path: Path) -> None:
@@ -286,6 +298,21 @@ def test_a_folder_that_vanished_is_named(train: Callable[..., Run], monkeypatch:
     refused("run", "choose", call=train)
 
 
+def test_two_processes_do_not_train_into_one_folder(
+    train: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused
+) -> None:
+    """The second waits a little, for one that was killed needs a moment to be gone, and then says so."""
+    first = train(epochs=1)
+    (first.path / "scores.json").unlink()
+    before = (first.path / "last.pt").read_bytes()
+    monkeypatch.setattr(training, "held", functools.partial(held, patience=0.3))
+    with held(first.path / "config.json"):
+        (first.path / ".last.pt.x1.part").write_bytes(b"the other's, half written")
+        refused("another process is writing into", first.path, call=lambda: train(epochs=1))
+    assert parts(first.path) and (first.path / "last.pt").read_bytes() == before
+    assert train(epochs=1).finished and not parts(first.path)
+
+
 def test_what_a_killed_process_left_is_removed(train: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".last.pt.x1.part").write_bytes(b"half a checkpoint")
@@ -323,9 +350,9 @@ def test_a_loss_that_is_no_number_stops_the_run(
         losses.append(forward(term, *outputs))
         return losses[-1] * (torch.nan if len(losses) == 4 + step else 1)
 
-    def watched(loop: training._Loop, images: torch.Tensor, *rest: object) -> dict:
-        batches.append(images)
-        return take_step(loop, images, *rest)
+    def watched(loop: training._Loop, pieces: list, frozen: bool) -> dict:
+        batches.append(pieces[0][0])
+        return take_step(loop, pieces, frozen)
 
     monkeypatch.setattr(KD, "forward", broken)
     monkeypatch.setattr(training._Loop, "_step", watched)

@@ -40,7 +40,7 @@ def test_rows_of_a_seed_share_weights_at_the_start_settings_and_teacher() -> Non
 
 
 def test_the_tuned_weights_are_the_best_of_those_tried() -> None:
-    from distill.training import TUNED
+    from distill.settings import TUNED
 
     tried: dict[str, dict[float, list[float]]] = {}
     for run in read("sample-weights.json")["runs"]:

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distill import DistillError, Run, build_model, evaluate, fit, load_teacher, open_dataset, training
+from distill import DistillError, Run, batches, build_model, evaluate, fit, load_teacher, open_dataset, training
+from distill.batches import CroppedBatches, FlippedBatches
 from distill.models import DeepLabV3Plus
-from distill.teachers import fingerprint
-from distill.training import PRESETS, CroppedBatches, FlippedBatches, Settings, ask_teacher, lr_factor
+from distill.settings import PRESETS, TUNED, Settings, choose_settings
+from distill.teachers import ask_teacher, fingerprint
+from distill.training import lr_factor
+from distill.transforms import normalise
 
 METHODS = ("baseline", "kd", "at", "ofd", "sakd")
 CPU = torch.device("cpu")
@@ -53,12 +57,12 @@ def rows(
             seen: list[Tensor] = []
 
             class Recorded(FlippedBatches):
-                def __call__(self, epoch: int, seen: list[Tensor] = seen):
-                    for batch in super().__call__(epoch):
+                def __call__(self, epoch: int, first: int = 0, seen: list[Tensor] = seen):
+                    for batch in super().__call__(epoch, first):
                         seen.append(batch[1])
                         yield batch
 
-            patched.setattr(training, "FlippedBatches", Recorded)
+            patched.setattr(batches, "FlippedBatches", Recorded)
             out = tmp_path_factory.mktemp(method) / "run"
             run = fit(make_student(), method, tiny_teacher, epochs=2, out=out, data_root=tiny_sample, **SMALL)
             result[method] = run, seen
@@ -362,10 +366,10 @@ def test_bfloat16_is_for_passes_of_training_and_not_for_losses_or_scores(
         network.aspp.conv1.register_forward_hook(lambda *arguments, name=name: seen[name].add(arguments[-1].dtype))
     original = training.Method.forward
 
-    def forward(self, student_output, teacher_output, labels):
+    def forward(self, student_output, teacher_output, labels, count):
         for logits, maps in (student_output, teacher_output):
             seen["losses"].update(tensor.dtype for tensor in (logits, *maps))
-        return original(self, student_output, teacher_output, labels)
+        return original(self, student_output, teacher_output, labels, count)
 
     monkeypatch.setattr(training.Method, "forward", forward)
     train("kd+ofd", **preset, **networks, precision="bfloat16")
@@ -395,7 +399,7 @@ def test_a_run_leaves_the_documented_files(train: Callable[..., Run], tiny_sampl
         "scores.json",
     }
     assert run.config["settings"]["epochs"] == 3
-    assert run.config["method"]["terms"]["sakd"]["weight"] == training.TUNED["sample"]["sakd"]["weight"]
+    assert run.config["method"]["terms"]["sakd"]["weight"] == TUNED["sample"]["sakd"]["weight"]
     assert run.data_root == tiny_sample.resolve()
     assert json.loads((run.path / "environment.json").read_text())["torch"] == torch.__version__
     assert ["val_miou" in line for line in run.history] == [False, True, True]
@@ -437,18 +441,18 @@ def test_the_default_folder_tells_what_the_run_is(
 
 def test_whole_images_are_mirrored_together_with_their_labels(tiny_sample: Path) -> None:
     dataset = open_dataset("sample", "train", tiny_sample)
-    batches = FlippedBatches(dataset, Settings(batch_size=7, crop_size=32), 0, CPU)
+    made = FlippedBatches(dataset, Settings(batch_size=7, crop_size=32), 0, CPU)
     known = {}
     for index in range(len(dataset)):
         labels = dataset[index][1].as_subclass(Tensor)
         known[labels.numpy().tobytes()] = index, False
         known[labels.flip(-1).numpy().tobytes()] = index, True
     seen = []
-    for images, labels, answer in batches(0):
+    for images, labels, answer in made(0):
         assert answer is None and len(images) == 7
         for image, mask in zip(images, labels, strict=True):
             index, flipped = known[mask.numpy().tobytes()]
-            expected = training.normalise(dataset[index][0].as_subclass(Tensor))
+            expected = normalise(dataset[index][0].as_subclass(Tensor))
             assert torch.equal(image, expected.flip(-1) if flipped else expected)
             seen.append((index, flipped))
     assert len(seen) == len({index for index, _ in seen}) == 21  # each once; the rest of 24 make no batch
@@ -458,9 +462,9 @@ def test_whole_images_are_mirrored_together_with_their_labels(tiny_sample: Path)
 @pytest.mark.parametrize("maps", [False, True])
 def test_cached_answers_are_those_of_asking_live(maps: bool, tiny_sample: Path, tiny_teacher: DeepLabV3Plus) -> None:
     dataset = open_dataset("sample", "train", tiny_sample)
-    batches = FlippedBatches(dataset, Settings(batch_size=6, crop_size=32), 0, CPU)
-    batches.cache_teacher(tiny_teacher, maps, progress=False)
-    for images, _, (logits, cached) in batches(1):
+    made = FlippedBatches(dataset, Settings(batch_size=6, crop_size=32), 0, CPU)
+    made.cache_teacher(tiny_teacher, maps, progress=False)
+    for images, _, (logits, cached) in made(1):
         expected, live = ask_teacher(tiny_teacher, images, maps)
         assert torch.allclose(logits, expected, rtol=1e-4, atol=1e-5)
         assert (cached is None) == (live is None) == (not maps)
@@ -472,7 +476,7 @@ def test_cached_answers_are_those_of_asking_live(maps: bool, tiny_sample: Path, 
 def test_the_order_belongs_to_the_seed_and_to_the_epoch(
     kind: type, tiny_sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "published_crops", lambda *_: lambda image, labels: (image, labels))
+    monkeypatch.setattr(batches, "cut", lambda image, labels, *_: (image, labels))
     dataset = open_dataset("sample", "train", tiny_sample, limit=16)
     known = {}
     for index, name in enumerate(dataset.ids):
@@ -480,9 +484,9 @@ def test_the_order_belongs_to_the_seed_and_to_the_epoch(
         known |= {labels.numpy().tobytes(): name, labels.flip(-1).numpy().tobytes(): name}
 
     def order(seed: int, epoch: int) -> list[str]:
-        batches = kind(dataset, Settings(batch_size=4, crop_size=32), seed, CPU)
-        found = [[known[labels.numpy().tobytes()] for labels in batch] for _, batch, _ in batches(epoch)]
-        assert found == [batches.names(epoch, step) for step in range(4)]
+        made = kind(dataset, Settings(batch_size=4, crop_size=32), seed, CPU)
+        found = [[known[labels.numpy().tobytes()] for labels in batch] for _, batch, _ in made(epoch)]
+        assert found == [made.names(epoch, step) for step in range(4)]
         return [name for batch in found for name in batch]
 
     orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
@@ -690,13 +694,13 @@ FAULTS = {
 
 
 def test_the_published_recipe_is_the_four_faults_together_and_each_can_be_taken_back() -> None:
-    matched, published = (training._settings("voc", recipe, {}) for recipe in ("matched", "published"))
+    matched, published = (choose_settings("voc", recipe, {}) for recipe in ("matched", "published"))
     assert matched == PRESETS["voc"]
     for name, (ours, theirs) in FAULTS.items():
         assert (getattr(matched, name), getattr(published, name)) == (ours, theirs)
-    assert training._settings("voc", "published", dict.fromkeys(FAULTS) | {"padding": "void"}).padding == "void"
+    assert choose_settings("voc", "published", dict.fromkeys(FAULTS) | {"padding": "void"}).padding == "void"
     same = {name: ours for name, (ours, _) in FAULTS.items()}
-    assert training._settings("voc", "published", same) == matched
+    assert choose_settings("voc", "published", same) == matched
 
 
 def test_distilled_students_can_skip_aspps_dropout_and_baselines_cannot(train: Callable[..., Run]) -> None:
@@ -773,3 +777,79 @@ def test_padding_can_be_called_background(tiny_sample: Path) -> None:
 def test_an_unknown_recipe_is_named(train: Callable[..., Run], refused) -> None:
     refused("paper", "matched", "published", call=lambda: train(recipe="paper"))
     refused("teacher_mode", "eval or train", call=lambda: train(teacher_mode="frozen"))
+
+
+# ------------------------------------------------------------------------------------------------- at scale
+
+
+@pytest.mark.parametrize("preset", [SMALL, CROPS], ids=["flipped", "cropped"])
+@pytest.mark.parametrize("method", ["baseline", "kd+sakd"])
+def test_a_run_stopped_within_an_epoch_goes_on_within_it(
+    method: str, preset: dict, train: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {**preset, "batch_size": 4, "epochs": 2, "checkpoint_minutes": 0.0}
+    whole = train(method, "whole", **given)
+    taken = []
+    step = training._Loop._step
+
+    def counted(self: object, *batch: object) -> dict[str, Tensor]:
+        taken.append(1)
+        if len(taken) == 7:  # the third of the second epoch's four
+            raise KeyboardInterrupt
+        return step(self, *batch)
+
+    monkeypatch.setattr(training._Loop, "_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        train(method, "cut", **given)
+    state = torch.load(tmp_path / "cut" / "last.pt", weights_only=True)
+    assert state["partial"]["step"] == 2 and len(state["history"]) == 1
+    cut = train(method, "cut", **given)
+    assert len(taken) == 7 + 2, "the two steps that were done are not done again"
+    assert same(weights(cut), weights(whole)) and untimed(cut) == untimed(whole)
+
+
+def test_settings_that_change_no_result_may_change_between_resumes(train: Callable[..., Run], tmp_path: Path) -> None:
+    whole = train("kd", "whole", epochs=2, **CROPS)
+    with pytest.raises(KeyboardInterrupt):
+        train("kd", epochs=2, on_epoch=interrupted, **CROPS)
+    other = {**CROPS, "workers": 1, "cache": tmp_path / "cache", "checkpoint_minutes": 0, "tensorboard": True}
+    assert same(weights(train("kd", epochs=2, **other)), weights(whole))
+
+
+def test_tensorboard_is_given_every_epoch(train: Callable[..., Run]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train("kd", epochs=2, tensorboard=True)
+    events = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    for name in ("loss", "ce", "kd", "lr"):
+        told = [(event.step, event.value) for event in events.Scalars(name)]
+        assert told == [(line["epoch"], pytest.approx(line[name], rel=1e-6)) for line in run.history]
+    assert not (train("kd", "without").path / "tensorboard").exists()
+
+
+def test_tensorboard_that_is_not_installed_is_a_sentence(
+    train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, refused
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    refused("distill[tensorboard]", call=lambda: train(tensorboard=True))
+
+
+def test_a_compiled_run_is_the_same_run_save_for_rounding(
+    train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compilation itself takes a minute, so the compiler is one that only counts its calls."""
+    compiled = []
+
+    def counted(network: nn.Module) -> nn.Module:
+        compiled.append(network)
+        return network
+
+    monkeypatch.setattr(torch, "compile", counted)
+    eager, run = train("kd", "eager"), train("kd", "compiled", compile=True)
+    assert len(compiled) == 2, "teacher and student"
+    assert same(weights(eager), weights(run)) and run.config["settings"]["compile"]
+
+
+def test_what_is_left_to_the_device_is_decided_before_it_is_recorded(train: Callable[..., Run]) -> None:
+    settings = train().config["settings"]
+    assert (settings["precision"], settings["crop_on"]) == ("float32", "host")

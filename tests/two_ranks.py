@@ -1,0 +1,64 @@
+"""What the tests of `distill.parallel` run in one process and, through torchrun, in two: two_ranks.py OUT SAMPLE"""
+
+import sys
+from pathlib import Path
+
+import torch
+from conftest import tiny_network
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distill import evaluate, fit, load_model, open_dataset
+from distill.methods import build_method
+from distill.parallel import Ranks, join, shared_layers
+from distill.teachers import freeze
+from distill.training import _Step
+
+# Plain SGD with a small rate: AdamW's first steps are as large for a gradient that is rounding as for any other.
+RUNS = {
+    "baseline-flip": {"method": "baseline"},
+    "kd+sakd-crops": {"method": "kd+sakd", "augment": "crops"},
+    "ofd-flip": {"method": "ofd", "connector_epochs": 1},
+}
+SETTINGS = {"optimizer": "sgd", "lr": 1e-3, "epochs": 2, "batch_size": 8, "evaluate_every": 1}
+
+
+def gradients(backbone: str, ranks: Ranks) -> dict[str, Tensor]:
+    """Loss, gradients and buffers after one step of kd+ofd+sakd on eight images, with dropout, in float64."""
+    torch.set_default_dtype(torch.float64)
+    student, teacher = tiny_network(backbone).train(), freeze(tiny_network("resnet101", seed=7))
+    torch.manual_seed(1)
+    images, labels = torch.randn(8, 3, 48, 48), torch.randint(0, 21, (8, 48, 48))
+    labels[0] = 255  # so the two have different numbers of labelled pixels
+    method = build_method("kd+ofd+sakd", teacher, student)
+    share = slice(ranks.rank * 8 // ranks.world, (ranks.rank + 1) * 8 // ranks.world)
+    step: nn.Module = _Step(student, method, "float32", False)
+    with shared_layers(ranks, [student, method], True):
+        running = DistributedDataParallel(step) if ranks.world > 1 else step
+        answer = teacher(images[share], return_maps=True)
+        torch.manual_seed(2)
+        loss, _ = running(images[share], labels[share], answer, (labels != 255).sum() / ranks.world)
+        loss.backward()
+    torch.set_default_dtype(torch.float32)
+    assert not any(type(layer).__name__.startswith("Shared") for layer in student.modules())
+    weights = {name: weight.grad for name, weight in step.named_parameters()}
+    return weights | dict(step.named_buffers()) | {"loss": ranks.sum(loss.detach().clone()) / ranks.world}
+
+
+def main(out: Path, sample: Path) -> None:
+    torch.set_num_threads(1)
+    ranks = join(torch.device("cpu"))
+    found: dict[str, dict] = {name: gradients(name, ranks) for name in ("resnet18", "mobilenetv2")}
+    model = load_model(out / "student.safetensors")
+    for split in ("val", "test"):
+        scores = evaluate(model, open_dataset("sample", split, sample), batch_size=4, ranks=ranks)
+        found[split] = {"confusion": torch.from_numpy(scores.confusion)}
+    torch.save(found, out / f"{ranks.world}-{ranks.rank}.pt")
+    teacher = freeze(tiny_network("resnet101", seed=7))
+    for name, given in RUNS.items():
+        folder = out / f"{name}-{ranks.world}"
+        fit("resnet18", teacher=teacher, data_root=sample, out=folder, progress=False, **(SETTINGS | given))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
