@@ -1,10 +1,11 @@
-"""Command line: python -m distill train | evaluate | predict | compare | data | doctor."""
+"""Command line: python -m distill train | evaluate | predict | study | compare | data | bench | doctor."""
 
 import argparse
 import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,17 +13,22 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from distill import bench
+from distill.comparison import draw, markdown, read_findings, report, tables
 from distill.datasets import check_dataset, make_default_sample, open_dataset, read_class_names, read_image, repeated
 from distill.doctor import examine
 from distill.download import download
 from distill.errors import DistillError, enough_memory, first_line, nearest
 from distill.evaluation import PROTOCOLS, evaluate, predict
-from distill.files import make_folder, replace_file
+from distill.files import make_folder, replace_file, write_text
 from distill.models import load_model
-from distill.runs import Run, compare, find_runs, markdown_table, read_study, record
+from distill.parallel import this_rank
+from distill.runs import Run, write_json
 from distill.sample import SAMPLE_SIZES, make_sample, voc_palette
+from distill.settings import CHOICES, PRESETS, RECIPES, Settings
+from distill.study import Study
 from distill.teachers import load_teacher
-from distill.training import PRESETS, RECIPES, fit, pick_device
+from distill.training import fit, pick_device
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,15 +43,21 @@ def explained(run: Callable[[], int | None]) -> int:
         with enough_memory("use smaller images or a smaller network"):
             code = run()
     except DistillError as error:
-        print(f"distill: {error}", file=sys.stderr)
+        _say(str(error))
         return 2
     except OSError as error:  # whatever a disk or a network has to say that nobody foresaw
-        print(f"distill: {first_line(error)}", file=sys.stderr)
+        _say(first_line(error))
         return 2
     except KeyboardInterrupt as stopped:
-        print(f"distill: {str(stopped) or 'interrupted; start the same command again to go on'}", file=sys.stderr)
+        if this_rank().first:
+            _say(str(stopped) or "interrupted; start the same command again to go on")
         return 130
     return code or 0
+
+
+def _say(sentence: str) -> None:
+    ranks = this_rank()
+    print(f"distill{'' if ranks.world == 1 else f' (process {ranks.rank})'}: {sentence}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,8 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_predict(commands)
+    _add_study(commands)
     _add_compare(commands)
     _add_data(commands)
+    _add_bench(commands)
     doctor = commands.add_parser("doctor", help="is everything there that the course needs? [OK], or what to do")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -112,13 +126,11 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         settings.add_argument(flag, type=kind, default=argparse.SUPPRESS)
     settings.add_argument("--out-stride", dest="output_stride", type=int, default=argparse.SUPPRESS)
     settings.add_argument("--augment", choices=("flip", "crops"), default=argparse.SUPPRESS)
-    settings.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default=argparse.SUPPRESS,
-        help="of the networks' forward passes; float32 where none is given",
-    )
     settings.add_argument("--nesterov", action="store_true", default=argparse.SUPPRESS)
+    settings.add_argument(
+        "--labelled", type=int, default=argparse.SUPPRESS, help="only so many images keep their labels (0: all)"
+    )
+    _add_scale(train.add_argument_group("speed and scale (defaults: what suits the device)"))
     faults = train.add_argument_group("faults of the published code, one by one (--recipe published: all four)")
     faults.add_argument(
         "--distilled-dropout",
@@ -134,26 +146,31 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         faults.add_argument(flag, choices=choices, default=argparse.SUPPRESS, help=meaning)
 
 
-_SETTINGS = (
-    "epochs",
-    "batch_size",
-    "crop_size",
-    "lr",
-    "workers",
-    "evaluate_every",
-    "output_stride",
-    "augment",
-    "precision",
-    "nesterov",
-    "distilled_dropout",
-    "teacher_mode",
-    "divisions",
-    "padding",
-)
+def _add_scale(group: argparse._ArgumentGroup) -> None:
+    for flag, meaning in (
+        ("--precision", "of the networks' forward passes"),
+        ("--crop-on", "where crops are cut, scaled and blurred"),
+    ):
+        name = flag[2:].replace("-", "_")
+        group.add_argument(flag, choices=CHOICES[name], default=argparse.SUPPRESS, help=meaning)
+    for flag, meaning in (
+        ("--compile", "both networks through torch.compile"),
+        ("--sync-batchnorm", "under torchrun: the statistics of the whole batch, so that results are one process's"),
+        ("--tensorboard", "losses and scores for TensorBoard, in the run's folder"),
+    ):
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=meaning)
+    group.add_argument(
+        "--accumulate", type=int, default=argparse.SUPPRESS, help="compute a batch in so many parts, to save memory"
+    )
+    group.add_argument("--cache", metavar="DIR", default=argparse.SUPPRESS, help="keep decoded images in a file there")
+    group.add_argument(
+        "--checkpoint-minutes", type=float, default=argparse.SUPPRESS, help="how much work may be lost in an epoch"
+    )
 
 
 def _train(options: argparse.Namespace) -> None:
-    settings = {name: getattr(options, name) for name in _SETTINGS if hasattr(options, name)}
+    names = [field.name for field in fields(Settings)]
+    settings = {name: getattr(options, name) for name in names if hasattr(options, name)}
     if options.use_sbd and options.dataset != "pascal":
         raise DistillError(f"--use-sbd belongs to --dataset pascal, not to {options.dataset}; leave one of them out")
     data = "pascal+sbd" if options.use_sbd else options.dataset
@@ -177,6 +194,8 @@ def _train(options: argparse.Namespace) -> None:
         method_options=weight,
         **settings,
     )
+    if not this_rank().first:
+        return
     for split in ("val", "test"):
         if split in run.scores:
             print(f"{split} mIoU {100 * run.scores[split]['miou']:.2f}")
@@ -245,24 +264,53 @@ def _predict(options: argparse.Namespace) -> None:
         print(options.out / f"{path.stem}_mask.png", options.out / f"{path.stem}_overlay.png")
 
 
+def _add_study(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "study",
+        help="train what a study file asks for and is not there yet; goes on after any interruption",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.set_defaults(command=_study)
+    command.add_argument("file", type=Path, help="a TOML file, as in studies/")
+    command.add_argument("--runs", type=Path, help="folder for the runs of all studies (default: runs of the clone)")
+    command.add_argument("--results", type=Path, help="where it is recorded (default: results/STUDY.json of the clone)")
+    command.add_argument("--data-root", help="where the data set lies, if not where the file says")
+    command.add_argument("--jobs", type=int, help="runs at a time (default: one a GPU, or one a core)")
+    command.add_argument("--threads", type=int, help="of each run (default: 1 on the CPU)")
+    command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    command.add_argument("--dry-run", action="store_true", help="only say what would be done, in order")
+
+
+def _study(options: argparse.Namespace) -> None:
+    study = Study(options.file, options.runs, options.results, options.data_root, options.device)
+    if options.dry_run:
+        print(study.to_do())
+    else:
+        print(markdown(study.run(options.jobs, options.threads)))
+        print(f"recorded in {study.results}", file=sys.stderr)
+
+
 def _add_compare(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("compare", help="a table from many runs: mean, 95 %% interval, paired gain")
     command.set_defaults(command=_compare)
     command.add_argument("runs", nargs="+", type=Path, help="folders with runs below them, or a recorded study (.json)")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print the tables for programs")
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="write tables, gains by class and figures there")
+    command.add_argument("--figures", type=Path, metavar="DIR", help="draw every figure there, as PNG and SVG")
 
 
 def _compare(options: argparse.Namespace) -> None:
-    records, teacher = [], None
-    for path in options.runs:
-        if path.suffix == ".json":
-            study, score = read_study(path)
-            records += study
-            teacher = teacher if score is None else score
-        else:
-            records += [record(run) for run in find_runs(path)]
-    rows = compare(records, teacher)
-    print(json.dumps([_no_nan(row) for row in rows], indent=1) if options.json else markdown_table(rows))
+    found = read_findings(options.runs)
+    if options.json:
+        rows = [{"variant": name, **row} for name, table in tables(found).items() for row in table]
+        print(json.dumps([_no_nan(row) for row in rows], indent=1))
+    else:
+        print(markdown(found))
+    drawn, missing = draw(found, options.figures) if options.figures else ([], [])
+    for sentence in missing:
+        print(f"distill: {sentence}", file=sys.stderr)
+    if options.markdown:
+        write_text(options.markdown, report(found, drawn, options.markdown.parent))
 
 
 def _no_nan(row: dict) -> dict:
@@ -290,6 +338,51 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     fetch.set_defaults(command=_download)
     fetch.add_argument("name", choices=("voc", "sbd"))
     fetch.add_argument("--root", type=Path, help="where it goes, and later --data-root (default: data/)")
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "bench",
+        help="how fast training is here, and how much memory it takes, beside the plain recipe",
+    )
+    command.set_defaults(command=_bench)
+    for flag, names in (("--methods", bench.METHODS), ("--backbones", bench.STUDENTS)):
+        command.add_argument(flag, nargs="+", default=names, metavar="NAME", help=f"default: {', '.join(names)}")
+    command.add_argument(
+        "--preset", choices=PRESETS, default="sample", help="slim networks (default), or those of full width"
+    )
+    for flag, meaning in (("--batch-size", "images a step"), ("--crop-size", "pixels a side")):
+        command.add_argument(flag, type=int, default=argparse.SUPPRESS, help=f"{meaning} (default: the preset's)")
+    command.add_argument(
+        "--precision",
+        choices=CHOICES["precision"],
+        default="auto",
+        help="of our forward passes (default: what suits the device)",
+    )
+    command.add_argument("--compile", action="store_true", help="measure our networks through torch.compile as well")
+    command.add_argument("--cache", action="store_true", help="measure what keeping the teacher's answers saves")
+    command.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="load these images, in VOC layout (default: made up)"
+    )
+    command.add_argument("--steps", type=int, default=5, help="how often all is measured (default: 5)")
+    command.add_argument("--seed", type=int, default=0, help="of images and weights (default: 0)")
+    command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    methods, backbones = (
+        [name.strip() for name in ",".join(words).split(",")] for words in (options.methods, options.backbones)
+    )
+    names = ("batch_size", "crop_size", "precision", "compile")
+    settings = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    chosen = bench.choose(methods, backbones, options.preset, options.device, options.seed, options.steps, **settings)
+    if options.json:
+        make_folder(options.json.parent)  # now: measuring takes minutes
+    result = bench.measure(chosen, options.data, options.cache)
+    print(bench.report(result))
+    if options.json:
+        write_json(options.json, result)
 
 
 def _make_sample(options: argparse.Namespace) -> None:

@@ -47,7 +47,7 @@ def examine() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     """Those that this package needs, against their lower bounds."""
     for needed in map(Requirement, requires("distill") or ()):
-        if needed.marker is not None:  # an extra
+        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):  # of an extra, or another Python
             continue
         try:
             there = version(needed.name)

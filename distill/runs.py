@@ -8,7 +8,9 @@ scores.json         scores of the last epoch (and best)    student.safetensors  
 import json
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +22,7 @@ from distill.datasets import PROJECT
 from distill.errors import DistillError, first_line
 from distill.files import write_text
 from distill.models import DeepLabV3Plus, load_model
+from distill.settings import NEUTRAL, with_every_setting
 
 # What a file that a program goes on with must hold, by name: a type, or what stands below that name.
 NUMBER = (int, float)
@@ -108,6 +111,11 @@ class Run:
 
 def run_folder(root: str | Path, data: str, backbone: str, method: str, seed: int) -> Path:
     return Path(root) / data / backbone / method / f"seed{seed}"
+
+
+def variant_folder(name: str) -> str:
+    """What the folder of a study's variant is called: its name, with - for all that is awkward in a path."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.")
 
 
 def find_runs(*folders: str | Path) -> list[Run]:
@@ -233,30 +241,96 @@ def _commit() -> str | None:
 # --------------------------------------------------------------------------------------------- tables
 
 
-def record(run: Run) -> dict:
-    """The part of a run that tables are made of, small enough to be kept in `results/`."""
-    config, scores = run.config, run.scores
-    split = "test" if "test" in scores else "val"
+def described(run: Run) -> dict:
+    """What a run is, finished or not: the part of its record that comes before its scores."""
+    config = run.config
     return {
         "data": config["data"],
+        "class_names": config.get("class_names"),
+        "preset": config.get("preset"),
         "backbone": config["model"]["backbone"],
+        "model": config["model"],
+        "parameters": config["parameters"],
         "method": config["method"]["name"],
+        "terms": config["method"]["terms"],
         "seed": config["seed"],
         "start": config["start"],
         "images": config["images"],
         "samples": config["images"] * config["settings"]["epochs"],
-        "terms": config["method"]["terms"],
+        "teacher": config.get("teacher"),
+        "settings": config["settings"],
+    }
+
+
+def record(run: Run) -> dict:
+    """The part of a run that tables and figures are made of, small enough to be kept in `results/`."""
+    scores, history = run.scores, run.history
+    split = "test" if "test" in scores else "val"
+    return {
+        **described(run),
         "split": split,
         "miou": scores[split]["miou"],
         "pixel_accuracy": scores[split]["pixel_accuracy"],
         "per_class_iou": scores[split]["per_class_iou"],
         "val_miou": scores["val"]["miou"],
         "best_val_miou": scores["best"]["val_miou"],
-        "parameters": config["parameters"],
-        "teacher": config.get("teacher"),
-        "seconds": round(sum(line["seconds"] for line in run.history), 1),
-        "settings": config["settings"],
+        "seconds": round(sum(line["seconds"] for line in history), 1),
+        "history": _in_short(history),
     }
+
+
+def _in_short(history: list[dict], most: int = 50) -> list[dict]:
+    """Losses and scores of about `most` epochs, evenly chosen, and of all that were evaluated."""
+    step = -(-len(history) // most)
+    return [
+        {name: round(line[name], 5) for name in ("epoch", "loss", "ce", "val_miou") if _is_a(line.get(name), NUMBER)}
+        for number, line in enumerate(history)
+        if number % step == 0 or "val_miou" in line
+    ]
+
+
+def check_comparable(records: list[dict], apart: Container[str] = ()) -> None:
+    """DistillError where runs of one table differ in more than student, method and seed, or in what is `apart`.
+
+    What a record does not have is not compared: old ones lack some of it. A setting that did not exist yet when a run
+    was made had its default. A record may have a `name` to be called by.
+    """
+    seen: dict[tuple, tuple[object, dict]] = {}
+    for entry in records:
+        for key, value in _in_common(entry):
+            if value is None or key[0] in apart:
+                continue
+            other, first = seen.setdefault(key, (value, entry))
+            if other != value:
+                raise DistillError(
+                    f"{_called(first)} and {_called(entry)} cannot stand in one table: {key[0]} is {_short(other)} in "
+                    f"the one and {_short(value)} in the other; compare them apart, or train one anew in another folder"
+                )
+
+
+def _in_common(entry: dict) -> Iterator[tuple[tuple, object]]:
+    """What has to be equal in all runs of a table, or in those of one student, method or seed: (what, of whom), value.
+
+    Rows that are paired by their seed start from the same weights.
+    """
+    every = with_every_setting(entry["settings"]) if isinstance(entry.get("settings"), dict) else {}
+    shared = {name: entry.get(name) for name in ("data", "class_names", "preset", "images", "split")}
+    shared |= {f"settings.{name}": value for name, value in every.items() if name not in NEUTRAL}
+    shared |= {"samples": entry.get("samples"), "teacher": _weights(entry.get("teacher"))}
+    yield from (((name,), value) for name, value in shared.items())
+    backbone, method = entry.get("backbone"), entry.get("method")
+    yield from (((name, backbone), entry.get(name)) for name in ("model", "parameters"))
+    yield ("terms", backbone, method), entry.get("terms")
+    yield ("start", backbone, entry.get("seed")), entry.get("start")
+
+
+def _weights(teacher: object) -> object:
+    return teacher.get("weights") if isinstance(teacher, dict) else None
+
+
+def _called(entry: dict) -> str:
+    parts = (entry.get("variant"), entry.get("backbone"), entry.get("method"), f"seed{entry.get('seed')}")
+    return entry.get("name") or f"the run {'/'.join(str(part) for part in parts if part)}"
 
 
 def interval95(values: list[float]) -> float:
@@ -306,7 +380,24 @@ def _row(key: tuple, seeds: dict[int, dict], baseline: dict[int, dict], teacher_
         start = float(np.mean([entry["miou"] for entry in baseline.values()]))
         if teacher_miou is not None and teacher_miou > start:
             row["closed"] = row["gain"] / (teacher_miou - start)
+            row["closed_interval"] = row["gain_interval"] / (teacher_miou - start)
     return row
+
+
+def class_gains(records: list[dict]) -> dict[tuple[str, str], dict[str, float]]:
+    """By student and method, the mean paired gain in IoU of every class that both runs of each pair have."""
+    scored = [entry for entry in records if isinstance(entry.get("per_class_iou"), dict)]
+    baselines = {(r["backbone"], r["seed"]): r["per_class_iou"] for r in scored if r["method"] == "baseline"}
+    gains: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for entry in scored:
+        alone = baselines.get((entry["backbone"], entry["seed"]))
+        if entry["method"] == "baseline" or alone is None:
+            continue
+        classes = gains.setdefault((entry["backbone"], entry["method"]), {})
+        for name, iou in entry["per_class_iou"].items():
+            if iou is not None and alone.get(name) is not None:
+                classes.setdefault(name, []).append(iou - alone[name])
+    return {row: {name: float(np.mean(found)) for name, found in classes.items()} for row, classes in gains.items()}
 
 
 def markdown_table(rows: list[dict]) -> str:
@@ -316,12 +407,12 @@ def markdown_table(rows: list[dict]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        gain = _plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else ""
+        gain = plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else ""
         closed = f"{row['closed']:.0%}" if "closed" in row else ""
         cells = [
             row["backbone"],
             row["method"],
-            _plus_minus(row["miou"], row["miou_interval"]),
+            plus_minus(row["miou"], row["miou_interval"]),
             gain,
             closed,
             str(len(row["seeds"])),
@@ -331,6 +422,7 @@ def markdown_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _plus_minus(value: float, half_width: float, sign: str = "") -> str:
+def plus_minus(value: float, half_width: float, sign: str = "") -> str:
+    """A share and half its interval in points, as tables have them; `sign` "+" for gains."""
     interval = "" if np.isnan(half_width) else f" ± {100 * half_width:.1f}"
     return f"{100 * value:{sign}.1f}{interval}"

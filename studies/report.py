@@ -1,13 +1,19 @@
-"""Write the README's results block and pictures from results/: python studies/report.py"""
+"""Write the README's results block and pictures from results/: python studies/report.py
 
+Studies that are not recorded yet have no block, and are named.
+"""
+
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from distill import load_model, load_teacher, open_dataset, plots, predict
+from distill.comparison import Findings, by_labels, read_findings, tables
 from distill.datasets import PROJECT
 from distill.files import replace_file, write_text
-from distill.runs import compare, markdown_table, read_json, results_file
+from distill.runs import compare, interval95, markdown_table, plus_minus, read_json, results_file
 from distill.teachers import shipped_file
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -25,12 +31,12 @@ def readme_with_results(readme: str) -> str:
 
 
 def results_block() -> str:
-    return "\n\n".join([_sample(), _reading(), _sakd(), _controls(), _camvid()])
+    further = [block() for name, (block, _) in FURTHER.items() if (RESULTS / name).exists()]
+    return "\n\n".join([_sample(), _reading(), _sakd(), _controls(), *further, _camvid()])
 
 
 def _sample() -> str:
     study, teacher = read("sample.json"), read("teacher.json")
-    environment = study["environment"]
     run = study["runs"][0]
     teacher_miou, teacher_images = study["teacher"]["miou"], teacher["config"]["images"]
     head = (
@@ -41,12 +47,21 @@ def _sample() -> str:
     )
     rows = compare(study["runs"], study["teacher"]["miou"])
     foot = (
-        f"Recorded {study['date']} on {environment['cores']} cores of an {environment['processor']}, PyTorch "
-        f"{environment['torch']}, one thread a run and one run a core. Every method's weight was chosen on the val "
-        f"split with another seed, from equally many candidates "
-        f"([results/sample-weights.json](results/sample-weights.json))."
+        f"{_recorded(study)} Every method's weight was chosen on the val split with another seed, from equally many "
+        f"candidates ([results/sample-weights.json](results/sample-weights.json))."
     )
     return f"{head}\n\n{markdown_table(rows)}\n\n{foot}\n\n![Gain of every method over the baseline](results/gains.png)"
+
+
+def _recorded(study: dict) -> str:
+    """When and on what, and whether all runs were alike in that."""
+    environment = study["environment"]
+    others = len(study.get("environments", ())) - 1
+    more = f"; some runs on {others} other machines or versions, which the file names" if others > 0 else ""
+    return (
+        f"Recorded {study['date']} on {environment['cores']} cores of an {environment['processor']}, PyTorch "
+        f"{environment['torch']}, one thread a run and one run a core{more}."
+    )
 
 
 def _reading() -> str:
@@ -94,6 +109,90 @@ def _controls() -> str:
         f"- {control['what']}: {100 * control['miou']:.1f}" for control in read("sample-controls.json")["controls"]
     ]
     return "What the gap is made of (test mIoU, one run each, same trainer):\n\n" + "\n".join(lines)
+
+
+def _few_labels() -> str:
+    """mIoU by the number of labels, and what distilling on unlabelled images adds, seed by seed."""
+    study, found = read("sample-few-labels.json"), read_findings([results_file("sample-few-labels.json")])
+    rows = {(name, row["method"]): row for name, table in tables(found).items() for row in table}
+    head = (
+        f"Fewer labels: {plots.network_name(study['study']['students'][0])} on the first of the "
+        f"{max(entry['images'] for entry in study['runs'])} training images alone, and with distillation on the "
+        f"others too, which then have no labels. Test mIoU, mean and 95 % interval over "
+        f"{len({entry['seed'] for entry in study['runs']})} seeds, in points; gains over the baseline of as many "
+        f"labels; equally many steps in all runs, half of those above."
+    )
+    lines = [
+        "| labels | method | mIoU | gain | mIoU, distilled on all | gain | added by images without labels |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, method in ((name, method) for name, method in rows if "distilled on" not in name):
+        row, wider = rows[name, method], next((v for v in found.variants if v.get("baseline") == name), {"name": ""})
+        cells = [name.removesuffix(" labels"), method, plus_minus(row["miou"], row["miou_interval"]), _gain(row)]
+        if method != "baseline" and (more := rows.get((wider["name"], method))):
+            added = _paired(found, [(wider["name"], method), (name, method)])
+            cells += [plus_minus(more["miou"], more["miou_interval"]), _gain(more), _mean(added)]
+        lines.append(f"| {' | '.join(cells + [''] * (7 - len(cells)))} |")
+    picture = "![mIoU against the number of labelled images](results/few-labels.png)"
+    return "\n\n".join([head, "\n".join(lines), _recorded(study), picture])
+
+
+# Each fault: the variants that its distilled runs and its baselines are of, and the variant without it.
+FAULTS = {
+    "distilled students skip ASPP's dropout": ("no dropout in distilled students", "matched", "matched"),
+    "the teacher is in training mode": ("teacher in training mode", "matched", "matched"),
+    "baselines train half as long at twice the rate": ("matched", "another schedule for baselines", "matched"),
+    "losses are divided twice": ("divided twice", "divided twice", "matched"),
+    "padding is labelled background": ("crops, padding is background", "crops, padding is background", "crops"),
+}
+
+
+def _quirks() -> str:
+    """What each fault adds to the gain of a method: the gain with it less the gain without, seed by seed."""
+    study, found = read("quirks.json"), read_findings([results_file("quirks.json")])
+    tables(found)  # which refuses runs that cannot be compared
+    head = (
+        f"What the faults of the published protocol are worth, on the sample and "
+        f"{plots.network_name(study['study']['students'][0])}, half the schedule, "
+        f"{len({entry['seed'] for entry in study['runs']})} seeds: gain over the baseline without and with each fault, "
+        f"and what it adds, paired by seed, with 95 % intervals, in points of test mIoU."
+    )
+    lines = ["| fault | method | gain without | gain with | added by the fault |", "|---|---|---|---|---|"]
+    for fault, (runs, baselines, reference) in FAULTS.items():
+        there = {entry["method"] for entry in found.records if entry["variant"] == runs}
+        for method in (method for method in study["study"]["methods"] if method in there - {"baseline"}):
+            without = [(reference, method), (reference, "baseline")]
+            with_it = [(runs, method), (baselines, "baseline")]
+            cells = [fault, method, *(_mean(_paired(found, pair)) for pair in (without, with_it))]
+            lines.append(f"| {' | '.join(cells)} | {_mean(_paired(found, with_it + without[::-1]))} |")
+    return "\n\n".join([head, "\n".join(lines), _best_epochs(found), _recorded(study)])
+
+
+def _best_epochs(found: Findings) -> str:
+    """The fault that needs no run: the best epoch, chosen on the very images that are reported."""
+    matched = [entry for entry in found.records if entry["variant"] == "matched"]
+    methods = list(dict.fromkeys(entry["method"] for entry in matched))
+    more = {m: [e["best_val_miou"] - e["val_miou"] for e in matched if e["method"] == m] for m in methods}
+    said = ", ".join(f"{_mean(values)} for {method}" for method, values in more.items())
+    return f"Reporting the best epoch on val instead of the last adds to the val mIoU: {said}."
+
+
+def _paired(found: Findings, rows: list[tuple[str, str]]) -> list[float]:
+    """Scores of the first (variant, method) less those of the second, plus those of the third …, of the same seed."""
+    by_seed = [
+        {entry["seed"]: entry["miou"] for entry in found.records if (entry["variant"], entry["method"]) == row}
+        for row in rows
+    ]
+    seeds = [seed for seed in by_seed[0] if all(seed in scores for scores in by_seed)]
+    return [sum((-1) ** place * scores[seed] for place, scores in enumerate(by_seed)) for seed in seeds]
+
+
+def _mean(values: list[float]) -> str:
+    return plus_minus(sum(values) / len(values), interval95(values), "+") if values else "no seed has all of it"
+
+
+def _gain(row: dict) -> str:
+    return plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else ""
 
 
 def _camvid() -> str:
@@ -151,6 +250,18 @@ def draw_gains() -> None:
     save(plots.gain_chart(compare(study["runs"], study["teacher"]["miou"])), RESULTS / "gains.png")
 
 
+def draw_few_labels() -> None:
+    found = read_findings([results_file("sample-few-labels.json")])
+    save(plots.label_chart(by_labels(found), found.teacher["miou"]), RESULTS / "few-labels.png")
+
+
+# Blocks and pictures of studies that may not be recorded yet.
+FURTHER: dict[str, tuple[Callable[[], str], Callable[[], None] | None]] = {
+    "sample-few-labels.json": (_few_labels, draw_few_labels),
+    "quirks.json": (_quirks, None),
+}
+
+
 def save(figure: Figure, path: Path) -> None:
     with replace_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110, facecolor="white")
@@ -159,6 +270,11 @@ def save(figure: Figure, path: Path) -> None:
 def main() -> None:
     draw_masks()
     draw_gains()
+    for name, (_, picture) in FURTHER.items():
+        if not (RESULTS / name).exists():
+            print(f"results/{name} is not recorded yet, so the README says nothing of it", file=sys.stderr)
+        elif picture is not None:
+            picture()
     path = PROJECT / "README.md"
     write_text(path, readme_with_results(path.read_text(encoding="utf-8")))
 
