@@ -1,0 +1,35 @@
+"""What the README says of speed on a CPU: python benchmarks/cpu.py
+
+`python -m distill bench` twice on this machine, with the slim networks of the sample and with those of full width on
+crops of 129 pixels; and the time that resuming exactly costs. Writes results/benchmark.json. Leave the machine alone
+while it runs, about ten minutes on two cores.
+"""
+
+import argparse
+from pathlib import Path
+
+from distill.bench import choose, measure, report
+from distill.cli import explained
+from distill.datasets import PROJECT
+from distill.runs import write_json
+
+MEASURED = (
+    {"preset": "sample"},
+    {"preset": "voc", "crop_size": 129, "batch_size": 4},
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=PROJECT / "results" / "benchmark.json")
+    options = parser.parse_args()
+    measured = []
+    for given in MEASURED:
+        measured.append(measure(choose(device="cpu", steps=options.steps, **given), cache=given["preset"] == "sample"))
+        print(report(measured[-1]), end="\n\n", flush=True)
+    write_json(options.out, {"command": "python benchmarks/cpu.py", "measured": measured})
+
+
+if __name__ == "__main__":
+    raise SystemExit(explained(main))
