@@ -28,7 +28,8 @@ def cross_entropy(
     NaN. `count` is what the sum is divided by, in place of the number of labelled pixels: for a part of a batch, that
     number's share in the batch.
     """
-    total = F.cross_entropy(_widen(logits), labels.long(), ignore_index=ignore_index, reduction="sum")
+    rows = _pixels(_widen(logits)).flatten(0, -2)
+    total = F.cross_entropy(rows, labels.long().flatten(), ignore_index=ignore_index, reduction="sum")
     return total / ((labels != ignore_index).sum().clamp(min=1) if count is None else count)
 
 
@@ -40,9 +41,9 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
     as 1 / T², so the factor T² keeps its size comparable from one temperature to the next.
     """
     _same_shape(student_logits, teacher_logits)
-    student = F.log_softmax(_widen(student_logits) / temperature, dim=1)
-    teacher = F.log_softmax(_widen(teacher_logits.detach()) / temperature, dim=1)
-    pixels = student.numel() // student.shape[1]
+    student = F.log_softmax(_pixels(_widen(student_logits)) / temperature, dim=-1)
+    teacher = F.log_softmax(_pixels(_widen(teacher_logits.detach())) / temperature, dim=-1)
+    pixels = student.numel() // student.shape[-1]
     return F.kl_div(student, teacher, reduction="sum", log_target=True) * (temperature**2 / pixels)
 
 
@@ -145,6 +146,11 @@ def _normalised_difference(student: Tensor, teacher: Tensor) -> Tensor:
     _same_shape(student, teacher)
     difference = F.normalize(student.flatten(1), dim=1) - F.normalize(teacher.flatten(1), dim=1)
     return difference.square().mean()
+
+
+def _pixels(logits: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, H, W, C): in channels_last memory that is how they lie, and softmax need not copy them."""
+    return logits.movedim(1, -1)
 
 
 def _widen(tensor: Tensor) -> Tensor:

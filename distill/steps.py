@@ -32,6 +32,7 @@ class Step:
     """A student with all that trains it, on one batch; calling it takes a step."""
 
     layout = torch.contiguous_format
+    fused: bool | None = None  # PyTorch's own choice
 
     def __init__(
         self, backbone: str, method: str, preset: str, settings: Settings, seed: int, teacher: nn.Module, batch: Batch
@@ -51,9 +52,9 @@ class Step:
         groups = [{"params": backbone}, {"params": [*head, *self.method.parameters()]}]
         rate = 1e-9  # random weights stay what they are, and a step takes as long as at any other rate
         if self.settings.optimizer == "sgd":
-            decay = self.settings.weight_decay
-            return torch.optim.SGD(groups, rate, 0.9, nesterov=self.settings.nesterov, weight_decay=decay)
-        return torch.optim.AdamW(groups, rate)
+            decay, nesterov = self.settings.weight_decay, self.settings.nesterov
+            return torch.optim.SGD(groups, rate, 0.9, nesterov=nesterov, weight_decay=decay, fused=self.fused)
+        return torch.optim.AdamW(groups, rate, fused=self.fused)
 
     def loss(self) -> Tensor:
         raise NotImplementedError
@@ -88,6 +89,7 @@ class Ours(Step):
     """What `training` does; with `answers` the teacher is not asked, because they were kept."""
 
     layout = torch.channels_last
+    fused = True
 
     def __init__(self, *arguments, compiled: bool = False) -> None:
         super().__init__(*arguments)
