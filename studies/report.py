@@ -16,7 +16,6 @@ from distill.files import replace_file, write_text
 from distill.runs import compare, interval95, markdown_table, plus_minus, read_json, results_file
 from distill.teachers import shipped_file
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 RESULTS = PROJECT / "results"
 
 
@@ -25,9 +24,12 @@ def read(name: str) -> dict:
 
 
 def readme_with_results(readme: str) -> str:
-    """The README's text with everything between the two marks made anew from results/."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{results_block()}\n{END}{rest.split(END)[1]}"
+    """The README's text with everything between each two marks made anew from results/."""
+    for name, block in {"results": results_block, "speed": speed_block}.items():
+        begin, end = (f"<!-- {name}:{side} -->" for side in ("begin", "end"))
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}\n{block()}\n{end}{rest.split(end)[1]}"
+    return readme
 
 
 def results_block() -> str:
@@ -225,6 +227,60 @@ def _camvid() -> str:
     )
     table = ["| network | method | native | resize513 |", "|---|---|---|---|", *rows]
     return "\n".join([head, "", *table, "", foot])
+
+
+def speed_block() -> str:
+    """A step and loading beside the plain recipe, by networks and precision."""
+    measured = read("benchmark.json")["measured"]
+    machine, methods = measured[0]["environment"], [row["method"] for row in measured[0]["steps"]]
+    methods = list(dict.fromkeys(methods))
+    lines = [f"| networks | student | {' | '.join(methods)} |", f"|---|---|{'---|' * len(methods)}"]
+    for one in measured:
+        options = one["options"]
+        width = "slim" if options["preset"] == "sample" else "full width"
+        what = f"{width}, {options['crop_size']} pixels, {options['precision']}"
+        for student in dict.fromkeys(row["backbone"] for row in one["steps"]):
+            ratios = {row["method"]: f"{row['ratio']:.2f}" for row in one["steps"] if row["backbone"] == student}
+            lines.append(f"| {what} | {student} | {' | '.join(ratios[method] for method in methods)} |")
+    head = (
+        f"How many times as fast a step is as the plain recipe's: float32, memory as PyTorch lays it out by default, "
+        f"the teacher in training mode with its gradients recorded, losses as the papers write them. Medians of "
+        f"{measured[0]['options']['steps']} steps each, in turns, on {machine['threads']} cores of an "
+        f"{machine['processor']}, PyTorch {machine['torch']}, {measured[0]['date']}."
+    )
+    return "\n\n".join([head, "\n".join(lines), _limits(measured), _loading(measured)])
+
+
+def _limits(measured: list[dict]) -> str:
+    """What a step's time goes to, over all rows that have a teacher."""
+    said = []
+    for one in (one for one in measured if one["options"]["precision"] == "float32"):
+        rows = [row["ours"] for row in one["steps"] if row["method"] != "baseline"]
+        shares = {
+            part: [row["parts"][part] / row["seconds"] for row in rows]
+            for part in ("student", "teacher", "distillation", "loss")
+        }
+        spans = {part: f"{min(values):.0%} to {max(values):.0%}" for part, values in shares.items()}
+        width = "slim" if one["options"]["preset"] == "sample" else "full-width"
+        said.append(
+            f"with {width} networks the student's passes take {spans['student']} of a distillation step, the teacher's "
+            f"{spans['teacher']}, the distillation loss {spans['distillation']} with its connectors and "
+            f"{spans['loss']} without"
+        )
+    kept = [row["ratio"] for row in measured[0]["cache"]]
+    return (
+        f"Convolutions limit it: in float32, {'; '.join(said)}. On the sample the teacher's answers are kept, which "
+        f"makes a step {min(kept):.1f} to {max(kept):.1f} times as fast again as in the table."
+    )
+
+
+def _loading(measured: list[dict]) -> str:
+    row = max(measured[0]["loading"], key=lambda row: row["crop_size"])
+    ours, plain = (f"{row[name]['images_per_second']:.0f}" for name in ("ours", "plain"))
+    return (
+        f"Loading, crops of {row['crop_size']} pixels of images of 500 x 375: {ours} images a second and core, "
+        f"{row['ratio']:.1f} times as many as the plain recipe's {plain}."
+    )
 
 
 def draw_masks(count: int = 4) -> None:
