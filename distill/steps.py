@@ -53,7 +53,7 @@ class Step:
         rate = 1e-9  # random weights stay what they are, and a step takes as long as at any other rate
         if self.settings.optimizer == "sgd":
             decay, nesterov = self.settings.weight_decay, self.settings.nesterov
-            return torch.optim.SGD(groups, rate, 0.9, nesterov=nesterov, weight_decay=decay, fused=self.fused)
+            return torch.optim.SGD(groups, rate, 0.9, nesterov=nesterov, weight_decay=decay)
         return torch.optim.AdamW(groups, rate, fused=self.fused)
 
     def loss(self) -> Tensor:

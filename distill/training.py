@@ -530,9 +530,8 @@ def _optimizer(student: DeepLabV3Plus, method: Method, settings: Settings) -> to
     head_lr = settings.lr * settings.head_lr_factor
     groups = [{"params": backbone, "lr": settings.lr}, {"params": [*head, *method.parameters()], "lr": head_lr}]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, momentum=0.9, nesterov=settings.nesterov, weight_decay=settings.weight_decay, fused=True
-        )
+        # Not fused: that one fails once some weights have a momentum and others, frozen until now, have none.
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=settings.nesterov, weight_decay=settings.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
 
 

@@ -25,6 +25,8 @@ from distill.runs import environment, read_json, write_json
 # Those that start servers, run whole notebooks or build packages would only be slower to notice, or need a clone; those
 # of the results look whether what is to be broken is there.
 LEFT_OUT = ("browser", "course", "notebooks", "exercises", "full_scale", "package", "fuzz", "results")
+# Where else a module's behaviour is tested, to find a break sooner.
+NEAR = {"batches": ("training",), "evaluation": ("parallel",), "training": ("parallel",)}
 
 
 class Break(NamedTuple):
@@ -114,10 +116,10 @@ BREAKS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="part of the names of what is broken")
+    parser.add_argument("--only", nargs="+", help="parts of the names of what is broken")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="copies of the project to break at a time")
     options = parser.parse_args()
-    chosen = [broken for broken in BREAKS if not options.only or options.only in broken.what]
+    chosen = [broken for broken in BREAKS if not options.only or any(part in broken.what for part in options.only)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         free: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for job in range(options.jobs):
@@ -125,8 +127,8 @@ def main() -> None:
         found = list(pool.map(lambda broken: _try(broken, free), chosen))
     path = PROJECT / "results" / "broken.json"
     if options.only:  # of what was recorded before, these are replaced
-        anew = {entry["what"]: entry for entry in found}
-        found = [anew.get(entry["what"], entry) for entry in read_json(path)["broken"]]
+        entries = {entry["what"]: entry for entry in (*read_json(path)["broken"], *found)}
+        found = [entries[broken.what] for broken in BREAKS if broken.what in entries]
     where = environment(torch.device("cpu"))
     write_json(path, {"command": "python tests/break_things.py", "environment": where, "broken": found})
 
@@ -153,10 +155,10 @@ def _try(broken: Break, free: queue.SimpleQueue) -> dict:
 
 def _first_failure(copy: Path, module: str) -> str | None:
     """The module's own tests and the table of mistakes first, then all others."""
-    own = f"test_{module}.py"
     names = sorted(path.name for path in (copy / "tests").glob("test_*.py"))
     tests = [name for name in names if name.removeprefix("test_").removesuffix(".py") not in LEFT_OUT]
-    first = [name for name in (own, "test_mistakes.py") if name in tests]
+    own = [f"test_{name}.py" for name in (module, *NEAR.get(module, ()))]
+    first = [name for name in (*own, "test_mistakes.py") if name in tests]
     for group in (first, [name for name in tests if name not in first]):
         command = [
             sys.executable,
