@@ -93,7 +93,7 @@ BREAKS = (
     Break("test images in training", "datasets", "if name not in held_out]", "]"),
     Break("links out of the folder", "datasets", "    _check_link(path, self.ids[index])", "    pass"),
     Break("cameras held upright", "datasets", "ImageOps.exif_transpose(image, in_place=True)", "pass"),
-    Break("the label of what crops add", "transforms", "return 0 if padding", "return 0 if True"),
+    Break("the label of what crops add", "transforms", "return 0 if padding", "return 0 if True or padding"),
     Break("colours not normalised", "transforms", ".div_(255).sub_(mean).div_(std)", ".div_(255)"),
     Break(
         "the confusion matrix on its side",

@@ -40,11 +40,12 @@ def both(tmp_path_factory: pytest.TempPathFactory, make_student: Callable[..., D
     sample = make_sample(out / "sample", train=24, val=6, test=6, progress=False)
     save_model(make_student(), out / "student.safetensors")
     parallel = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     for words in ([], parallel):
         subprocess.run(
             [sys.executable, *words, str(TESTS / "two_ranks.py"), str(out), str(sample)],
             check=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         )
     return out
 
