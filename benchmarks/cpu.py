@@ -8,10 +8,9 @@ two cores.
 import argparse
 from pathlib import Path
 
-from distill.bench import choose, measure, report
 from distill.cli import explained
-from distill.datasets import PROJECT
-from distill.runs import write_json
+from distill.files import PROJECT, write_json
+from distill.lab.bench import choose, measure, report
 
 MEASURED = tuple(
     {**networks, "precision": precision}

@@ -19,15 +19,16 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from distill import plain
-from distill.batches import CroppedBatches
-from distill.bench import METHODS, STUDENTS, VOC_SIZE, Bench, choose, make_teacher, measure_steps, random_batch
 from distill.cli import explained
-from distill.datasets import PROJECT, VOCFolder
-from distill.files import make_folder
-from distill.runs import environment, write_json
-from distill.settings import PRESETS, for_device
-from distill.steps import Ours, seconds
+from distill.data.folders import VOCFolder
+from distill.files import PROJECT, make_folder, write_json
+from distill.lab import plain
+from distill.lab.bench import METHODS, STUDENTS, VOC_SIZE, Bench, choose, make_teacher, measure_steps, random_batch
+from distill.lab.steps import Ours, seconds
+from distill.training.batches import CroppedBatches
+from distill.training.presets import PRESETS
+from distill.training.runs import environment
+from distill.training.settings import for_device
 
 FULL = {
     "batch_sizes": (16, 32, 64),

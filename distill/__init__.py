@@ -8,14 +8,11 @@ except (ImportError, RuntimeError, OSError) as error:
         f"run: pip install --force-reinstall torch torchvision"
     ) from error
 
-from distill.datasets import open_dataset
+from distill.data import open_dataset
 from distill.errors import DistillError
-from distill.evaluation import Scores, evaluate, predict
 from distill.methods import METHODS, build_method
-from distill.models import POSITIONS, build_model, load_model, save_model
-from distill.runs import Run
-from distill.teachers import load_teacher
-from distill.training import fit, make_student
+from distill.networks import POSITIONS, build_model, load_model, load_teacher, save_model
+from distill.training import Run, Scores, evaluate, fit, make_student, predict
 
 __all__ = [
     "METHODS",

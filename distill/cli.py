@@ -13,22 +13,30 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from distill import bench
-from distill.comparison import draw, markdown, read_findings, report, tables
-from distill.datasets import check_dataset, make_default_sample, open_dataset, read_class_names, read_image, repeated
+from distill.data.download import download
+from distill.data.folders import (
+    check_dataset,
+    make_default_sample,
+    open_dataset,
+    read_class_names,
+    read_image,
+    repeated,
+)
+from distill.data.sample import SAMPLE_SIZES, make_sample, voc_palette
 from distill.doctor import examine
-from distill.download import download
 from distill.errors import DistillError, enough_memory, first_line, nearest
-from distill.evaluation import PROTOCOLS, evaluate, predict
-from distill.files import make_folder, replace_file, write_text
-from distill.models import load_model
-from distill.parallel import this_rank
-from distill.runs import Run, write_json
-from distill.sample import SAMPLE_SIZES, make_sample, voc_palette
-from distill.settings import CHOICES, PRESETS, RECIPES, Settings
-from distill.study import Study
-from distill.teachers import load_teacher
-from distill.training import fit, pick_device
+from distill.files import make_folder, replace_file, write_json, write_text
+from distill.lab import bench
+from distill.lab.comparison import draw, markdown, read_findings, report, tables
+from distill.lab.study import Study
+from distill.networks.saving import load_model
+from distill.networks.teachers import load_teacher
+from distill.training.evaluation import PROTOCOLS, evaluate, predict
+from distill.training.loop import fit
+from distill.training.parallel import pick_device, this_rank
+from distill.training.presets import PRESETS, RECIPES
+from distill.training.runs import Run
+from distill.training.settings import CHOICES, Settings
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,10 +12,10 @@ import torch
 import torchvision
 from packaging.requirements import Requirement
 
-from distill.datasets import check_dataset, data_root
+from distill.data.folders import check_dataset, data_root
+from distill.data.sample import SAMPLE_SIZES
 from distill.errors import DistillError
-from distill.sample import SAMPLE_SIZES
-from distill.teachers import SHIPPED, fingerprint, load_teacher, shipped_file
+from distill.networks.teachers import SHIPPED, fingerprint, load_teacher, shipped_file
 
 SHIPPED_FINGERPRINT = "13f1f37579d025bc"  # of the weights in data/teacher-sample.safetensors
 DISK, MEMORY = 2e9, 2e9  # bytes that the course needs, with room to spare

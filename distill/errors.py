@@ -26,6 +26,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: what may have been meant, and what there is."""
     known = list(known)
     close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    if close and len(known) > 12:
+        return f"; did you mean {close[0]!r}?"
     return f"{f'; did you mean {close[0]!r}? There are' if close else '; there are'} {', '.join(known)}"
 
 

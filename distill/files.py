@@ -1,5 +1,6 @@
 """Files that are replaced whole or not at all."""
 
+import json
 import os
 import tempfile
 import time
@@ -15,6 +16,8 @@ try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None
+
+PROJECT = Path(__file__).resolve().parent.parent  # the clone that this package runs from; else where it is installed
 
 
 @contextmanager
@@ -106,3 +109,61 @@ def write_text(path: str | Path, text: str) -> None:
     """Replace the file `path` by `text`, in UTF-8."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+# What a file that a program goes on with must hold, by name: a type, or what stands below that name.
+NUMBER = (int, float)
+
+
+_ANEW = "restore it, or run again into another folder"
+
+
+def read_json(path: Path) -> dict:
+    return _parse(_read_text(path), path)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DistillError(f"{path} cannot be read as JSON ({first_line(error)}); {_ANEW}") from None
+
+
+def _parse(text: str, path: Path, line: int | None = None) -> dict:
+    where = f"{path}, line {line}," if line else f"{path}"
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DistillError(f"{where} cannot be read as JSON ({first_line(error)}); {_ANEW}") from None
+
+
+def checked(value: object, shape: object, path: Path, what: str) -> dict:
+    """`value` itself, where it is a dict with what `shape` asks for; DistillError for all else.
+
+    `shape` is a dict of further shapes, or a type (or several) of which a value has to be.
+    """
+    if not isinstance(value, dict):
+        raise DistillError(f"{path} is not {what}: it holds {_short(value)} instead of a dict; {_ANEW}")
+    for name, asked in shape.items():
+        if name not in value:
+            raise DistillError(f"{path} is not {what}: {name} is missing; {_ANEW}")
+        if isinstance(asked, dict):
+            checked(value[name], asked, path, what)
+        elif not _is_a(value[name], asked):
+            raise DistillError(f"{path} is not {what}: {name} is {_short(value[name])}; {_ANEW}")
+    return value
+
+
+def _is_a(value: object, asked: type | tuple[type, ...]) -> bool:
+    """Whether a value is of a type; no bool is a number, and neither is one that no run can have."""
+    number = isinstance(value, NUMBER) and not isinstance(value, bool)
+    return isinstance(value, asked) and (number and abs(value) < 1e15 if asked in (int, NUMBER) else True)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}…"
+
+
+def write_json(path: Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distill import losses
 from distill.errors import DistillError, nearest
-from distill.models import POSITIONS
+from distill.networks.backbones import POSITIONS
 
 # How OFD and SAKD divide each position's loss: the early, large maps count less.
 DIVIDERS = dict(zip(POSITIONS, (8, 4, 2, 1, 1, 16), strict=True))

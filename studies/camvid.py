@@ -17,9 +17,11 @@ from PIL import Image
 from distill import evaluate
 from distill.cli import explained
 from distill.cli import main as distill
-from distill.datasets import PROJECT, check_dataset, open_dataset
-from distill.evaluation import PROTOCOLS
-from distill.runs import Run, record, run_folder, write_json
+from distill.data.folders import check_dataset, open_dataset
+from distill.files import PROJECT, write_json
+from distill.lab.tables import record
+from distill.training.evaluation import PROTOCOLS
+from distill.training.runs import Run, run_folder
 
 EPOCHS, TEACHER_EPOCHS, CROP = 10, 30, 129
 

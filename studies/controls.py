@@ -14,10 +14,11 @@ from pool import run_all
 
 from distill import fit, open_dataset
 from distill.cli import explained
-from distill.datasets import PROJECT, VOCFolder
-from distill.evaluation import Scores, confusion_matrix
-from distill.runs import environment, write_json
-from distill.sample import SAMPLE_SIZES, make_sample
+from distill.data.folders import VOCFolder
+from distill.data.sample import SAMPLE_SIZES, make_sample
+from distill.files import PROJECT, write_json
+from distill.training.evaluation import Scores, confusion_matrix
+from distill.training.runs import environment
 
 BITS = 4  # colours are told apart by the first 4 bits of each channel
 MANY = 20_000

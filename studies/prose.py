@@ -12,8 +12,8 @@ import sys
 
 import nbformat
 
-from distill.datasets import PROJECT
-from distill.runs import compare, read_json, results_file
+from distill.files import PROJECT, read_json
+from distill.lab.tables import compare, results_file
 
 NOTEBOOKS = PROJECT / "notebooks"
 MARK = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?)<!-- =([\w.+-]+) -->")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from distill import load_model, load_teacher, open_dataset, plots, predict
-from distill.comparison import Findings, by_labels, read_findings, tables
-from distill.datasets import PROJECT
-from distill.files import replace_file, write_text
-from distill.runs import compare, interval95, markdown_table, plus_minus, read_json, results_file
-from distill.teachers import shipped_file
+from distill import load_model, load_teacher, open_dataset, predict
+from distill.files import PROJECT, read_json, replace_file, write_text
+from distill.lab.comparison import Findings, by_labels, read_findings, tables
+from distill.lab.tables import compare, interval95, markdown_table, plus_minus, results_file
+from distill.networks.teachers import shipped_file
+from distill.show import charts, plots
 
 RESULTS = PROJECT / "results"
 
@@ -118,7 +118,7 @@ def _few_labels() -> str:
     study, found = read("sample-few-labels.json"), read_findings([results_file("sample-few-labels.json")])
     rows = {(name, row["method"]): row for name, table in tables(found).items() for row in table}
     head = (
-        f"Fewer labels: {plots.network_name(study['study']['students'][0])} on the first of the "
+        f"Fewer labels: {charts.network_name(study['study']['students'][0])} on the first of the "
         f"{max(entry['images'] for entry in study['runs'])} training images alone, and with distillation on the "
         f"others too, which then have no labels. Test mIoU, mean and 95 % interval over "
         f"{len({entry['seed'] for entry in study['runs']})} seeds, in points; gains over the baseline of as many "
@@ -178,7 +178,7 @@ def _quirks() -> str:
     tables(found)  # which refuses runs that cannot be compared
     head = (
         f"What the faults of the published protocol are worth, on the sample and "
-        f"{plots.network_name(study['study']['students'][0])}, half the schedule, "
+        f"{charts.network_name(study['study']['students'][0])}, half the schedule, "
         f"{len({entry['seed'] for entry in study['runs']})} seeds: gain over the baseline without and with each fault, "
         f"and what it adds, paired by seed, with 95 % intervals, in points of test mIoU."
     )
@@ -316,7 +316,7 @@ def _loading(measured: list[dict]) -> str:
 def draw_masks(count: int = 4) -> None:
     """The README's first picture: the first test images under the shipped networks, chosen by their order alone."""
     study, data = read("sample.json"), open_dataset("sample", "test")
-    distilled = f"student, {plots.method_name(study['shipped']['distilled'])}"
+    distilled = f"student, {charts.method_name(study['shipped']['distilled'])}"
     networks = {
         "teacher": load_teacher("sample"),
         "student, baseline": load_model(shipped_file("student-resnet18-baseline.safetensors")),
@@ -333,12 +333,12 @@ def draw_masks(count: int = 4) -> None:
 
 def draw_gains() -> None:
     study = read("sample.json")
-    save(plots.gain_chart(compare(study["runs"], study["teacher"]["miou"])), RESULTS / "gains.png")
+    save(charts.gain_chart(compare(study["runs"], study["teacher"]["miou"])), RESULTS / "gains.png")
 
 
 def draw_few_labels() -> None:
     found = read_findings([results_file("sample-few-labels.json")])
-    save(plots.label_chart(by_labels(found), found.teacher["miou"]), RESULTS / "few-labels.png")
+    save(charts.label_chart(by_labels(found), found.teacher["miou"]), RESULTS / "few-labels.png")
 
 
 # Blocks and pictures of studies that may not be recorded yet.

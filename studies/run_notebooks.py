@@ -21,8 +21,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from distill import DistillError
-from distill.datasets import PROJECT
-from distill.runs import environment, read_json, write_json
+from distill.files import PROJECT, read_json, write_json
+from distill.training.runs import environment
 
 NOTEBOOKS = PROJECT / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"

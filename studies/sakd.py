@@ -13,8 +13,8 @@ from weights import BACKBONES, EPOCHS, SEED
 
 from distill import Run, fit
 from distill.cli import explained
-from distill.datasets import PROJECT, make_default_sample
-from distill.runs import write_json
+from distill.data.folders import make_default_sample
+from distill.files import PROJECT, write_json
 
 STEPS = EPOCHS * (500 // 16)
 VARIANTS: dict[str, dict] = {

@@ -7,11 +7,11 @@ notebooks take their tables, is what it records. Finished runs are not trained a
 import argparse
 
 from distill.cli import explained
-from distill.comparison import markdown
-from distill.datasets import PROJECT
-from distill.models import save_model
-from distill.runs import Run, read_json, run_folder, write_json
-from distill.study import Study
+from distill.files import PROJECT, read_json, write_json
+from distill.lab.comparison import markdown
+from distill.lab.study import Study
+from distill.networks.saving import save_model
+from distill.training.runs import Run, run_folder
 
 
 def main() -> None:

@@ -12,12 +12,11 @@ import torch
 
 from distill import fit, load_teacher, open_dataset
 from distill.cli import explained
-from distill.datasets import PROJECT
-from distill.evaluation import evaluate
-from distill.models import save_model
-from distill.runs import write_json
-from distill.sample import SAMPLE_SIZES, make_sample
-from distill.teachers import SHIPPED, fingerprint
+from distill.data.sample import SAMPLE_SIZES, make_sample
+from distill.files import PROJECT, write_json
+from distill.networks.saving import save_model
+from distill.networks.teachers import SHIPPED, fingerprint
+from distill.training.evaluation import evaluate
 
 IMAGES = 20_000
 SETTINGS = {"epochs": 4, "lr": 3e-3, "evaluate_every": 1}
@@ -36,7 +35,7 @@ def main() -> None:
 
 def ship(run: Path) -> None:
     """Store the run's network in half precision, and score the stored file, for that is what readers load."""
-    from distill.runs import Run
+    from distill.training.runs import Run
 
     finished = Run(run)
     save_model(finished.student(), PROJECT / "data" / SHIPPED, half=True)

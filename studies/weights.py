@@ -13,9 +13,9 @@ from pool import run_all
 
 from distill import Run, fit
 from distill.cli import explained
-from distill.datasets import PROJECT, make_default_sample
-from distill.runs import write_json
-from distill.settings import PRESETS
+from distill.data.folders import make_default_sample
+from distill.files import PROJECT, write_json
+from distill.training.presets import PRESETS
 
 SEED = 100
 EPOCHS, FULL = 12, 24

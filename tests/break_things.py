@@ -19,14 +19,18 @@ from typing import NamedTuple
 
 import torch
 
-from distill.datasets import PROJECT
-from distill.runs import environment, read_json, write_json
+from distill.files import PROJECT, read_json, write_json
+from distill.training.runs import environment
 
 # Those that start servers, run whole notebooks or build packages would only be slower to notice, or need a clone; those
 # of the results look whether what is to be broken is there.
-LEFT_OUT = ("browser", "course", "notebooks", "exercises", "full_scale", "package", "fuzz", "results")
+LEFT_OUT = ("notebooks/", "show/test_exercises", "full_scale", "package", "fuzz", "results")
 # Where else a module's behaviour is tested, to find a break sooner.
-NEAR = {"batches": ("training",), "evaluation": ("parallel",), "training": ("parallel",)}
+NEAR = {
+    "training/batches": ("training/loop",),
+    "training/evaluation": ("training/parallel",),
+    "training/loop": ("training/parallel",),
+}
 
 
 class Break(NamedTuple):
@@ -56,53 +60,75 @@ BREAKS = (
     ),
     Break("the weight of a term", "methods", "term.current_weight() * term(", "term("),
     Break(
-        "a teacher in training mode", "teachers", "model.eval().requires_grad_(False)", "model.requires_grad_(False)"
+        "a teacher in training mode",
+        "networks/teachers",
+        "model.eval().requires_grad_(False)",
+        "model.requires_grad_(False)",
     ),
     Break(
         "code in files is run",
-        "teachers",
+        "networks/teachers",
         'map_location="cpu", weights_only=True',
         'map_location="cpu", weights_only=False',
     ),
-    Break("the sampler's seed", "batches", "manual_seed(self.seed * 100_003 + epoch)", "manual_seed(epoch)"),
-    Break("every epoch in one order", "batches", "manual_seed(self.seed * 100_003 + epoch)", "manual_seed(self.seed)"),
+    Break("the sampler's seed", "training/batches", "manual_seed(self.seed * 100_003 + epoch)", "manual_seed(epoch)"),
+    Break(
+        "every epoch in one order",
+        "training/batches",
+        "manual_seed(self.seed * 100_003 + epoch)",
+        "manual_seed(self.seed)",
+    ),
     Break(
         "connectors change the students",
-        "training",
+        "training/loop",
         "with torch.random.fork_rng(devices=[]):\n        torch.manual_seed(seed + 1_000_003)",
         "if True:\n        torch.manual_seed(seed)",
     ),
-    Break("a resumed run forgets its dropout", "training", 'torch.set_rng_state(state["random"].cpu())', "pass"),
+    Break("a resumed run forgets its dropout", "training/loop", 'torch.set_rng_state(state["random"].cpu())', "pass"),
     Break(
         "a resumed run forgets its optimizer",
-        "training",
+        "training/loop",
         '("student", "method", "optimizer", "schedule")}',
         '("student", "method", "schedule")}',
     ),
-    Break("labels are not mirrored with images", "batches", "self.labels[index].flip(-1)", "self.labels[index]"),
-    Break("the warm-up", "training", "return (step + 1) / (warmup + 1)", "return 1.0"),
-    Break("no bound on the gradient", "training", "if self.settings.clip:", "if False:"),
-    Break("a loss that is no number", "training", "if all(finite):", "if True:"),
-    Break("a resumed run forgets where it was", "training", '"partial": self.partial,', '"partial": {},'),
-    Break("pixels labelled elsewhere", "training", "self.ranks.sum(labelled).clamp", "labelled.clamp"),
-    Break("dropout alike in all processes", "parallel", "kept[rank * images : (rank + 1) * images]", "kept[:images]"),
-    Break("statistics of one process", "parallel", "if norms and kind is nn.BatchNorm2d:", "if False:"),
-    Break("all processes score all images", "evaluation", "range(ranks.rank * batch_size,", "range(0,"),
-    Break("crops mirrored without labels", "transforms", "pixels.flip(1), classes.flip(1)", "pixels.flip(1), classes"),
-    Break("a cache of other images", "batches", "path.stat().st_size, path.stat().st_mtime_ns", "0"),
-    Break("test images in training", "datasets", "if name not in held_out]", "]"),
-    Break("links out of the folder", "datasets", "    _check_link(path, self.ids[index])", "    pass"),
-    Break("cameras held upright", "datasets", "ImageOps.exif_transpose(image, in_place=True)", "pass"),
-    Break("the label of what crops add", "transforms", "return 0 if padding", "return 0 if True or padding"),
-    Break("colours not normalised", "transforms", ".div_(255).sub_(mean).div_(std)", ".div_(255)"),
+    Break(
+        "labels are not mirrored with images", "training/batches", "self.labels[index].flip(-1)", "self.labels[index]"
+    ),
+    Break("the warm-up", "training/loop", "return (step + 1) / (warmup + 1)", "return 1.0"),
+    Break("no bound on the gradient", "training/loop", "if self.settings.clip:", "if False:"),
+    Break("a loss that is no number", "training/loop", "if all(finite):", "if True:"),
+    Break("a resumed run forgets where it was", "training/loop", '"partial": self.partial,', '"partial": {},'),
+    Break("pixels labelled elsewhere", "training/loop", "self.ranks.sum(labelled).clamp", "labelled.clamp"),
+    Break(
+        "dropout alike in all processes",
+        "training/parallel",
+        "kept[rank * images : (rank + 1) * images]",
+        "kept[:images]",
+    ),
+    Break("statistics of one process", "training/parallel", "if norms and kind is nn.BatchNorm2d:", "if False:"),
+    Break("all processes score all images", "training/evaluation", "range(ranks.rank * batch_size,", "range(0,"),
+    Break(
+        "crops mirrored without labels", "data/transforms", "pixels.flip(1), classes.flip(1)", "pixels.flip(1), classes"
+    ),
+    Break("a cache of other images", "training/batches", "path.stat().st_size, path.stat().st_mtime_ns", "0"),
+    Break("test images in training", "data/folders", "if name not in held_out]", "]"),
+    Break("links out of the folder", "data/folders", "    _check_link(path, self.ids[index])", "    pass"),
+    Break("cameras held upright", "data/folders", "ImageOps.exif_transpose(image, in_place=True)", "pass"),
+    Break("the label of what crops add", "data/transforms", "return 0 if padding", "return 0 if True or padding"),
+    Break("colours not normalised", "data/transforms", ".div_(255).sub_(mean).div_(std)", ".div_(255)"),
     Break(
         "the confusion matrix on its side",
-        "evaluation",
+        "training/evaluation",
         "labels[valid].long() * num_classes + prediction[valid].long()",
         "prediction[valid].long() * num_classes + labels[valid].long()",
     ),
-    Break("void counts in scores", "evaluation", "if not np.isnan(iou)]", "if iou > 0]"),
-    Break("gains that are not paired", "runs", '- baseline[seed]["miou"] for', '- baseline[min(baseline)]["miou"] for'),
+    Break("void counts in scores", "training/evaluation", "if not np.isnan(iou)]", "if iou > 0]"),
+    Break(
+        "gains that are not paired",
+        "lab/tables",
+        '- baseline[seed]["miou"] for',
+        '- baseline[min(baseline)]["miou"] for',
+    ),
     Break(
         "the atomic rename",
         "files",
@@ -110,7 +136,7 @@ BREAKS = (
         "        yield path\n        temporary.write_bytes(path.read_bytes())\n",
     ),
     Break("half a file is left behind", "files", "temporary.unlink(missing_ok=True)", "pass"),
-    Break("the output stride", "models", "output_stride not in _ATROUS_RATES", "False"),
+    Break("the output stride", "networks/deeplab", "output_stride not in _ATROUS_RATES", "False"),
 )
 
 
@@ -134,7 +160,7 @@ def main() -> None:
 
 
 def _copy(target: Path) -> Path:
-    leave = shutil.ignore_patterns(".git", ".venv", "scratch", "runs", "executed", ".*_cache", "__pycache__")
+    leave = shutil.ignore_patterns(".git", ".venv", "scratch", "lab/tables", "executed", ".*_cache", "__pycache__")
     return Path(shutil.copytree(PROJECT, target, ignore=leave))
 
 
@@ -155,9 +181,9 @@ def _try(broken: Break, free: queue.SimpleQueue) -> dict:
 
 def _first_failure(copy: Path, module: str) -> str | None:
     """The module's own tests and the table of mistakes first, then all others."""
-    names = sorted(path.name for path in (copy / "tests").glob("test_*.py"))
-    tests = [name for name in names if name.removeprefix("test_").removesuffix(".py") not in LEFT_OUT]
-    own = [f"test_{name}.py" for name in (module, *NEAR.get(module, ()))]
+    names = sorted(path.relative_to(copy / "tests").as_posix() for path in (copy / "tests").rglob("test_*.py"))
+    tests = [name for name in names if not any(part in name for part in LEFT_OUT)]
+    own = [f"{Path(name).parent / f'test_{Path(name).name}.py'}" for name in (module, *NEAR.get(module, ()))]
     first = [name for name in (*own, "test_mistakes.py") if name in tests]
     for group in (first, [name for name in tests if name not in first]):
         command = [

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from distill import DistillError, build_model
-from distill.models import DeepLabV3Plus
-from distill.sample import make_sample, voc_palette
-from distill.teachers import freeze
+from distill.data.sample import make_sample, voc_palette
+from distill.networks.deeplab import DeepLabV3Plus
+from distill.networks.teachers import freeze
 
 torch.set_num_threads(1)  # small tensors gain nothing from threads, which on a busy machine wait for each other
 

@@ -26,10 +26,12 @@ from PIL import Image
 from safetensors.torch import save
 
 from distill import DistillError, build_model, load_teacher
-from distill.datasets import PROJECT, VOCFolder, check_dataset, read_image, read_mask
-from distill.runs import Run, compare, environment, find_runs, markdown_table, read_study, record, write_json
-from distill.sample import voc_palette
-from distill.training import _is_finished, read_checkpoint
+from distill.data.folders import VOCFolder, check_dataset, read_image, read_mask
+from distill.data.sample import voc_palette
+from distill.files import PROJECT, write_json
+from distill.lab.tables import compare, markdown_table, read_study, record
+from distill.training.loop import _is_finished, read_checkpoint
+from distill.training.runs import Run, environment, find_runs
 
 Reader = Callable[[bytes, Path], object]  # from a damaged file's content and an empty folder
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from distill.datasets import PROJECT
-from distill.runs import Run, environment, write_json
-from distill.sample import make_sample
+from distill.data.sample import make_sample
+from distill.files import PROJECT, write_json
+from distill.training.runs import Run, environment
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port")
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from distill import Run, evaluate, open_dataset, save_model
 from distill.cli import main
-from distill.models import DeepLabV3Plus
-from distill.sample import voc_palette
+from distill.data.sample import voc_palette
+from distill.networks.deeplab import DeepLabV3Plus
 
 
 def approximately(value: float, abs: float = 0.002) -> object:

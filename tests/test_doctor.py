@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distill import cli, doctor
-from distill.datasets import make_default_sample
+from distill.data.folders import make_default_sample
 from distill.doctor import Finding, examine
 
 
@@ -64,7 +64,7 @@ def test_a_damaged_teacher_is_named(damage: str, tmp_path: Path, monkeypatch: py
         path = doctor.shipped_file("student-resnet18-baseline.safetensors")
     elif damage == "torn":
         path.write_bytes(original.read_bytes()[:-100])
-    monkeypatch.setattr("distill.teachers.shipped_file", lambda _: path)
+    monkeypatch.setattr("distill.networks.teachers.shipped_file", lambda _: path)
     monkeypatch.setattr(doctor, "shipped_file", lambda _: path)
     finding = doctor._teacher()
     assert "clone or install the project again" in str(finding) and str(finding).startswith("[TO DO]")

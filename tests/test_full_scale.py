@@ -12,10 +12,12 @@ from conftest import tiny_network
 from PIL import Image
 
 import distill
-from distill import cli, open_dataset, teachers, training
-from distill.datasets import PROJECT
-from distill.models import DeepLabV3Plus
-from distill.sample import scene, voc_palette
+from distill import cli, open_dataset
+from distill.data.sample import scene, voc_palette
+from distill.files import PROJECT
+from distill.networks import teachers
+from distill.networks.deeplab import DeepLabV3Plus
+from distill.training import presets
 from studies import voc
 
 SMALL = "--crop-size 33 --batch-size 4 --epochs 2 --workers 0 --device cpu"
@@ -92,7 +94,7 @@ def small_networks(monkeypatch: pytest.MonkeyPatch) -> DeepLabV3Plus:
         assert weights == ("DEFAULT" if backbone != "resnet101" else None)
         return tiny_network(backbone, num_classes)
 
-    monkeypatch.setattr(training, "build_model", build)
+    monkeypatch.setattr(presets, "build_model", build)
     monkeypatch.setattr(teachers, "build_model", build)
     return tiny_network("resnet101", seed=3)
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 import distill
 from distill import DistillError, cli
-from distill.models import save_model
+from distill.networks.saving import save_model
 
 SMALL = ("--crop-size", "32", "--batch-size", "4", "--epochs", "1", "--workers", "0", "--device", "cpu")
 

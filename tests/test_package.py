@@ -22,7 +22,7 @@ def unpacked_wheel(tmp_path_factory) -> Path:
 
 
 def test_an_installed_package_finds_its_own_teacher(unpacked_wheel: Path, tmp_path: Path) -> None:
-    code = "from distill.teachers import *; load_teacher('sample'); print(shipped_file(SHIPPED))"
+    code = "from distill.networks.teachers import *; load_teacher('sample'); print(shipped_file(SHIPPED))"
     environment = {**os.environ, "PYTHONPATH": str(unpacked_wheel)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -30,7 +30,7 @@ def test_an_installed_package_finds_its_own_teacher(unpacked_wheel: Path, tmp_pa
 
 
 def test_the_wheel_carries_the_shipped_students(unpacked_wheel: Path) -> None:
-    names = {path.name for path in (unpacked_wheel / "distill" / "data").iterdir()}
+    names = {path.name for path in (unpacked_wheel / "distill" / "shipped").iterdir()}
     assert {"student-resnet18-baseline.safetensors", "student-resnet18-distilled.safetensors"} <= names
 
 
@@ -43,4 +43,5 @@ def test_no_file_is_too_large_for_a_clone() -> None:
 
 
 def test_the_wheel_carries_the_browsers_half_of_the_explorer(unpacked_wheel: Path) -> None:
-    assert (unpacked_wheel / "distill" / "picture.js").read_text() == (PROJECT / "distill" / "picture.js").read_text()
+    carried = unpacked_wheel / "distill" / "show" / "picture.js"
+    assert carried.read_text() == (PROJECT / "distill" / "show" / "picture.js").read_text()

@@ -8,8 +8,9 @@ from break_things import BREAKS
 from fuzz import TARGETS
 
 import distill
-from distill.runs import compare
-from distill.teachers import SHIPPED, fingerprint, shipped_file
+from distill.data import VOCFolder
+from distill.lab.tables import compare
+from distill.networks.teachers import SHIPPED, fingerprint, shipped_file
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "results"
@@ -40,7 +41,7 @@ def test_rows_of_a_seed_share_weights_at_the_start_settings_and_teacher() -> Non
 
 
 def test_the_tuned_weights_are_the_best_of_those_tried() -> None:
-    from distill.settings import TUNED
+    from distill.training.presets import TUNED
 
     tried: dict[str, dict[float, list[float]]] = {}
     for run in read("sample-weights.json")["runs"]:
@@ -55,7 +56,7 @@ def test_the_shipped_teacher_is_the_recorded_one() -> None:
 
 
 @pytest.fixture(scope="module")
-def test_split() -> distill.datasets.VOCFolder:
+def test_split() -> VOCFolder:
     return distill.open_dataset("sample", "test")
 
 

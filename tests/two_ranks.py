@@ -1,4 +1,4 @@
-"""What the tests of `distill.parallel` run in one process and, through torchrun, in two: two_ranks.py OUT SAMPLE"""
+"""What the tests of `training.parallel` run in one process and, through torchrun, in two: two_ranks.py OUT SAMPLE"""
 
 import sys
 from pathlib import Path
@@ -10,9 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distill import evaluate, fit, load_model, open_dataset
 from distill.methods import build_method
-from distill.parallel import Ranks, join, shared_layers
-from distill.teachers import freeze
-from distill.training import _Step
+from distill.networks.teachers import freeze
+from distill.training.loop import _Step
+from distill.training.parallel import Ranks, join, shared_layers
 
 # Plain SGD with a small rate: AdamW's first steps are as large for a gradient that is rounding as for any other.
 RUNS = {

@@ -1,0 +1,413 @@
+"""Readers of data in VOC layout, the sample included.
+
+    JPEGImages/NAME.jpg  SegmentationClass/NAME.png  ImageSets/Segmentation/SPLIT.txt  class_names.txt
+
+Masks are palette or grey PNG files whose pixel values are the class indices; 255 is void. Images may be of any kind
+that Pillow reads with 8 bits a channel. What labelme's labelme2voc writes is read as it is: a list of classes may
+begin with `__ignore__`, which stands for void; masks may lie in SegmentationClassPNG; and a folder without any list is
+divided by name (see `read_split`).
+"""
+
+import difflib
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from tqdm.auto import tqdm
+
+from distill.data.sample import SAMPLE_SIZES, make_sample
+from distill.data.transforms import IGNORE_INDEX
+from distill.errors import DistillError, check_number, first_line
+from distill.files import PROJECT
+
+VOC_CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
+MASK_FOLDERS = ("SegmentationClass", "SegmentationClassPNG")
+AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
+DATASETS = ("sample", "pascal")
+
+
+def data_root() -> Path:
+    """Where data is put: $DISTILL_DATA, or the `data` folder of this clone, or `data` in the working folder."""
+    if "DISTILL_DATA" in os.environ:
+        return Path(os.environ["DISTILL_DATA"])
+    return PROJECT / "data" if (PROJECT / "pyproject.toml").exists() else Path("data")
+
+
+class VOCFolder(Dataset):
+    """One split of a folder in VOC layout.
+
+    `dataset[i]` is an image (3, H, W) uint8 and its labels (H, W) int64, both tv_tensors. `limit` keeps the first
+    images only. Without a `class_names.txt` the classes are VOC's 21.
+    Raises DistillError when the folder, its lists or its files are not what they should be.
+    """
+
+    def __init__(self, root: str | Path, split: str = "train", limit: int | None = None) -> None:
+        if limit is not None:
+            check_number("limit", limit, 1, 10**9)
+        self.root, self.split = Path(root), split
+        self.class_names = read_class_names(self.root)
+        self.num_classes = len(self.class_names)
+        self.ids = read_split(self.root, split)[:limit]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image_path(self, index: int) -> Path:
+        return _first_existing([self.root / "JPEGImages" / f"{self.ids[index]}{ending}" for ending in IMAGE_ENDINGS])
+
+    def mask_path(self, index: int) -> Path:
+        return _first_existing([self.root / folder / f"{self.ids[index]}.png" for folder in MASK_FOLDERS])
+
+    def check_proportions(self, index: int, labels: torch.Tensor) -> None:
+        """DistillError for an image (H, W) that would be gigantic once its short side is scaled to a fixed length."""
+        height, width = labels.shape[-2:]
+        if max(height, width) > 100 * min(height, width):
+            raise DistillError(
+                f"{self.image_path(index)} is {width} x {height} pixels, too long and thin to be scaled; cut it into "
+                f"pieces, or take it out of the list"
+            )
+
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        paths = self.image_path(index), self.mask_path(index)
+        for path in paths:
+            _check_link(path, self.ids[index])
+        image, labels = read_image(paths[0]), read_mask(paths[1], self.num_classes)
+        if image.shape[:2] != labels.shape:
+            raise DistillError(
+                f"{paths[1]} is {labels.shape[1]} x {labels.shape[0]} pixels and its image "
+                f"{image.shape[1]} x {image.shape[0]}; export the mask again at the image's size"
+            )
+        return (
+            tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
+            tv_tensors.Mask(torch.from_numpy(labels).long()),
+        )
+
+
+def _check_link(path: Path, name: str) -> None:
+    """DistillError where a file of a data set is a link to elsewhere; its whole folder may be one."""
+    folder = path.parents[name.count("/")]
+    if not os.path.islink(path) and path.parent == folder:  # as nearly all are
+        return
+    target = path.resolve()
+    if not target.is_relative_to(folder.resolve()) and not target.is_relative_to(folder.parent.resolve()):
+        raise DistillError(
+            f"{path} is a link to {target}, outside of {folder.parent}; copy the file there, or make the whole folder "
+            f"{folder.name} a link"
+        )
+
+
+def _first_existing(paths: list[Path]) -> Path:
+    """The first path that is there; the very first if none is, so that an error names the usual place."""
+    return next((path for path in paths if os.path.exists(path)), paths[0])
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as RGB, (H, W, 3) uint8, upright as labelling tools show it, whatever way the camera was held.
+
+    Grey, palette, RGBA and CMYK files are converted. Raises DistillError for what is no image or several (an
+    animation), and for 16 bits a channel, which a conversion would cut off.
+    """
+    missing = f"there is no image {path}; check the path or, if a split list names it, add it or take its name out"
+    with _opened(path, "an image", missing) as image:
+        if image.mode.startswith(("I", "F")):
+            raise DistillError(f"{path} has more than 8 bits a channel (mode {image.mode}); save it with 8 bits")
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.array(image.convert("RGB"))
+
+
+def read_mask(path: Path, num_classes: int) -> np.ndarray:
+    """A palette or grey mask, or one of SBD's .mat files, as class indices (H, W) uint8; 255 is void.
+
+    Raises DistillError when a value is neither below `num_classes` nor void.
+    """
+    if path.suffix == ".mat":
+        mode, mask = "L", _read_sbd_mask(path)
+    else:
+        missing = f"{path} is missing, though the split list names it; add the mask or take its name out"
+        with _opened(path, "a mask", missing) as picture:
+            mode, mask = picture.mode, np.array(picture)
+    if mode not in ("P", "L") or mask.ndim != 2:
+        raise DistillError(
+            f"{path} is a {mode} image, and a mask is a palette or 8-bit grey PNG of class indices; "
+            f"export it again as such"
+        )
+    wrong = np.unique(mask[(mask >= num_classes) & (mask != IGNORE_INDEX)])
+    if len(wrong):
+        raise DistillError(
+            f"{path} holds the value {wrong[0]}, and with {num_classes} classes only 0 to "
+            f"{num_classes - 1} and 255 (void) may occur; mend the mask or class_names.txt"
+        )
+    return mask
+
+
+@contextmanager
+def _opened(path: Path, kind: str, missing: str) -> Iterator[Image.Image]:
+    """An open picture; what Pillow has to say of it, there or while its pixels are read, becomes a DistillError."""
+    try:
+        with Image.open(path) as image:
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: cameras add a preview
+            if frames > 1:
+                raise DistillError(f"{path} has {frames} frames, and {kind} has one; save that one by itself")
+            yield image
+    except FileNotFoundError:
+        raise DistillError(missing) from None
+    except DistillError:  # a ValueError too, and a sentence already
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        raise DistillError(f"{path} cannot be read as {kind} ({first_line(error)}); replace the file") from None
+
+
+def read_class_names(root: Path) -> tuple[str, ...]:
+    """The lines of class_names.txt, or VOC's classes where there is none.
+
+    A first line `__ignore__` is left out: labelling tools give it the index -1, which a mask of bytes holds as 255.
+    """
+    path = root / "class_names.txt"
+    if not path.exists():
+        return VOC_CLASSES
+    names = tuple(_read_lines(path))
+    names = names[1:] if names[:1] == ("__ignore__",) else names
+    if not 1 <= len(names) <= 255:
+        raise DistillError(f"{path} names {len(names)} classes, and 1 to 255 are possible; write one name a line")
+    twice = repeated(names)
+    if twice:
+        raise DistillError(f"{path} names {twice!r} twice; give every class a name of its own")
+    return names
+
+
+def read_split(root: Path, split: str) -> list[str]:
+    """The image names that ImageSets/Segmentation/SPLIT.txt lists, in its order.
+
+    A folder without any list is divided into `train` and `val`: about every fifth mask, by a checksum of its name, is
+    val, so that further images do not move those that are there.
+    """
+    if not root.is_dir():
+        close = difflib.get_close_matches(str(root), DATASETS, n=1, cutoff=0.6)
+        raise DistillError(
+            f"there is no folder {root}{f' (did you mean {close[0]!r}?)' if close else ''}; give the folder that holds "
+            f"JPEGImages, SegmentationClass and ImageSets"
+        )
+    path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    if not path.exists():
+        there = sorted(p.stem for p in path.parent.glob("*.txt"))
+        if not there and split in ("train", "val"):
+            return _split_by_name(root, split)
+        raise DistillError(
+            f"{path} is missing (splits found: {', '.join(there) or 'none'}); write it, one image name a line"
+        )
+    names = _read_lines(path)
+    if not names:
+        raise DistillError(f"{path} lists no images; write one image name a line, without the ending")
+    twice = repeated(names)
+    if twice:
+        raise DistillError(f"{path} lists {twice!r} twice; take one of the two lines out")
+    for name in names:
+        _check_name(path, name)
+    return names
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that comes a second time."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
+
+
+def _check_name(path: Path, name: str) -> None:
+    """DistillError where a name of a list leads out of the folder, on this system or on another."""
+    parts = name.replace("\\", "/").split("/")
+    if "" in parts or ".." in parts or re.match("[A-Za-z]:", name) or re.search("[\x00-\x1f\x7f]", name):
+        raise DistillError(
+            f"{path} lists {name!r}, which leaves the folder of the images or names none; write names as they are in "
+            f"JPEGImages, without the ending"
+        )
+
+
+def _split_by_name(root: Path, split: str) -> list[str]:
+    names = sorted({mask.stem for folder in MASK_FOLDERS for mask in (root / folder).glob("*.png")})
+    if len(names) < 2:
+        raise DistillError(
+            f"{root} has no list ImageSets/Segmentation/{split}.txt, and {len(names)} masks in SegmentationClass; put "
+            f"at least two there, and their images into JPEGImages"
+        )
+    checksum = {name: zlib.crc32(name.encode()) for name in names}
+    val = [name for name in names if checksum[name] % 5 == 0] or [min(names, key=checksum.get)]
+    val = val[:-1] if len(val) == len(names) else val
+    return val if split == "val" else [name for name in names if name not in val]
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise DistillError(f"{path} is no text in UTF-8; save it again as such, one name a line") from None
+    except OSError as error:
+        raise DistillError(f"{path} cannot be read ({error.strerror}); give a text file, one name a line") from None
+
+
+class AugmentedVOC(VOCFolder):
+    """VOC 2012's train split and SBD's images together, less VOC's val: 10,582 images, the published training set.
+
+    SBD (Hariharan et al. 2011) labels more images of VOC. Where VOC has a mask, that is used. The others come from
+    `root`/SegmentationClassAug, PNG files with the list trainaug.txt, as they are often handed on; or from `sbd`, the
+    folder of SBD's own .mat files, for which scipy is needed (the extra `voc`).
+    Raises DistillError when neither is there.
+    """
+
+    def __init__(self, root: str | Path, sbd: str | Path | None = None, limit: int | None = None) -> None:
+        super().__init__(root, "train")
+        self.sbd = Path(sbd) if sbd else None
+        self.own = frozenset(self.ids)
+        self.ids = augmented_ids(self.ids, self._further_ids(), read_split(self.root, "val"))[:limit]
+
+    def _further_ids(self) -> list[str]:
+        if (self.root / "SegmentationClassAug").is_dir():
+            lists = [self.root / "ImageSets" / "Segmentation" / name for name in AUGMENTED_LISTS]
+            return _read_list(next((path for path in lists if path.exists()), lists[0]))
+        if self.sbd and (self.sbd / "cls").is_dir():
+            return [name for split in ("train", "val") for name in _read_list(self.sbd / f"{split}.txt")]
+        raise DistillError(
+            f"SBD is neither in {self.root / 'SegmentationClassAug'} nor in {self.sbd or 'a folder sbd'}; put its "
+            f"masks there, or leave out --use-sbd"
+        )
+
+    def image_path(self, index: int) -> Path:
+        path = super().image_path(index)
+        elsewhere = self.sbd / "img" / path.name if self.sbd else path
+        return path if path.exists() or not elsewhere.exists() else elsewhere
+
+    def mask_path(self, index: int) -> Path:
+        name = self.ids[index]
+        if name in self.own:
+            return super().mask_path(index)
+        png = self.root / "SegmentationClassAug" / f"{name}.png"
+        return png if png.parent.is_dir() or self.sbd is None else self.sbd / "cls" / f"{name}.mat"
+
+
+def augmented_ids(voc_train: list[str], sbd: list[str], voc_val: list[str]) -> list[str]:
+    """VOC's train list, then SBD's without repetition, less VOC's val list."""
+    held_out = set(voc_val)
+    return [name for name in dict.fromkeys([*voc_train, *sbd]) if name not in held_out]
+
+
+def _read_list(path: Path) -> list[str]:
+    """Image names of a list; a line may also be a pair of paths, as in many copies of trainaug.txt."""
+    if not path.exists():
+        raise DistillError(f"{path} is missing; write it, one image name a line")
+    return [Path(line.split()[0]).stem for line in _read_lines(path)]
+
+
+def _read_sbd_mask(path: Path) -> np.ndarray:
+    """The class indices in one of SBD's .mat files, (H, W) uint8."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise DistillError(
+            f"{path} is a .mat file, and scipy is not installed; run: pip install 'distill[voc]'"
+        ) from None
+    try:
+        with path.open("rb") as file:
+            return np.asarray(loadmat(file)["GTcls"]["Segmentation"][0][0], dtype=np.uint8)
+    except FileNotFoundError:
+        raise DistillError(
+            f"{path} is missing, though SBD's list names it; add the mask or take its name out"
+        ) from None
+    except Exception as error:  # a damaged file can raise anything
+        raise DistillError(f"{path} cannot be read as one of SBD's masks ({error}); replace the file") from None
+
+
+def open_dataset(
+    data: str | Path, split: str = "train", root: str | Path | None = None, limit: int | None = None
+) -> VOCFolder:
+    """The split of a data set: `"sample"`, `"pascal"`, `"pascal+sbd"`, or a folder in VOC layout.
+
+    The sample is made on first use, under `root` or `data_root()/sample`. Pascal VOC is looked for under `root`, in
+    the folder that its archive unpacks to (VOCdevkit/VOC2012) or directly; SBD beside it, in `sbd` or the folder that
+    its own archive unpacks to (benchmark_RELEASE/dataset).
+    """
+    if data == "sample":
+        return VOCFolder(make_default_sample(root), split, limit)
+    if data in ("pascal", "pascal+sbd"):
+        folder = Path(root) if root else data_root()
+        inside = folder / "VOCdevkit" / "VOC2012"
+        voc = inside if inside.is_dir() else folder
+        if data == "pascal+sbd" and split == "train":
+            places = (folder / "sbd", folder / "benchmark_RELEASE" / "dataset")
+            return AugmentedVOC(voc, next((place for place in places if place.is_dir()), None), limit)
+        return VOCFolder(voc, split, limit)
+    return VOCFolder(Path(root) if root else Path(data), split, limit)
+
+
+def make_default_sample(root: str | Path | None = None) -> Path:
+    """The sample that the course uses, made on first use. A folder that already holds a sample is taken as it is."""
+    root = Path(root) if root else data_root() / "sample"
+    return root if (root / "sample.txt").exists() else make_sample(root, **SAMPLE_SIZES)
+
+
+def check_dataset(root: str | Path, splits: Iterable[str] | None = None, progress: bool = True) -> dict[str, dict]:
+    """Read every image and mask of a folder in VOC layout and report, split by split.
+
+    Returns for each split: `images`, `sizes` (smallest and largest, width x height), `class_share` (share of the
+    labelled pixels by class), `void_share` and `problems` (one sentence each).
+    """
+    root = Path(root)
+    names = read_class_names(root)
+    found = sorted(p.stem for p in (root / "ImageSets" / "Segmentation").glob("*.txt"))
+    splits = splits or found or ["train", "val"]
+    return {split: _check_split(_open_split(root, split), names, progress) for split in splits}
+
+
+def _open_split(root: Path, split: str) -> VOCFolder:
+    """A split of a folder; for SBD's list, with the masks that belong to it."""
+    augmented = f"{split}.txt" in AUGMENTED_LISTS and (root / "SegmentationClassAug").is_dir()
+    return AugmentedVOC(root) if augmented else VOCFolder(root, split)
+
+
+def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> dict:
+    counts, sizes, problems = np.zeros(256, dtype=np.int64), [], []
+    for index in tqdm(range(len(dataset)), desc=f"checking {dataset.split}", unit="image", disable=not progress):
+        try:
+            image, labels = dataset[index]
+        except DistillError as error:
+            problems.append(str(error))
+            continue
+        sizes.append((image.shape[2], image.shape[1]))
+        counts += np.bincount(labels.numpy().ravel(), minlength=256)
+    labelled = max(1, counts[:IGNORE_INDEX].sum())
+    return {
+        "images": len(dataset),
+        "problems": problems,
+        "sizes": [min(sizes), max(sizes)] if sizes else [],
+        "class_share": {name: float(counts[label] / labelled) for label, name in enumerate(names)},
+        "void_share": float(counts[IGNORE_INDEX] / max(1, counts.sum())),
+    }

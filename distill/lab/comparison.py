@@ -1,0 +1,343 @@
+"""What a study found: tables and figures, from the folders of its runs or from a recorded file.
+
+A study's folder of runs holds a study.json beside them: the study file's content, the teacher's scores, the images'
+size. A recorded file holds the same, and what `runs.record` gives for every run.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from distill.errors import DistillError
+from distill.files import make_folder, read_json
+from distill.lab.plan import variant_folder
+from distill.lab.tables import check_comparable, class_gains, compare, markdown_table, read_study, record
+from distill.networks.deeplab import build_model
+from distill.show import charts, plots
+from distill.training.presets import RECIPES
+from distill.training.runs import NUMBER, Run, checked, find_runs
+
+STUDY_FILE = "study.json"
+_WHAT = "a recorded study"
+
+
+@dataclass
+class Findings:
+    """Records of runs, and what the study says about them."""
+
+    records: list[dict] = field(default_factory=list)
+    variants: list[dict] = field(default_factory=list)  # as in the study file; none where it has none
+    teacher: dict | None = None
+    image_size: tuple[int, int] | None = None
+
+    def add(self, records: Sequence[dict], described: dict, path: Path) -> None:
+        """Further records, and what a study file or a recorded study at `path` says about them."""
+        self.records += records
+        study = checked(described.get("study") or {}, {}, path, _WHAT)
+        for variant in study.get("variants") or []:
+            known = [entry["name"] for entry in self.variants]
+            if checked(variant, {"name": str}, path, _WHAT)["name"] not in known:
+                self.variants.append(variant)
+        if described.get("teacher"):
+            self.teacher = checked(described, {"teacher": {"miou": NUMBER}}, path, _WHAT)["teacher"]
+        size = described.get("image_size")
+        if isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side < 10_000 for side in size):
+            self.image_size = tuple(size)
+
+
+def read_findings(paths: Sequence[Path]) -> Findings:
+    """From folders with runs below them and recorded studies (.json). Raises DistillError where there are none."""
+    findings = Findings()
+    for path in paths:
+        if path.suffix == ".json":
+            findings.add(read_study(path)[0], read_json(path), path)
+        else:
+            _add_runs(findings, path)
+    if not findings.records:
+        raise DistillError(f"there is no finished run in {', '.join(map(str, paths))}; train one first")
+    return findings
+
+
+def _add_runs(findings: Findings, folder: Path) -> None:
+    by_study: dict[Path | None, list[Run]] = {}
+    for run in find_runs(folder):
+        by_study.setdefault(_study_of(run), []).append(run)
+    for home, runs in by_study.items():
+        if home is None:
+            findings.add(sorted(map(record, runs), key=_baseline_first), {}, folder)
+            continue
+        described = checked(read_json(home / STUDY_FILE), {"study": dict}, home / STUDY_FILE, _WHAT)
+        own = [run for run in runs if run.path.resolve().parent != home]  # its teacher's run is no row of a table
+        names = {variant_folder(str(variant.get("name"))): variant["name"] for variant in _variants(described)}
+        places = [run.path.resolve().relative_to(home).parts[0] for run in own]
+        records = [record(run) | {"variant": names.get(place, "")} for run, place in zip(own, places, strict=True)]
+        findings.add(in_order(records, described["study"]), described, home / STUDY_FILE)
+
+
+def _study_of(run: Run) -> Path | None:
+    """The folder of the study that a run belongs to: STUDY[/VARIANT]/BACKBONE/METHOD/SEED, or STUDY/teacher."""
+    above = run.path.resolve().parents
+    return next((above[up] for up in (0, 2, 3) if up < len(above) and (above[up] / STUDY_FILE).exists()), None)
+
+
+def _variants(described: dict) -> list[dict]:
+    found = described["study"].get("variants")
+    return [variant for variant in found if isinstance(variant, dict)] if isinstance(found, list) else []
+
+
+def in_order(records: Sequence[dict], study: dict) -> list[dict]:
+    """Records in the order of a study file's variants, students, methods and seeds, baselines first."""
+    lists = [[v.get("name") for v in _variants({"study": study})], study.get("students"), study.get("methods")]
+    orders = [{str(name): place for place, name in enumerate(names or [])} for names in lists]
+
+    def key(entry: dict) -> tuple:
+        names = (entry.get("variant"), entry["backbone"], entry["method"])
+        places = [order.get(str(name), len(order)) for order, name in zip(orders, names, strict=True)]
+        return places[0], places[1], *_baseline_first(entry), places[2], entry["seed"]
+
+    return sorted(records, key=key)
+
+
+def _baseline_first(entry: dict) -> tuple[bool]:
+    return (entry["method"] != "baseline",)
+
+
+# ----------------------------------------------------------------------------------------------- tables
+
+
+def tables(findings: Findings) -> dict[str, list[dict]]:
+    """The rows of `runs.compare` for every variant by its name, or under "" where a study has none.
+
+    Raises DistillError where runs of one table differ in more than they may: see `check_comparable`.
+    """
+    miou = findings.teacher and findings.teacher["miou"]
+    return {name: compare(rows_of(findings, name), miou) for name in _names(findings)}
+
+
+def rows_of(findings: Findings, name: str) -> list[dict]:
+    """The records of one variant, after the baselines of another that it names as its `baseline`; comparable."""
+    own = [entry for entry in findings.records if (entry.get("variant") or "") == name]
+    check_comparable(own)
+    declared = {variant["name"]: variant for variant in findings.variants}
+    other = declared.get(name, {}).get("baseline")
+    if not other:
+        return own
+    lent = [entry for entry in findings.records if entry.get("variant") == other and entry["method"] == "baseline"]
+    own = [entry for entry in own if entry["method"] != "baseline"]
+    check_comparable([*lent, *own], apart=_declared(declared[name]) | _declared(declared.get(other, {})))
+    return [*lent, *own]
+
+
+def _declared(variant: dict) -> set[str]:
+    """What the runs of a variant may have that those of another have not, as `check_comparable` calls it."""
+    settings = {**RECIPES.get(variant.get("recipe"), {}), **(variant.get("settings") or {})}
+    return {"images", "samples", *(f"settings.{name}" for name in settings)}
+
+
+def _names(findings: Findings) -> list[str]:
+    return list(dict.fromkeys(entry.get("variant") or "" for entry in findings.records))
+
+
+def markdown(findings: Findings) -> str:
+    """All tables, each under the name of its variant."""
+    return "\n\n".join(f"{_heading(findings, name)}{markdown_table(rows)}" for name, rows in tables(findings).items())
+
+
+def _heading(findings: Findings, name: str) -> str:
+    baseline = next((v.get("baseline") for v in findings.variants if v["name"] == name), None)
+    return f"### {name}{f' (baselines of: {baseline})' if baseline else ''}\n\n" if name else ""
+
+
+def report(findings: Findings, pictures: Sequence[tuple[Path, str]], folder: Path) -> str:
+    """A Markdown page of tables, gains by class, and pictures (path, alternative text) as seen from `folder`."""
+    parts = []
+    for name, rows in tables(findings).items():
+        parts.append(f"{_heading(findings, name)}{markdown_table(rows)}")
+        if gains := class_gains(rows_of(findings, name)):
+            parts.append(
+                f"Gain over the baseline by class, mean over seeds, in points of IoU:\n\n{_class_table(gains)}"
+            )
+    if findings.teacher:
+        parts.insert(0, f"The teacher has {100 * findings.teacher['miou']:.1f} mIoU.")
+    parts += [f"![{alt}]({_relative(path, folder)})" for path, alt in pictures]
+    return "\n\n".join(parts) + "\n"
+
+
+def _class_table(gains: dict[tuple[str, str], dict[str, float]]) -> str:
+    names = list(dict.fromkeys(name for found in gains.values() for name in found))
+    lines = [f"| class | {' | '.join(' '.join(row) for row in gains)} |", f"|---{'|---' * len(gains)}|"]
+    for name in names:
+        cells = [f"{100 * found[name]:+.1f}" if name in found else "" for found in gains.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _relative(path: Path, folder: Path) -> Path:
+    path, folder = path.resolve(), folder.resolve()
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
+
+
+# ----------------------------------------------------------------------------------------------- figures
+
+
+def draw(findings: Findings, folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Write every figure as PNG and SVG; the PNGs with their alternative texts, and what could not be drawn and why."""
+    written, missing = [], []
+    for name, figure, alt in figures(findings):
+        if isinstance(figure, str):
+            missing.append(figure)
+            continue
+        path = folder / f"{name}.png"
+        make_folder(path.parent)
+        plots.save(figure, path)
+        written.append((path, alt))
+    return written, missing
+
+
+def figures(findings: Findings) -> Iterator[tuple[str, Figure | str, str]]:
+    """Name, figure and alternative text, one after the other; in a figure's place, a sentence why there is none."""
+    found, costs = tables(findings), _Costs(findings)
+    if sum(any("gain" in row for row in rows) for rows in found.values()) > 1:
+        yield "variants", charts.variant_chart(found), "Gains of each method with 95 % intervals, variant by variant."
+    if lines := by_labels(findings):
+        miou = findings.teacher and findings.teacher["miou"]
+        yield "labels", charts.label_chart(lines, miou), "Mean mIoU against the number of labelled images, by method."
+    for name, rows in found.items():
+        prefix = f"{variant_folder(name)}/" if name else ""
+        of = f" of the variant {name}" if name else ""
+        if any("gain" in row for row in rows):
+            alt = f"Mean paired gain over the baseline{of}, with 95 % intervals, by method and student."
+            yield f"{prefix}gains", charts.gain_chart(rows), alt
+        if any("closed" in row for row in rows):
+            alt = f"Share of the gap between baseline and teacher that each method closes{of}."
+            yield f"{prefix}closed", charts.closed_chart(rows), alt
+        if gains := class_gains(rows_of(findings, name)):
+            alt = f"Gains in IoU{of} by class and method, as numbers on a coloured ground."
+            yield f"{prefix}classes", charts.class_map(_nested(gains)), alt
+        yield f"{prefix}curves", _curves(findings, name), f"Loss and validation mIoU{of} by epoch, mean over seeds."
+        yield from costs.charts(prefix, name, rows, of)
+
+
+def by_labels(findings: Findings) -> dict[str, dict[int, tuple[float, float]]]:
+    """mIoU and half its interval by number of labelled images, for each method; with "distilled on N" where the
+    teacher was asked about further images.
+
+    Empty where variants do not differ in that, where some differ in other things, and for several students at a time.
+    """
+    lines: dict[str, dict[int, tuple[float, float]]] = {}
+    for name, rows in tables(findings).items():
+        own = next(entry for entry in findings.records if (entry.get("variant") or "") == name)
+        images = own.get("images") or 0
+        labelled = min((own.get("settings") or {}).get("labelled") or images, images)
+        for row in rows:
+            if labelled < images and row["method"] == "baseline":  # lent by the variant of as many labels
+                continue
+            label = charts.method_name(row["method"]) + (f", distilled on {images}" if labelled < images else "")
+            if labelled in lines.setdefault(label, {}) or row["backbone"] != rows[0]["backbone"]:
+                return {}
+            lines[label][labelled] = (row["miou"], row["miou_interval"])
+    for label, line in lines.items():  # with all labels, the two are one
+        method, _, images = label.partition(", distilled on ")
+        if images and int(images) in lines.get(method, {}):
+            line[int(images)] = lines[method][int(images)]
+    return lines if len({place for line in lines.values() for place in line}) > 1 else {}
+
+
+def _nested(gains: dict[tuple[str, str], dict[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
+    students: dict[str, dict[str, dict[str, float]]] = {}
+    for (student, method), classes in gains.items():
+        students.setdefault(student, {})[method] = classes
+    return students
+
+
+def _curves(findings: Findings, name: str) -> Figure | str:
+    """Of a variant's own runs: baselines of another may have other epochs."""
+    students: dict[str, dict[str, list]] = {}
+    for entry in findings.records:
+        if (entry.get("variant") or "") == name and entry.get("history"):
+            students.setdefault(entry["backbone"], {}).setdefault(entry["method"], []).append(entry["history"])
+    if not students:
+        return f"no learning curves{f' of {name}' if name else ''}: the record holds no history of its runs"
+    lines = [line for methods in students.values() for histories in methods.values() for h in histories for line in h]
+    loss = "ce" if all("ce" in line for line in lines) else "loss"
+    titles = {"ce": "cross-entropy, training images", "loss": "loss, training images"}
+    return charts.curve_bands(students, {loss: titles[loss], "val_miou": "mIoU on validation images, %"})
+
+
+class _Costs:
+    """Parameters and latency of networks; all are measured together, when the first is asked for."""
+
+    def __init__(self, findings: Findings) -> None:
+        self.findings = findings
+        sides = [(entry.get("settings") or {}).get("crop_size") for entry in findings.records]
+        self.size = findings.image_size or ((sides[0], sides[0]) if sides[0] else None)
+        teachers = [_config(entry.get("teacher")) for entry in findings.records]
+        configs = [config for config in (*(entry.get("model") for entry in findings.records), *teachers) if config]
+        self.configs = {str(config): config for config in configs}
+
+    @cached_property
+    def latencies(self) -> dict[str, float]:
+        found = milliseconds(list(self.configs.values()), self.size) if self.size else []
+        return dict(zip(self.configs, found, strict=False))
+
+    def charts(self, prefix: str, name: str, rows: list[dict], of: str) -> Iterator[tuple[str, Figure | str, str]]:
+        records = {(entry["backbone"], entry["method"]): entry for entry in rows_of(self.findings, name)}
+        points = []
+        for row in rows:
+            entry = records[row["backbone"], row["method"]]
+            costs = self._costs(entry.get("parameters"), entry.get("model"))
+            points.append({"network": row["backbone"], "method": row["method"], "miou": row["miou"], **costs})
+        taught = next((entry["teacher"] for entry in records.values() if entry.get("teacher")), None)
+        if self.findings.teacher and taught:
+            score, config = self.findings.teacher, _config(taught)
+            about = {"network": taught.get("backbone", "teacher"), "method": "teacher", "miou": score["miou"]}
+            points.append(about | self._costs(score.get("parameters"), config))
+        points = [
+            point | {"network": charts.network_name(point["network"])} for point in points if "parameters" in point
+        ]
+        if not points:
+            yield "", f"no chart of sizes{of}: the record does not say how many parameters the networks have", ""
+            return
+        if not all("milliseconds" in point for point in points):
+            yield "", f"no latency{of} of some networks: the record does not say how to build them", ""
+        height, width = self.size or (0, 0)
+        label = f"ms an image of {width} x {height} pixels on this CPU"
+        alt = f"mIoU against parameters and latency{of}: teacher, and each student by method."
+        yield f"{prefix}sizes", charts.cost_chart(points, label), alt
+
+    def _costs(self, parameters: int | None, config: dict | None) -> dict:
+        costs = {"parameters": parameters} if parameters else {}
+        known = self.latencies if config else {}
+        return costs | ({"milliseconds": known[str(config)]} if str(config) in known else {})
+
+
+def _config(teacher: dict | None) -> dict | None:
+    """What builds a teacher's network; None for one of another library."""
+    if not teacher or "backbone" not in teacher:
+        return None
+    return {key: value for key, value in teacher.items() if key != "weights"}
+
+
+@torch.inference_mode()
+def milliseconds(configs: Sequence[dict], size: tuple[int, int], seconds: float = 1.0) -> list[float]:
+    """The median time that each network, built from its config, takes on this machine's CPU for one image (H, W).
+
+    They take turns, about `seconds` each, so that whatever else the machine does slows all of them down alike.
+    """
+    networks = [build_model(**config).eval().to(memory_format=torch.channels_last) for config in configs]
+    image = torch.rand(1, 3, *size).contiguous(memory_format=torch.channels_last)
+    times: list[list[float]] = []
+    end = time.perf_counter() + seconds * len(networks)
+    while len(times) < 6 or time.perf_counter() < end:
+        times.append([])
+        for network in networks:
+            start = time.perf_counter()
+            network(image)
+            times[-1].append(time.perf_counter() - start)
+    return [1000 * statistics.median(own) for own in zip(*times[1:], strict=True)]  # the first pass sets things up

@@ -1,0 +1,174 @@
+"""Many jobs side by side, each in a process of its own: `python -m distill.lab.pool` is what such a process runs.
+
+A job is a function by its name, and keywords that JSON can hold. It hears no Ctrl-C, which is its parent's to answer,
+and ends with its parent, however that ends: then its standard input is closed.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+from tqdm.auto import tqdm
+
+from distill.errors import DistillError, check_number, enough_memory, first_line
+from distill.training.parallel import pick_device
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does: `function`, such as "distill.training.loop.fit", with `keywords`.
+
+    `progress` tells how many of its `units` are done, whenever it is asked; `finished` is called when all are.
+    """
+
+    name: str
+    function: str
+    keywords: dict
+    units: int = 0
+    progress: Callable[[], int] = lambda: 0
+    finished: Callable[[], None] = lambda: None
+
+
+@dataclass
+class _Child:
+    job: Job
+    process: subprocess.Popen
+    slot: dict[str, str]
+    said: IO[bytes]
+
+
+def slots(device: str, jobs: int | None = None) -> list[dict[str, str]]:
+    """What each place for a process adds to its environment: every GPU is one place, or on the CPU every core."""
+    if jobs is not None:
+        check_number("jobs", jobs, 1, 1000)
+    target = pick_device(device)
+    if target.type != "cuda":
+        return [{"CUDA_VISIBLE_DEVICES": ""}] * (jobs or os.cpu_count() or 1)
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = seen.split(",") if seen else [str(index) for index in range(torch.cuda.device_count())]
+    gpus = gpus if target.index is None else [gpus[target.index]]
+    return [{"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} for place in range(jobs or len(gpus))]
+
+
+def run_all(jobs: Iterable[Job], places: list[dict[str, str]], threads: int | None, bar: tqdm, log: Path) -> None:
+    """Do the jobs in their order, as many at a time as there are places.
+
+    After a failure nothing new is begun, what runs is finished, and a DistillError says what failed, and why; a failure
+    that nobody foresaw leaves what it printed in the file `log`. On Ctrl-C, all children are ended.
+    """
+    waiting, free = deque(jobs), list(places)
+    children: list[_Child] = []
+    failed: list[tuple[str, str]] = []
+    before, done = bar.n, 0
+    try:
+        while children or (waiting and not failed):
+            while waiting and free and not failed:
+                children.append(_start(waiting.popleft(), free.pop(0), threads))
+            for child in [child for child in children if child.process.poll() is not None]:
+                children.remove(child)
+                free.append(child.slot)
+                if child.process.returncode:
+                    failed.append((child.job.name, _reason(child, log)))
+                else:
+                    done += child.job.units
+                    child.job.finished()
+                child.said.close()
+            bar.set_postfix_str(", ".join(child.job.name for child in children), refresh=False)
+            bar.update(before + done + sum(child.job.progress() for child in children) - bar.n)
+            time.sleep(0.2)
+    finally:
+        _end(children)
+    if failed:
+        more = f" ({len(failed) - 1} more failed too)" if len(failed) > 1 else ""
+        raise DistillError(f"{failed[0][0]} failed{more}: {failed[0][1]}; what is finished is kept")
+
+
+def _start(job: Job, slot: dict[str, str], threads: int | None) -> _Child:
+    said = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the child has ended
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distill.lab.pool"],
+        stdin=subprocess.PIPE,
+        stdout=said,
+        stderr=said,
+        env={**os.environ, **slot, **({"OMP_NUM_THREADS": str(threads)} if threads else {})},
+        start_new_session=True,  # which a terminal's Ctrl-C does not reach
+    )
+    order = {"function": job.function, "keywords": job.keywords, "threads": threads}
+    process.stdin.write(json.dumps(order).encode() + b"\n")
+    process.stdin.flush()  # and left open: its end is the parent's
+    return _Child(job, process, slot, said)
+
+
+def _end(children: list[_Child]) -> None:
+    """At once: whatever they write is replaced whole or not at all."""
+    for child in children:
+        child.process.kill()
+    for child in children:
+        child.process.wait()
+        child.said.close()
+
+
+def _reason(child: _Child, log: Path) -> str:
+    """Why a process failed, in half a sentence."""
+    code = child.process.returncode
+    child.said.seek(0)
+    said = child.said.read().decode(errors="replace").strip()
+    last = (said.splitlines() or ["it said nothing"])[-1]
+    if code == 2 and last.startswith("distill: "):
+        return last.removeprefix("distill: ")
+    if code < 0:
+        return f"its process was ended by signal {-code}, as the system does when memory runs out; lower --jobs"
+    log.write_text(said + "\n", encoding="utf-8")
+    return f"{last[:200]} (all that it said is in {log})"
+
+
+@contextmanager
+def progress_bar(total: int, done: int) -> Iterator[tqdm]:
+    """The bar of a whole study, in epochs; one line a minute where nobody watches."""
+    often = 0.5 if sys.stderr.isatty() else 60
+    with tqdm(total=total, initial=done, unit="epoch", dynamic_ncols=True, mininterval=often, miniters=0) as bar:
+        yield bar
+
+
+# ------------------------------------------------------------------------------------------------ the child
+
+
+def main() -> int:
+    """Do the job that stands on the first line of standard input."""
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if order["threads"]:
+        torch.set_num_threads(order["threads"])
+    module, _, name = order["function"].rpartition(".")
+    try:
+        with enough_memory("lower --jobs, or use a smaller network"):
+            getattr(importlib.import_module(module), name)(**order["keywords"])
+    except DistillError as error:
+        print(f"distill: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"distill: {first_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of standard input, not through sys.stdin, whose lock would be missed at the end."""
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

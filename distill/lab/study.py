@@ -1,0 +1,261 @@
+"""Run a study: train what its file (see `plan`) asks for and is not there yet, and record what was found.
+
+Runs lie in RUNS/STUDY[/VARIANT]/BACKBONE/METHOD/seedK, the teacher that a study trains in RUNS/STUDY/teacher. Each is
+trained in a process of its own, resumed where it was begun, and left alone where it is finished, so that the same
+command goes on after any interruption. Runs that could not stand in one table are refused before anything is trained.
+"""
+
+import datetime
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from distill.data.folders import open_dataset
+from distill.errors import DistillError, Interrupted, check_number
+from distill.files import PROJECT, make_folder, read_json, write_json
+from distill.lab.comparison import STUDY_FILE, Findings, rows_of
+from distill.lab.plan import Planned, load_study, plan, plan_teacher, teacher_source
+from distill.lab.pool import Job, progress_bar, run_all, slots
+from distill.lab.tables import check_comparable, described, record
+from distill.networks.teachers import fingerprint, load_teacher
+from distill.training.evaluation import check_classes, evaluate
+from distill.training.parallel import pick_device
+from distill.training.runs import Run, checked
+
+_SAME = (
+    "python",
+    "torch",
+    "torchvision",
+    "system",
+    "processor",
+    "cores",
+    "threads",
+    "device",
+)  # what may change a score
+
+
+class Study:
+    """A study file, the folder of its runs, and the file that it is recorded in.
+
+    `runs` is the folder of all studies' runs, by default `runs` of the clone, or of the working folder. `results` is by
+    default results/STUDY.json of the clone for a file that lies in it, else results.json beside the runs.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        runs: str | Path | None = None,
+        results: str | Path | None = None,
+        data_root: str | None = None,
+        device: str = "auto",
+    ) -> None:
+        self.path, self.device, self.data_root = Path(path), device, data_root
+        self.content = load_study(self.path)
+        clone = PROJECT if (PROJECT / "pyproject.toml").exists() else Path()
+        self.folder = Path(runs or clone / "runs") / self.path.stem
+        recorded = self.path.resolve().is_relative_to(PROJECT) and (PROJECT / "results").is_dir()
+        usual = PROJECT / "results" / f"{self.path.stem}.json" if recorded else self.folder / "results.json"
+        self.results = Path(results or usual)
+        self.teacher_run = plan_teacher(self.content, self.folder, data_root, device)
+        self.runs = plan(self.content, self.folder, data_root, device)
+        self.before = checked(read_json(self.results), {}, self.results, "a record") if self.results.exists() else {}
+        self.records: dict[Path, dict] = {}
+        self.environments: list[dict] = []
+        self.weights: str | None = None  # the teacher's fingerprint
+        self.image_size: list[int] | None = None
+
+    @property
+    def root(self) -> str | None:
+        return self.data_root or self.content.get("data_root")
+
+    def run(self, jobs: int | None = None, threads: int | None = None) -> Findings:
+        """Train what is missing, `jobs` runs at a time (default: one a GPU, or one a core), and record it.
+
+        `threads` are each run's, on the CPU 1 by default. Raises DistillError when a run fails, and Interrupted at
+        Ctrl-C; what was finished by then is recorded.
+        """
+        places = slots(self.device, jobs)
+        if threads is not None:
+            check_number("threads", threads, 1, 1000)
+        elif pick_device(self.device).type == "cpu":
+            threads = 1
+        everything = [*([self.teacher_run] if self.teacher_run else []), *self.runs]
+        self._look_at_data()
+        make_folder(self.folder)
+        total = sum(run.settings.epochs for run in everything)
+        done = sum(run.settings.epochs for run in everything if run.finished)
+        try:
+            with progress_bar(total, done) as bar:
+                for stage in (self._first_jobs, self._jobs):
+                    run_all(stage(), places, threads, bar, self.folder / "failed.txt")
+        except KeyboardInterrupt:
+            raise Interrupted(f"the study was interrupted {self._so_far()}") from None
+        self.record()
+        return self.findings()
+
+    def _so_far(self) -> str:
+        """Record what there is, and say how much it is."""
+        self.record()
+        return f"after {sum(run.finished for run in self.runs)} of {len(self.runs)} runs; the same command goes on"
+
+    def _look_at_data(self) -> None:
+        """Before all processes do, of which several would make the sample; and its size, for figures."""
+        if self.teacher_run is not None:
+            asked = self.teacher_run.keywords
+            open_dataset(asked["data"], "train", asked["data_root"])
+        image, _ = open_dataset(self.content["data"], "val", self.root)[0]
+        self.image_size = list(image.shape[-2:])
+
+    def _first_jobs(self) -> list[Job]:
+        run = self.teacher_run
+        return [] if run is None or run.finished else [self._job(run, "teacher")]
+
+    def _jobs(self) -> list[Job]:
+        """Scoring the teacher, which takes no epochs, and then the runs that are not finished."""
+        jobs = []
+        if any(run.keywords["teacher"] for run in self.runs):
+            source = teacher_source(self.content, self.folder)
+            teacher = load_teacher(source)
+            check_classes("teacher", teacher, open_dataset(self.content["data"], "train", self.root))
+            self.weights = fingerprint(teacher)
+            if self._teacher_scores() is None:
+                asked = {"source": source, "data": self.content["data"], "data_root": self.root}
+                asked |= {"device": pick_device(self.device).type, "out": str(self.folder / "teacher.json")}
+                jobs.append(Job("scoring the teacher", "distill.lab.study.score_teacher", asked))
+        self.check()
+        self.record()
+        return jobs + [self._job(run, run.name) for run in self.runs if not run.finished]
+
+    def _job(self, run: Planned, name: str) -> Job:
+        def finished() -> None:
+            score = Run(run.folder).scores
+            split = "test" if "test" in score else "val"
+            tqdm.write(f"{name}: {split} mIoU {100 * score[split]['miou']:.2f}")
+            self.record()
+
+        return Job(name, "distill.training.loop.fit", run.keywords, run.settings.epochs, run.epochs, finished)
+
+    def check(self) -> None:
+        """DistillError where runs that are there differ from each other, or from the file, in more than they may."""
+        there = [(run, described(Run(run.folder)) | {"variant": run.variant}) for run in self.runs if run.begun]
+        asked = {run.variant: self._asked(run) for run in self.runs}
+        findings = Findings([*asked.values(), *(entry for _, entry in there)], self.content.get("variants", []))
+        for variant in asked:
+            rows_of(findings, variant)
+        for run, entry in there:
+            options = run.keywords["method_options"] or {}
+            found = {term: {name: entry["terms"].get(term, {}).get(name) for name in options[term]} for term in options}
+            check_comparable([entry | {"name": f"the study {self.path}", "terms": options}, entry | {"terms": found}])
+        teacher = self.teacher_run
+        if teacher is not None and teacher.begun:
+            check_comparable([self._asked(teacher), described(Run(teacher.folder)) | {"name": "its teacher's run"}])
+
+    def _asked(self, run: Planned) -> dict:
+        """What the file says about all runs of a variant, as a record does."""
+        known, asked = {}, run.keywords
+        if self.image_size is not None:  # the data were looked at
+            train = open_dataset(asked["data"], "train", asked["data_root"], asked["limit"])
+            known = {"images": len(train), "class_names": list(train.class_names)}
+        return {
+            "name": f"the study {self.path}",
+            "variant": run.variant,
+            "method": "",
+            "data": Path(asked["data"]).name,
+            "preset": asked["preset"],
+            **known,
+            "teacher": {"weights": self.weights},
+            "settings": asdict(run.settings),
+        }
+
+    def to_do(self) -> str:
+        """What `run` would do, in order, and what is there."""
+        self.check()
+        lines = [(self.teacher_run, "teacher")] if self.teacher_run else []
+        lines += [(run, run.name) for run in self.runs]
+        finished, begun = (sum(getattr(run, state) for run in self.runs) for state in ("finished", "begun"))
+        head = f"{self.folder}: {len(self.runs)} runs, {finished} of them finished, {begun - finished} begun"
+        return "\n".join([head, *(f"{_state(run):>18}  {name}" for run, name in lines)])
+
+    # ------------------------------------------------------------------------------------------ the record
+
+    def findings(self) -> Findings:
+        findings = Findings()
+        findings.add(self._finished(), self._described(), self.path)
+        return findings
+
+    def record(self) -> None:
+        """Write what is finished, and beside the runs what the study is.
+
+        A record with more runs than there are yet, such as one that came with the clone, stays until all are there.
+        """
+        write_json(self.folder / STUDY_FILE, self._described())
+        runs = self._finished()
+        recorded = len(self.before.get("runs", ()))
+        if not runs or (len(runs) < len(self.runs) and len(runs) < recorded):
+            return
+        content = {
+            "command": f"python -m distill study {self._shown_path()}",
+            "date": datetime.date.today().isoformat(),
+            "environment": self.environments[0],
+            **({"environments": self.environments} if len(self.environments) > 1 else {}),
+            **self._described(),
+        }
+        kept = {key: value for key, value in self.before.items() if key not in (*content, "environments", "runs")}
+        make_folder(self.results.parent)
+        write_json(self.results, {**content, **kept, "runs": runs})
+
+    def _shown_path(self) -> str:
+        path = self.path.resolve()
+        return path.relative_to(PROJECT).as_posix() if path.is_relative_to(PROJECT) else path.name
+
+    def _described(self) -> dict:
+        return {"study": self.content, "image_size": self.image_size, "teacher": self._teacher_scores()}
+
+    def _teacher_scores(self) -> dict | None:
+        """What `score_teacher` found, if it was this teacher."""
+        path = self.folder / "teacher.json"
+        found = read_json(path) if path.exists() else {}
+        return found if found.get("weights") == self.weights and found else None
+
+    def _finished(self) -> list[dict]:
+        for run in self.runs:
+            if run.finished and run.folder not in self.records:
+                done = Run(run.folder)
+                self.records[run.folder] = {"variant": run.variant} | record(done)
+                surroundings = done.environment
+                alike = [{key: there.get(key) for key in _SAME} for there in self.environments]
+                if {key: surroundings.get(key) for key in _SAME} not in alike:
+                    self.environments.append(surroundings)
+        return [self.records[run.folder] for run in self.runs if run.folder in self.records]
+
+
+def score_teacher(source: str, data: str, data_root: str | None, device: str, out: str) -> None:
+    """Score a teacher on val and, where there is one, on test, as a run is, and write that to the file `out`."""
+    teacher = load_teacher(source, device)
+    scores = {}
+    for split in ("val", "test"):
+        try:
+            dataset = open_dataset(data, split, data_root)
+        except DistillError:
+            if split == "val":
+                raise
+            continue
+        if split == "val" or dataset.mask_path(0).exists():  # as with VOC's test images
+            scores[split] = evaluate(teacher, dataset).to_json()
+    split = "test" if "test" in scores else "val"
+    content = {
+        "miou": scores[split]["miou"],
+        "val_miou": scores["val"]["miou"],
+        "per_class_iou": scores[split]["per_class_iou"],
+        "parameters": sum(parameter.numel() for parameter in teacher.parameters()),
+        "split": split,
+        "weights": fingerprint(teacher),
+    }
+    write_json(Path(out), content)
+
+
+def _state(run: Planned) -> str:
+    if run.finished:
+        return "finished"
+    return f"{run.epochs()} of {run.settings.epochs} epochs" if run.begun else f"{run.settings.epochs} epochs"

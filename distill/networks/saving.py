@@ -1,0 +1,107 @@
+"""Networks in safetensors files: weights, and in the header the configuration that builds the network again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distill.errors import DistillError, first_line
+from distill.files import make_folder, replace_file
+from distill.networks.deeplab import DeepLabV3Plus, build_model
+
+
+def save_model(
+    model: DeepLabV3Plus,
+    path: str | os.PathLike,
+    metadata: dict[str, str] | None = None,
+    half: bool = False,
+) -> None:
+    """Write weights, buffers, `model.config` and `model.class_names` to one safetensors file, which appears whole
+    or not at all.
+
+    Args:
+        metadata: further strings for the file's header; "config" and "class_names" are taken by the model's own.
+        half: store floating-point numbers with 16 bits, for half the size.
+
+    Raises:
+        DistillError: a value is too large for 16 bits, or the file cannot be written.
+    """
+    path = Path(path)
+    state = {name: _storable(name, tensor, half) for name, tensor in model.state_dict().items()}
+    own = {"config": json.dumps(model.config)}
+    if model.class_names is not None:
+        own["class_names"] = json.dumps(model.class_names)
+    make_folder(path.parent)
+    with replace_file(path, lasting=True) as temporary:
+        save_file(state, temporary, (metadata or {}) | own)
+
+
+def _storable(name: str, tensor: Tensor, half: bool) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()  # safetensors refuses channels_last
+    if not half or not tensor.is_floating_point():
+        return tensor
+    if tensor.isfinite().all() and not tensor.half().isfinite().all():
+        raise DistillError(f"'{name}' holds numbers above 65504, too large for 16 bits; use half=False.")
+    return tensor.half()
+
+
+def load_model(path: str | os.PathLike) -> DeepLabV3Plus:
+    """Rebuild a network from a file that `save_model` wrote: on the CPU, in training mode, in float32 if it
+    was stored in half precision. Draws no random numbers.
+
+    Raises:
+        DistillError: the file is missing, is not safetensors, has no configuration, or does not match it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DistillError(f"No file '{path}' to load a model from; check the path, or train a model first.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: _loadable(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no dict)
+    except (SafetensorError, OSError) as error:
+        raise DistillError(
+            f"'{path}' is no readable safetensors file ({first_line(error)}); load a file that save_model wrote, and "
+            "other checkpoints with load_teacher."
+        ) from error
+    model = _rebuild(path, metadata)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise DistillError(f"The weights in '{path}' do not fit its config ({mismatch(error)}); save anew.") from error
+    return model
+
+
+def mismatch(error: RuntimeError) -> str:
+    """The first of what may be hundreds of keys that load_state_dict complains of."""
+    lines = str(error).splitlines()
+    return re.split('", |: copying', lines[min(1, len(lines) - 1)].strip())[0].replace('"', "")
+
+
+def _loadable(tensor: Tensor) -> Tensor:
+    dtype = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
+    return tensor.to(dtype, copy=True)  # a copy, so that the model does not hang on the file's memory map
+
+
+def _rebuild(path: Path, metadata: dict[str, str]) -> DeepLabV3Plus:
+    if "config" not in metadata:
+        raise DistillError(
+            f"'{path}' has weights but no 'config' in its metadata (found: {sorted(metadata) or 'nothing'}); "
+            "build the model with build_model and save it with save_model."
+        )
+    try:
+        # On the meta device nothing is allocated or drawn: the weights come from the file.
+        with torch.device("meta"):
+            model = build_model(**json.loads(metadata["config"]))
+        if "class_names" in metadata:
+            model.class_names = tuple(map(str, json.loads(metadata["class_names"])))
+        return model
+    except Exception as error:  # a stranger's file may hold any value
+        raise DistillError(f"The 'config' in '{path}' builds no model ({first_line(error)}); save it anew.") from error

@@ -1,0 +1,397 @@
+"""Charts of what runs found: scores, gains, costs and learning curves, in the style of `plots`.
+
+Methods differ in marker as well as in colour.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import matplotlib.patheffects
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from distill.show.plots import style
+
+# Okabe and Ito's colours, which colour-blind readers tell apart, and a marker for each.
+LOOKS: dict[str, tuple[str, str]] = {
+    "baseline": ("#777777", "o"),
+    "kd": ("#0072B2", "s"),
+    "at": ("#E69F00", "^"),
+    "ofd": ("#009E73", "D"),
+    "sakd": ("#D55E00", "v"),
+    "kd+sakd": ("#CC79A7", "P"),
+    "teacher": ("#000000", "*"),
+}
+_OTHER_LOOKS = [("#56B4E9", "X"), ("#7A5195", "<"), ("#4D4D4D", ">")]
+_NETWORKS = {"resnet18": "ResNet-18", "mobilenetv2": "MobileNetV2", "resnet101": "ResNet-101"}
+_X_AXES = {
+    "parameters": ("parameters, millions (logarithmic)", 1e6, 2),
+    "milliseconds": ("milliseconds an image (logarithmic)", 1, 1),
+}
+
+
+def gain_chart(rows: Sequence[dict]) -> Figure:
+    """Mean gain over the baseline with its 95 % interval, in points of mIoU, a panel for each student.
+
+    `rows` are those of `lab.tables.compare`; rows without a gain are left out. A single seed has no interval.
+    """
+    return _dot_panels(
+        [row for row in rows if "gain" in row], "gain", "gain over the baseline, points of mIoU", 0.0, ""
+    )
+
+
+def closed_chart(rows: Sequence[dict]) -> Figure:
+    """The share of the gap between baseline and teacher that each method closes, with the gain's 95 % interval.
+
+    `rows` are those of `lab.tables.compare` with a teacher's score; 0 % is the baseline, 100 % the teacher.
+    """
+    rows = [row for row in rows if "closed" in row]
+    return _dot_panels(rows, "closed", "share of the gap to the teacher closed, %", 1.0, "teacher", start=0.0)
+
+
+def score_chart(rows: Sequence[dict], teacher_miou: float) -> Figure:
+    """Mean mIoU of every method with its 95 % interval, and the teacher's (a share) as a dashed line."""
+    return _dot_panels(rows, "miou", "mIoU, %", teacher_miou, "teacher")
+
+
+def _dot_panels(
+    rows: Sequence[dict], key: str, xlabel: str, line: float, line_name: str, start: float | None = None
+) -> Figure:
+    panels: dict[str, list[dict]] = {}
+    for row in rows:
+        panels.setdefault(row["backbone"], []).append(row)
+    longest = max((len(panel) for panel in panels.values()), default=1)
+    with style():
+        figure = Figure(figsize=(4.4 * max(1, len(panels)), 1.1 + 0.36 * longest))
+        axes = figure.subplots(1, max(1, len(panels)), squeeze=False, sharex=True)[0]
+        for axis, (backbone, panel) in zip(axes, panels.items(), strict=False):
+            for y, row in enumerate(panel):
+                colour, marker = _look(row["method"])
+                interval = 100 * np.nan_to_num(row[f"{key}_interval"])
+                axis.errorbar(
+                    100 * row[key], y, xerr=interval, fmt=marker, color=colour, capsize=4, ms=7, mec="black", mew=0.6
+                )
+            names = [method_name(row["method"]) for row in panel]
+            axis.set(yticks=range(len(panel)), yticklabels=names, ylim=(len(panel) - 0.4, -0.6), xlabel=xlabel)
+            axis.axvline(100 * line, color="black", lw=1, ls="--" if line_name else "-", zorder=1)
+            if line_name:
+                axis.annotate(line_name, (100 * line, -0.55), (-4, 0), textcoords="offset points", ha="right", va="top")
+            if start is not None:
+                axis.axvline(100 * start, color="black", lw=1, zorder=1)
+            axis.set_title(network_name(backbone))
+            axis.grid(axis="x")
+    return figure
+
+
+def variant_chart(tables: Mapping[str, Sequence[dict]]) -> Figure:
+    """The gains of a study's variants below each other, `tables[variant]` as from `compare`, a panel a student."""
+    rows = [row for table in tables.values() for row in table if "gain" in row]
+    names = [name for name, table in tables.items() if any("gain" in row for row in table)]
+    students, methods = (list(dict.fromkeys(row[key] for row in rows)) for key in ("backbone", "method"))
+    step = 0.7 / max(1, len(methods))
+    with style():
+        figure = Figure(figsize=(2.2 + 4.4 * max(1, len(students)), 1.3 + (0.25 + 0.2 * len(methods)) * len(names)))
+        axes = figure.subplots(1, max(1, len(students)), squeeze=False, sharex=True, sharey=True)[0]
+        for axis, student in zip(axes, students, strict=False):
+            for index, method in enumerate(methods):
+                colour, marker = _look(method)
+                points = [
+                    (place + (index - (len(methods) - 1) / 2) * step, row)
+                    for place, name in enumerate(names)
+                    for row in tables[name]
+                    if (row["backbone"], row["method"]) == (student, method) and "gain" in row
+                ]
+                axis.errorbar(
+                    [100 * row["gain"] for _, row in points],
+                    [place for place, _ in points],
+                    xerr=[100 * np.nan_to_num(row["gain_interval"]) for _, row in points],
+                    **{"fmt": marker, "color": colour, "capsize": 3, "ms": 6, "mec": "black", "mew": 0.6},
+                    label=method_name(method),
+                )
+            for place in range(1, len(names)):
+                axis.axhline(place - 0.5, color="#DDDDDD", lw=0.8, zorder=0)
+            labels = [textwrap.fill(name, 26) for name in names]
+            axis.set(yticks=range(len(names)), yticklabels=labels, ylim=(len(names) - 0.5, -0.5))
+            axis.set(title=network_name(student), xlabel="gain over the baseline, points of mIoU")
+            axis.axvline(0, color="black", lw=1, zorder=1)
+            axis.tick_params(axis="y", length=0)
+            axis.grid(axis="x")
+        _legend_above(figure, len(methods))
+    return figure
+
+
+def label_chart(lines: Mapping[str, Mapping[int, tuple[float, float]]], teacher_miou: float | None = None) -> Figure:
+    """mIoU against the number of labelled images: `lines[label][images]` is a mean and half an interval, as shares.
+
+    A label that begins with a method's name gets its looks; those with more words after a comma are dashed.
+    """
+    with style():
+        figure = Figure(figsize=(7.2, 4.0))
+        axis = figure.subplots()
+        places = sorted({place for line in lines.values() for place in line})
+        for index, (label, line) in enumerate(lines.items()):
+            colour, marker = _look(label.split(",")[0].lower())
+            aside = 1.02 ** (index - (len(lines) - 1) / 2)  # so that intervals do not cover each other
+            axis.errorbar(
+                [place * aside for place in line],
+                [100 * miou for miou, _ in line.values()],
+                yerr=[100 * np.nan_to_num(half) for _, half in line.values()],
+                **{"ls": "--" if "," in label else "-", "marker": marker, "color": colour, "capsize": 3, "ms": 6},
+                **{"mec": "black", "mew": 0.6, "lw": 1.4, "elinewidth": 0.9},
+                label=label,
+            )
+        if teacher_miou is not None:
+            axis.axhline(100 * teacher_miou, color="black", ls="--", lw=1)
+            axis.annotate("teacher", (places[0], 100 * teacher_miou), (0, -12), textcoords="offset points")
+        axis.set(xscale="log", xlabel="labelled images (logarithmic)", ylabel="mIoU, %")
+        axis.set_xticks(places, [str(place) for place in places])
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(axis="x", which="minor", length=0)
+        axis.grid(axis="y")
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def size_chart(points: Sequence[dict], x: str = "parameters") -> Figure:
+    """mIoU against the number of parameters, or against `"milliseconds"`, on a logarithmic axis.
+
+    A point has `name`, `method` ("teacher", "baseline", …), `miou` (a share) and the number that `x` names. Points of
+    equal x are joined by a line.
+    """
+    xlabel, unit, digits = _X_AXES[x]
+    places = sorted({point[x] for point in points})
+    with style():
+        figure = Figure(figsize=(6.5, 3.6))
+        axis = figure.subplots()
+        for place in places:
+            scores = [100 * point["miou"] for point in points if point[x] == place]
+            axis.plot([place] * len(scores), scores, color="#999999", lw=1, zorder=1)
+        for point in points:
+            colour, marker = _look(point["method"])
+            place, score = point[x], 100 * point["miou"]
+            axis.scatter(place, score, 70, color=colour, marker=marker, ec="black", lw=0.6, zorder=2)
+            others = [other["miou"] for other in points if other[x] == place]
+            va = "center" if len(others) == 1 else "bottom" if point["miou"] > min(others) else "top"
+            left = place == places[0]  # the names of the leftmost stand to its left, out of the way of its neighbour
+            offset, ha = ((-8, 0), "right") if left else ((8, 0), "left")
+            axis.annotate(point["name"], (place, score), offset, textcoords="offset points", va=va, ha=ha)
+        scores = [100 * point["miou"] for point in points]
+        start, end = places[0] / (2 * places[-1] / places[0]) ** 0.6, places[-1] * 2  # room for names, at every range
+        axis.set(xscale="log", xlabel=xlabel, ylabel="mIoU, %", xlim=(start, end))
+        axis.set_ylim(min(scores) - 3, max(scores) + 3)
+        axis.set_xticks(
+            [place for before, place in zip([0, *places[:-1]], places, strict=True) if place > 1.12 * before]
+        )
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:.{digits}f}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.grid(axis="y")
+    return figure
+
+
+def cost_chart(points: Sequence[dict], milliseconds: str = "milliseconds an image") -> Figure:
+    """mIoU against parameters and, where points have them, against milliseconds: what each network costs and gives.
+
+    `points` are those of `size_chart`, with a backbone as `network` in place of a name; the legend names methods. A
+    dotted line joins those to which no other is preferable, being as good and cheaper, or better at the same cost.
+    `milliseconds` says what was measured.
+    """
+    labels = {"parameters": "parameters, millions", "milliseconds": milliseconds}
+    keys = [key for key in labels if any(key in point for point in points)]
+    with style():
+        figure = Figure(figsize=(1.2 + 4.4 * len(keys), 3.9))
+        for axis, key in zip(figure.subplots(1, len(keys), squeeze=False, sharey=True)[0], keys, strict=True):
+            shown = [point for point in points if key in point]
+            best = _preferable(shown, key)
+            axis.plot([point[key] for point in best], [100 * point["miou"] for point in best], "k:", lw=1, zorder=1)
+            for point in shown:
+                colour, marker = _look(point["method"])
+                place, score = point[key], 100 * point["miou"]
+                axis.scatter(place, score, 60, color=colour, marker=marker, ec="black", lw=0.6, zorder=2)
+            for network in dict.fromkeys(point["network"] for point in shown):
+                own = [point for point in shown if point["network"] == network]
+                lowest = own[0][key], 100 * min(point["miou"] for point in own)
+                name = network_name(network)
+                text = axis.annotate(name, lowest, (0, -9), textcoords="offset points", ha="center", va="top", size=9)
+                text.set_path_effects([matplotlib.patheffects.withStroke(linewidth=3, foreground="white")])
+            _logarithmic(axis, [point[key] for point in shown], 1e6 if key == "parameters" else 1)
+            axis.set_xlabel(f"{labels[key]} (logarithmic)")
+            axis.margins(y=0.16)
+            axis.grid(axis="y")
+        figure.axes[0].set_ylabel("mIoU, %")
+        looks = [(name, *_look(name)) for name in dict.fromkeys(point["method"] for point in points)]
+        handles = [
+            Line2D([], [], ls="", marker=marker, color=colour, mec="black", mew=0.6, ms=7, label=method_name(name))
+            for name, colour, marker in looks
+        ]
+        figure.legend(handles=handles, ncols=len(handles), loc="outside upper left", columnspacing=1.0, handletextpad=0)
+    return figure
+
+
+def _preferable(points: Sequence[dict], key: str) -> list[dict]:
+    """From cheap to dear, the points that are better than every cheaper one."""
+    best: list[dict] = []
+    for point in sorted(points, key=lambda point: (point[key], -point["miou"])):
+        if not best or point["miou"] > best[-1]["miou"]:
+            best.append(point)
+    return best
+
+
+def _logarithmic(axis: Axes, places: Sequence[float], unit: float) -> None:
+    """A logarithmic axis with a tick at each place that is far enough from the one before."""
+    places = sorted(set(places))
+    axis.set(xscale="log", xlim=(places[0] / 1.7, places[-1] * 1.7))
+    far = [place for before, place in zip([0, *places[:-1]], places, strict=True) if place > 1.25 * before]
+    axis.set_xticks(far, [f"{place / unit:#.3g}".rstrip(".") for place in far])
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="x", which="minor", length=0)
+
+
+def class_map(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
+    """Gains in IoU (shares) by class and method, `panels[student][method][class]`, as numbers on a coloured ground.
+
+    Classes in the order of the first student's mean gain. Orange grounds are losses, purple ones gains.
+    """
+    first = next(iter(panels.values()))
+    classes = sorted({name for gains in first.values() for name in gains})
+    classes.sort(key=lambda name: -float(np.mean([gains.get(name, np.nan) for gains in first.values()])))
+    tables = {
+        student: 100 * np.array([[gains.get(name, np.nan) for gains in methods.values()] for name in classes])
+        for student, methods in panels.items()
+    }
+    limit = max(1.0, *(float(np.nanmax(np.abs(table))) for table in tables.values()))
+    columns = sum(len(methods) for methods in panels.values())
+    with style():
+        figure = Figure(figsize=(1.6 + 0.72 * columns + 0.3 * len(panels), 0.9 + 0.23 * len(classes)))
+        shares = [len(methods) for methods in panels.values()]
+        axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=shares)[0]
+        for axis, (student, table) in zip(axes, tables.items(), strict=True):
+            axis.imshow(table, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+            for (row, column), gain in np.ndenumerate(table):
+                if not np.isnan(gain):
+                    colour = "white" if abs(gain) > 0.6 * limit else "black"
+                    shown = f"{gain:+.0f}" if round(gain) else "0"
+                    axis.text(column, row, shown, color=colour, size=8, ha="center", va="center")
+            names = [method_name(method) for method in panels[student]]
+            axis.set_xticks(range(len(names)), names, size=8)
+            axis.set_yticks(range(len(classes)), classes, size=8)
+            axis.set_title(f"{network_name(student)}, points of IoU")
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+    return figure
+
+
+def class_chart(panels: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Gains in IoU (shares) by class, `panels[title][class]`: losses hatched, the first panel's order for all."""
+    names = sorted(next(iter(panels.values())), key=next(iter(panels.values())).get)
+    with style():
+        figure = Figure(figsize=(4.2 * len(panels), 0.8 + 0.21 * len(names)))
+        axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, sharex=True)[0]
+        for axis, (title, gains) in zip(axes, panels.items(), strict=True):
+            bars = axis.barh(names, [100 * gains[name] for name in names], color="#A6CBE3", ec="#333333", lw=0.5)
+            for bar in bars:
+                if bar.get_width() < 0:
+                    bar.set(facecolor="#F0C989", hatch="////")
+            axis.axvline(0, color="black", lw=1)
+            axis.set(title=title, xlabel="gain in IoU, points")
+            axis.margins(y=0.01)
+            axis.grid(axis="x")
+    return figure
+
+
+def learning_curves(histories: Mapping[str, Sequence[dict]], keys: Mapping[str, str]) -> Figure:
+    """Lines over the epochs, a panel for each of `keys` (history's key to the panel's title), a line a run.
+
+    `histories[label]` is `Run.history`; a label that begins with a method's name gets its looks. Epochs without the
+    key, as those between two evaluations, are skipped. Scores are drawn in per cent.
+    """
+    with style():
+        figure = Figure(figsize=(4.4 * len(keys), 2.8))
+        for axis, (key, title) in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys.items(), strict=True):
+            for (label, history), dashes in zip(
+                histories.items(), ("-", "--", ":", "-.") * len(histories), strict=False
+            ):
+                scale = 100 if key.endswith("miou") else 1
+                line = [(entry["epoch"], scale * entry[key]) for entry in history if key in entry]
+                colour, marker = _look(label.split(" ")[0].lower())
+                axis.plot(*zip(*line, strict=True), dashes, color=colour, marker=marker, ms=5, label=label)
+            axis.set(title=title, xlabel="epoch")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.grid(axis="y")
+        figure.axes[0].legend()
+    return figure
+
+
+def curve_bands(students: Mapping[str, Mapping[str, Sequence[Sequence[dict]]]], keys: Mapping[str, str]) -> Figure:
+    """Learning curves over seeds: `students[student][method]` are histories as `learning_curves` takes them.
+
+    A row of panels a student, a panel for each of `keys`; lines are means, bands go from the lowest seed to the
+    highest.
+    """
+    with style():
+        figure = Figure(figsize=(0.6 + 4.4 * len(keys), 0.6 + 2.6 * len(students)))
+        axes = figure.subplots(len(students), len(keys), squeeze=False, sharex=True, sharey="col")
+        for line, (student, methods) in zip(axes, students.items(), strict=True):
+            for axis, (key, title) in zip(line, keys.items(), strict=True):
+                for index, (method, histories) in enumerate(methods.items()):
+                    _draw_band(axis, method, histories, key, dashes=("-", "--", ":", "-.")[index % 4])
+                axis.set_title(f"{network_name(student)}: {title}" if len(students) > 1 else title)
+                axis.xaxis.get_major_locator().set_params(integer=True)
+                axis.set_xlim(left=0)
+                axis.grid(axis="y")
+                if not key.endswith("miou"):
+                    axis.set_yscale("log")
+                    for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+                        formatted(FuncFormatter(_plain_tick))
+        for axis in axes[-1]:
+            axis.set_xlabel("epoch (lines: mean over seeds; bands: lowest to highest)")
+        _legend_above(figure, max(len(methods) for methods in students.values()))
+    return figure
+
+
+def _plain_tick(value: float, place: int | None) -> str:
+    """0.2, 0.5, 1 and the like; no label in between."""
+    return f"{value:g}" if f"{value:e}"[0] in "125" else ""
+
+
+def _draw_band(axis: Axes, method: str, histories: Sequence[Sequence[dict]], key: str, dashes: str) -> None:
+    scale = 100 if key.endswith("miou") else 1
+    values: dict[int, list[float]] = {}
+    for history in histories:
+        for entry in history:
+            if key in entry:
+                values.setdefault(entry["epoch"], []).append(scale * entry[key])
+    epochs = sorted(epoch for epoch, found in values.items() if len(found) == len(histories))
+    colour, marker = _look(method)
+    means = [float(np.mean(values[epoch])) for epoch in epochs]
+    every = max(1, len(epochs) // 8)
+    axis.plot(epochs, means, dashes, color=colour, marker=marker, ms=5, markevery=every, label=method_name(method))
+    lowest, highest = ([bound(values[epoch]) for epoch in epochs] for bound in (min, max))
+    axis.fill_between(epochs, lowest, highest, color=colour, alpha=0.15, lw=0)
+
+
+def _legend_above(figure: Figure, columns: int) -> None:
+    """One legend for all panels, above them, of every label that any of them has."""
+    found: dict[str, object] = {}
+    for axis in figure.axes:
+        handles, labels = axis.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    figure.legend(found.values(), found.keys(), ncols=max(1, columns), loc="outside upper left", columnspacing=1.2)
+
+
+def _look(method: str) -> tuple[str, str]:
+    """Colour and marker; a method without looks of its own takes one of the spare ones, always the same."""
+    return LOOKS.get(method) or _OTHER_LOOKS[sum(map(ord, method)) % len(_OTHER_LOOKS)]
+
+
+def method_name(method: str) -> str:
+    """`kd+sakd` to KD+SAKD; `baseline` and `teacher` stay words."""
+    return method if method in ("baseline", "teacher") else method.upper()
+
+
+def network_name(backbone: str) -> str:
+    """`resnet18` to ResNet-18."""
+    return _NETWORKS.get(backbone, backbone)

@@ -1,0 +1,176 @@
+"""Pictures: masks, maps and bars, readable in black and white and by colour-blind readers; charts are in `charts`.
+
+Every function returns a matplotlib Figure; `display` shows it in a notebook, with a text for those who cannot see it.
+The regions of a mask carry the names of their classes.
+"""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import matplotlib.patheffects
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from distill.data.sample import voc_palette
+from distill.files import replace_file
+
+BAR_LOOKS = (("#0072B2", ""), ("#F0C989", "////"), ("#56C3A2", "...."))  # colour and hatch of bars side by side
+_STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "image.interpolation": "nearest",
+    "hatch.linewidth": 0.6,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The one look of all figures, while the `with` block runs; use it for figures of your own too."""
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def display(figure: Figure, alt: str) -> None:
+    """Show a figure in a notebook as a PNG, with alternative text, and let go of it.
+
+    `alt` says in a sentence or two what there is to see; it is also the output's plain text.
+    """
+    from IPython.display import display as show
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144, facecolor="white")  # drawn at 1.5 times its size: crisp when zoomed
+    bundle = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": alt}
+    show(bundle, raw=True, metadata={"image/png": {"alt": alt, "width": round(96 * figure.get_figwidth())}})
+    figure.clear()
+
+
+# ------------------------------------------------------------------------------------------ pictures
+
+
+def colour_mask(mask: np.ndarray) -> np.ndarray:
+    """Class indices (H, W), 255 for void, to VOC's colours, (H, W, 3) uint8."""
+    return np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)[np.asarray(mask, dtype=np.uint8)]
+
+
+def show_row(pictures: Mapping[str, np.ndarray], class_names: Sequence[str] | None = None, size: float = 2.2) -> Figure:
+    """Pictures in a row, each under its title; see `show_grid`."""
+    return show_grid({"": pictures}, class_names, size)
+
+
+def show_grid(
+    rows: Mapping[str, Mapping[str, np.ndarray]], class_names: Sequence[str] | None = None, size: float = 2.0
+) -> Figure:
+    """Rows of pictures, `rows[row name][title]`, pixels drawn as squares; `size` is each picture's side in inches.
+
+    A picture, an array or a tensor on the CPU, is an image (H, W, 3) uint8; a mask (H, W) of integers, drawn in VOC's
+    colours with the names of its classes where `class_names` is given; or a map (H, W) of floats, drawn from its
+    smallest value (dark) to its largest (bright). Titles are repeated only where they change from row to row.
+    """
+    columns = max(len(row) for row in rows.values())
+    titled = len({tuple(row) for row in rows.values()})
+    with style():
+        figure = Figure(figsize=(size * columns, size * len(rows) + 0.3 * titled))
+        axes = figure.subplots(len(rows), columns, squeeze=False)
+        above: list[str] = []
+        for line, (name, row) in zip(axes, rows.items(), strict=True):
+            for axis in line:
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set_visible(False)
+            for axis, (title, picture) in zip(line, row.items(), strict=False):
+                _draw(axis, np.asarray(picture), class_names)
+                axis.set_title("" if list(row) == above else title, loc="center")
+            line[0].set_ylabel(name)
+            above = list(row)
+    return figure
+
+
+def _draw(axis: Axes, picture: np.ndarray, class_names: Sequence[str] | None) -> None:
+    if picture.ndim == 3:
+        axis.imshow(picture)
+    elif np.issubdtype(picture.dtype, np.floating):
+        axis.imshow(picture, cmap="cividis")
+    else:
+        axis.imshow(colour_mask(picture))
+        if class_names is not None:
+            _name_regions(axis, picture, class_names)
+
+
+def _name_regions(axis: Axes, mask: np.ndarray, class_names: Sequence[str]) -> None:
+    """Write each class's name into its region, if that covers 1.5 % of the picture or more; the background stays."""
+    outline = [matplotlib.patheffects.withStroke(linewidth=2, foreground="black")]
+    for label in np.unique(mask[(mask > 0) & (mask < len(class_names))]):
+        inside = mask == label
+        if inside.mean() < 0.015:
+            continue
+        y, x = _deepest(inside)
+        x = np.clip(x, 0.15 * mask.shape[1], 0.85 * mask.shape[1])
+        axis.text(x, y, class_names[label], color="white", size=8, ha="center", va="center", path_effects=outline)
+
+
+def _deepest(inside: np.ndarray) -> np.ndarray:
+    """Row and column of a place farthest from the border of the region (H, W) bool: what erosion leaves last."""
+    while inside.any():
+        last, padded = inside, np.pad(inside, 1)
+        inside = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    places = np.argwhere(last)
+    return places[len(places) // 2]
+
+
+def probability_chart(panels: Mapping[str, Mapping[str, np.ndarray]], class_names: Sequence[str]) -> Figure:
+    """Bars of class probabilities (C,), `panels[title][network name]`, each panel with a scale of its own."""
+    with style():
+        figure = Figure(figsize=(8.5, 1.0 + 1.35 * len(panels)))
+        axes = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
+        for axis, (title, bars) in zip(axes, panels.items(), strict=True):
+            width = 0.8 / len(bars)
+            for index, (name, values) in enumerate(bars.items()):
+                places = np.arange(len(values)) + (index - (len(bars) - 1) / 2) * width
+                colour, hatch = BAR_LOOKS[index % len(BAR_LOOKS)]
+                axis.bar(places, values, width, label=name, color=colour, hatch=hatch, edgecolor="#333333", lw=0.4)
+            axis.axhline(1 / len(class_names), color="black", ls=":", lw=1)
+            axis.annotate(
+                "all equal", (1, 1 / len(class_names)), xycoords=("axes fraction", "data"), size=8, va="bottom"
+            )
+            axis.set(title=title, ylim=(0, 1.1 * max(values.max() for values in bars.values())))
+            axis.grid(axis="y")
+        axes[0].legend(ncols=len(bars), loc="lower right", bbox_to_anchor=(1, 1))
+        axes[-1].set_xticks(range(len(class_names)), class_names, rotation=60, ha="right", rotation_mode="anchor")
+        figure.supylabel("probability", size=10)
+    return figure
+
+
+def histogram(values: np.ndarray, lines: Mapping[str, float], xlabel: str) -> Figure:
+    """How often values (any shape) occur, and vertical lines at named values."""
+    with style():
+        figure = Figure(figsize=(6.5, 2.6))
+        axis = figure.subplots()
+        axis.hist(np.asarray(values).ravel(), bins=80, color="#A6CBE3", edgecolor="#5B8FB0", lw=0.3)
+        for (name, value), dashes in zip(lines.items(), ("-", "--", ":", "-."), strict=False):
+            axis.axvline(value, color="black", ls=dashes, label=f"{name}: {value:.2f}")
+        axis.set(xlabel=xlabel, ylabel="places")
+        axis.legend()
+    return figure
+
+
+# ------------------------------------------------------------------------------------------ charts of runs
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as the PNG `path`, and as an SVG beside it."""
+    with matplotlib.rc_context({"svg.hashsalt": "distill"}):  # the same figure gives the same file
+        for kind, options in (("png", {"dpi": 144}), ("svg", {"metadata": {"Date": None}})):
+            with replace_file(path.with_suffix(f".{kind}")) as temporary:
+                figure.savefig(temporary, format=kind, facecolor="white", **options)

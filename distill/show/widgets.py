@@ -1,0 +1,357 @@
+"""The explorer: pictures, masks and class probabilities to play with, in JupyterLab and as a Voila page.
+
+    explorer = Explorer(scenes_of(dataset, range(8)), {"teacher": teacher, "student": student}, dataset.class_names)
+
+Every network answers once, when the explorer is made. From then on everything that is shown is computed from those
+logits in a few milliseconds: no network runs in a callback.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import anywidget
+import ipywidgets
+import numpy as np
+import torch
+import traitlets
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from distill.data.folders import VOCFolder, read_image
+from distill.data.transforms import IGNORE_INDEX
+from distill.errors import DistillError
+from distill.show.plots import BAR_LOOKS, colour_mask, probability_chart, show_grid
+from distill.training.evaluation import predict_logits
+
+TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+WRONG, RIGHT, VOID = (213, 94, 0), (235, 235, 235), (120, 120, 120)  # vermilion shows against any grey
+
+
+class Scene(NamedTuple):
+    """An image (H, W, 3) uint8 and, where they are known, its labels (H, W)."""
+
+    image: np.ndarray
+    labels: np.ndarray | None = None
+
+
+def scenes_of(dataset: VOCFolder, indices: Iterable[int]) -> dict[str, Scene]:
+    """Images of a data set with their labels, under the names that its split list gives them."""
+    scenes = {}
+    for index in indices:
+        image, labels = dataset[index]
+        scenes[dataset.ids[index]] = Scene(image.permute(1, 2, 0).numpy(), labels.numpy())
+    return scenes
+
+
+def photograph(path: str | Path, short_side: int = 96) -> Scene:
+    """A photograph of one's own, upright and with its short side shrunk to `short_side` pixels.
+
+    The shipped networks learned from images of 64 pixels a side: objects in much larger ones look too big to them.
+    """
+    image = Image.fromarray(read_image(Path(path)))
+    scale = min(1.0, short_side / min(image.size))
+    return Scene(np.array(image.resize([max(1, round(scale * side)) for side in image.size], Image.Resampling.LANCZOS)))
+
+
+class Picture(anywidget.AnyWidget):
+    """A picture with a chosen pixel: click, or move it with the arrow keys (with Shift in steps of eight)."""
+
+    _esm = Path(__file__).with_name("picture.js")
+    _css = """
+    .distill-picture { position: relative; width: 100%; max-width: 448px; cursor: crosshair; line-height: 0; }
+    .distill-picture:focus-visible { outline: 3px solid #0072B2; outline-offset: 2px; }
+    .distill-picture img { width: 100%; image-rendering: pixelated; user-select: none; }
+    .distill-pixel { position: absolute; border: 2px solid black; outline: 2px solid white; pointer-events: none;
+        box-sizing: content-box; margin: -2px; }
+    .distill-wipe { position: absolute; top: 0; bottom: 0; width: 0; border-left: 2px dashed black;
+        outline: 1px solid white; pointer-events: none; }
+    """
+    source = traitlets.Unicode().tag(sync=True)
+    alt = traitlets.Unicode().tag(sync=True)
+    size = traitlets.List([1, 1]).tag(sync=True)
+    pixel = traitlets.List([0, 0]).tag(sync=True)
+    wipe = traitlets.Int(50).tag(sync=True)
+
+    def show(self, pixels: np.ndarray) -> None:
+        """Show (H, W, 3) uint8."""
+        height, width = pixels.shape[:2]
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+        with self.hold_sync():
+            self.source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+            self.size = [width, height]
+
+
+class Explorer(ipywidgets.VBox):
+    """Wipe between image, truth and what networks say; choose a pixel and see its class probabilities.
+
+    `scenes` are images by name (see `scenes_of` and `photograph`), `networks` DeepLabV3+ or others with logits
+    (N, C, H, W), by name: the first is the one that the others are compared with, usually the teacher.
+    Raises DistillError when there is nothing to show, or a network has other classes than `class_names`.
+    """
+
+    def __init__(
+        self, scenes: Mapping[str, Scene], networks: Mapping[str, nn.Module], class_names: Sequence[str]
+    ) -> None:
+        _check(scenes, networks, class_names)
+        self.scenes, self.class_names = dict(scenes), tuple(class_names)
+        self.logits = {
+            scene: {name: predict_logits(network, image).float().cpu() for name, network in networks.items()}
+            for scene, (image, _) in scenes.items()
+        }
+        self._make_controls(list(networks))
+        super().__init__(self._layout_controls())
+        self._change_scene()
+        for control in (self.left, self.right, self.wipe, self.opacity):
+            control.observe(self._draw_picture, "value")
+        for control in (self.x, self.y):
+            control.observe(self._move_pixel, "value")
+        self.scene.observe(self._change_scene, "value")
+        self.picture.observe(self._take_click, "pixel")
+        self.temperature.observe(self._draw_bars, "value")
+
+    # ------------------------------------------------------------------------------------ what is computed
+
+    def choices(self) -> list[str]:
+        """What can be laid over the current image."""
+        names = list(self.logits[self.scene.value])
+        known = self.scenes[self.scene.value].labels is not None
+        return [
+            "image",
+            *(["truth"] if known else []),
+            *(f"mask: {name}" for name in names),
+            *(f"errors: {name}" for name in names if known),
+            *(f"entropy: {name}" for name in names),
+            *(f"disagreement: {names[0]} and {name}" for name in names[1:]),
+        ]
+
+    def layer(self, choice: str) -> np.ndarray:
+        """The picture (H, W, 3) uint8 that a choice stands for, on the current image."""
+        image, labels = self.scenes[self.scene.value]
+        logits = self.logits[self.scene.value]
+        kind, _, name = choice.partition(": ")
+        if kind == "image":
+            return image
+        if kind in ("truth", "mask"):
+            return colour_mask(self.picture_of(choice))
+        if kind == "entropy":
+            return _bright_where_unsure(logits[name])
+        first, _, second = name.partition(" and ")
+        prediction = logits[first].argmax(0).numpy()
+        other = labels if kind == "errors" else logits[second].argmax(0).numpy()
+        return _coloured_where_different(prediction, other)
+
+    def probabilities(self, temperature: float | None = None) -> dict[str, np.ndarray]:
+        """Each network's class probabilities (C,) at the chosen pixel, softened by the temperature."""
+        at = temperature or self.temperature.value
+        return {
+            name: (logits[:, self.y.value, self.x.value] / at).softmax(0).numpy()
+            for name, logits in self.logits[self.scene.value].items()
+        }
+
+    def picture_of(self, choice: str) -> np.ndarray:
+        """What a figure is drawn from: class indices (H, W) where the choice is a mask or the truth, else its layer."""
+        if choice == "truth":
+            return self.scenes[self.scene.value].labels
+        if choice.startswith("mask: "):
+            return self.logits[self.scene.value][choice.removeprefix("mask: ")].argmax(0).numpy()
+        return self.layer(choice)
+
+    def pictures(self) -> Figure:
+        """The current image as a static figure: image and truth, then a row for each network."""
+        chosen = self.choices()
+        scene = self.scene.value
+        rows = {scene: {choice: self.picture_of(choice) for choice in chosen if choice in ("image", "truth")}}
+        for name in self.logits[scene]:
+            own = {choice.split(":")[0]: choice for choice in chosen if choice.endswith((f": {name}", f" and {name}"))}
+            rows[name] = {kind: self.picture_of(choice) for kind, choice in own.items()}
+        figure = show_grid(rows, self.class_names, size=1.7)
+        for axis in (axis for axis in figure.axes if axis.images):
+            for colour, width in (("white", 3), ("black", 1)):
+                axis.plot(self.x.value, self.y.value, "s", mfc="none", mec=colour, ms=8, mew=width)
+        return figure
+
+    def bars(self, *temperatures: float) -> Figure:
+        """Class probabilities at the chosen pixel as a static figure, one panel a temperature."""
+        panels = {f"T = {T:g}": self.probabilities(T) for T in temperatures or (self.temperature.value,)}
+        return probability_chart(panels, self.class_names)
+
+    # --------------------------------------------------------------------------------------- what is shown
+
+    def _make_controls(self, names: list[str]) -> None:
+        wide, style = {"width": "340px"}, {"description_width": "84px"}
+        shown = {"layout": wide, "style": style}
+        self.scene = ipywidgets.Dropdown(options=list(self.scenes), description="image", **shown)
+        self.left = ipywidgets.Dropdown(options=self.choices(), description="left", **shown)
+        self.right = ipywidgets.Dropdown(
+            options=self.choices(), value=f"mask: {names[0]}", description="right", **shown
+        )
+        self.wipe = ipywidgets.IntSlider(50, 0, 100, description="wipe, %", **shown)
+        self.opacity = ipywidgets.IntSlider(100, 0, 100, 5, description="opacity, %", **shown)
+        self.x = ipywidgets.IntSlider(0, 0, 1, description="pixel x", **shown)
+        self.y = ipywidgets.IntSlider(0, 0, 1, description="pixel y", **shown)
+        self.temperature = ipywidgets.SelectionSlider(
+            options=[(f"{T:g}", T) for T in TEMPERATURES], value=1.0, description="T", **shown
+        )
+        self.picture = Picture(layout={"width": "460px"})
+        self.legend = ipywidgets.HTML()
+        self.text = ipywidgets.HTML()
+
+    def _layout_controls(self) -> list[ipywidgets.Widget]:
+        controls = [self.scene, self.left, self.right, self.wipe, self.opacity, self.x, self.y, self.temperature]
+        left = ipywidgets.VBox([self.picture, self.legend], layout={"width": "470px", "min_height": "500px"})
+        right = ipywidgets.VBox([*controls, self.text], layout={"width": "480px", "min_height": "640px"})
+        return [ipywidgets.HBox([left, right], layout={"flex_flow": "row wrap"})]
+
+    def _change_scene(self, _: object = None) -> None:
+        """Another image: the choices that it has, its size, and the pixel where the networks are least sure."""
+        self._changing = True  # the controls change one by one; nothing is drawn from a mixture of two images
+        choices = self.choices()
+        for control in (self.left, self.right):
+            kept = control.value if control.value in choices else choices[-1]
+            control.options = choices
+            control.value = kept
+        height, width = self.scenes[self.scene.value].image.shape[:2]
+        self.x.max, self.y.max = width - 1, height - 1
+        self.y.value, self.x.value = divmod(int(self._unsure().argmax()), width)
+        self._changing = False
+        self._draw_picture()
+        self._move_pixel()
+
+    def _unsure(self) -> np.ndarray:
+        """Entropy (H, W) summed over the networks; 0 where the truth is void."""
+        entropy = sum(_entropy(logits) for logits in self.logits[self.scene.value].values()).numpy()
+        labels = self.scenes[self.scene.value].labels
+        return entropy if labels is None else np.where(labels == IGNORE_INDEX, 0, entropy)
+
+    def _take_click(self, _: object) -> None:
+        self._changing = True  # both coordinates at once
+        self.x.value, self.y.value = self.picture.pixel
+        self._changing = False
+        self._move_pixel()
+
+    def _move_pixel(self, _: object = None) -> None:
+        if not self._changing:
+            self.picture.pixel = [self.x.value, self.y.value]
+            self._draw_bars()
+
+    def _draw_picture(self, _: object = None) -> None:
+        if self._changing:
+            return
+        image = self.scenes[self.scene.value].image
+        left, right = (_blend(image, self.layer(side.value), self.opacity.value) for side in (self.left, self.right))
+        border = round(self.wipe.value / 100 * image.shape[1])
+        self.picture.show(np.concatenate([left[:, :border], right[:, border:]], axis=1))
+        self.picture.wipe = self.wipe.value
+        self.picture.alt = f"{self.scene.value}: {self.left.value} to the left, {self.right.value} to the right"
+        self.legend.value = self._legend()
+
+    def _legend(self) -> str:
+        """The colours that occur in the two pictures, with the names of their classes."""
+        labels = [self._classes(side.value) for side in (self.left, self.right)]
+        found = sorted({int(label) for part in labels for label in part if label != IGNORE_INDEX})
+        parts = [_patch(colour_mask(np.array([[label]]))[0, 0], self.class_names[label]) for label in found]
+        if any(side.value.startswith(("errors", "disagreement")) for side in (self.left, self.right)):
+            parts.append(_patch(WRONG, "different"))
+        if any(side.value.startswith("entropy") for side in (self.left, self.right)):
+            parts.append("entropy: dark 0, bright as if all classes were equal")
+        return f'<div style="line-height:1.7">{" ".join(parts)}</div>'
+
+    def _classes(self, choice: str) -> np.ndarray:
+        if choice == "truth" or choice.startswith("mask: "):
+            return np.unique(self.picture_of(choice))
+        return np.array([], dtype=int)
+
+    def _draw_bars(self, _: object = None) -> None:
+        values = self.probabilities()
+        likely = sum(self.probabilities(1.0).values())  # of one temperature, so that rows stay while T moves
+        order = np.argsort(-likely, kind="stable")[:6]
+        lines = [self._sentence(), _bar_key(list(values))]
+        for label in order:
+            lines.append(_bar_row(self.class_names[label], [probability[label] for probability in values.values()]))
+        lines.append(_bar_row("all others", [1 - probability[order].sum() for probability in values.values()]))
+        self.text.value = f'<div role="status" style="line-height:1.35">{"".join(lines)}</div>'
+
+    def _sentence(self) -> str:
+        x, y, (_, labels) = self.x.value, self.y.value, self.scenes[self.scene.value]
+        truth = "" if labels is None else f"; truth: <b>{html.escape(self._name(labels[y, x]))}</b>"
+        says = [
+            f"{html.escape(name)}: <b>{html.escape(self.class_names[int(values.argmax())])}</b> {values.max():.2f}"
+            for name, values in self.probabilities().items()
+        ]
+        return f"<p>pixel ({x}, {y}){truth}<br>at T = {self.temperature.value:g}: {'; '.join(says)}</p>"
+
+    def _name(self, label: int) -> str:
+        return "void" if label == IGNORE_INDEX else self.class_names[label]
+
+
+def _check(scenes: Mapping[str, Scene], networks: Mapping[str, nn.Module], class_names: Sequence[str]) -> None:
+    if not scenes or not networks:
+        raise DistillError("the explorer was given no images or no networks; give one of each at least")
+    for name, network in networks.items():
+        classes = getattr(network, "num_classes", len(class_names))
+        if classes != len(class_names):
+            raise DistillError(
+                f"the network {name!r} knows {classes} classes and {len(class_names)} names were given; give the names "
+                f"of the data that it was trained on"
+            )
+
+
+def _entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy of the class probabilities of each place, (C, H, W) to (H, W), in nats."""
+    return torch.distributions.Categorical(logits=logits.movedim(0, -1)).entropy()
+
+
+def _bright_where_unsure(logits: torch.Tensor) -> np.ndarray:
+    share = _entropy(logits).numpy() / np.log(len(logits))
+    return (255 * colormaps["cividis"](np.sqrt(share))[..., :3]).astype(np.uint8)  # the root lifts small values
+
+
+def _coloured_where_different(prediction: np.ndarray, other: np.ndarray) -> np.ndarray:
+    picture = np.where((prediction == other)[..., None], np.uint8(RIGHT), np.uint8(WRONG))
+    return np.where((other == IGNORE_INDEX)[..., None], np.uint8(VOID), picture)
+
+
+def _blend(image: np.ndarray, layer: np.ndarray, opacity: int) -> np.ndarray:
+    return np.rint(image + opacity / 100 * (layer.astype(float) - image)).astype(np.uint8)
+
+
+def _patch(colour: Sequence[int], name: str) -> str:
+    red, green, blue = (int(value) for value in colour)
+    box = f"background:rgb({red},{green},{blue});border:1px solid #555;display:inline-block;width:0.9em;height:0.9em"
+    return f'<span style="white-space:nowrap"><span style="{box}"></span> {html.escape(name)}&ensp;</span>'
+
+
+def _bar_key(names: list[str]) -> str:
+    parts = [
+        f'<span style="white-space:nowrap"><span style="{_bar_style(index)};width:1.4em;display:inline-block">'
+        f"</span> {html.escape(name)}&ensp;</span>"
+        for index, name in enumerate(names)
+    ]
+    return f"<div>{''.join(parts)}</div>"
+
+
+def _bar_row(name: str, values: Sequence[float]) -> str:
+    bars = "".join(
+        f'<div style="display:flex;align-items:center"><div style="width:260px">'
+        f'<div style="{_bar_style(index)};width:{100 * value:.1f}%"></div></div>&ensp;{value:.3f}</div>'
+        for index, value in enumerate(values)
+    )
+    label = f'<div style="width:86px;text-align:right;padding-right:6px">{html.escape(name)}</div>'
+    return f'<div style="display:flex;align-items:center;margin:2px 0;line-height:1.15">{label}<div>{bars}</div></div>'
+
+
+def _bar_style(index: int) -> str:
+    colour, hatch = BAR_LOOKS[index % len(BAR_LOOKS)]
+    stripes = {
+        "": colour,
+        "////": f"repeating-linear-gradient(135deg,{colour} 0 4px,#333 4px 5px)",
+        "....": f"repeating-linear-gradient(90deg,{colour} 0 4px,#333 4px 5px)",
+    }
+    return f"background:{stripes[hatch]};border:1px solid #333;height:0.6em;min-width:1px;box-sizing:border-box"

@@ -1,0 +1,165 @@
+"""From predictions to scores: a confusion matrix, and what is read off it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+from tqdm.auto import tqdm
+
+from distill.data.folders import VOCFolder, read_image
+from distill.data.transforms import IGNORE_INDEX, normalise
+from distill.errors import DistillError
+from distill.networks.taps import eval_mode
+from distill.training.parallel import ALONE, Ranks
+
+PROTOCOLS = ("native", "resize513")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one network on one data set; shares between 0 and 1.
+
+    `confusion[i, j]` counts the pixels of class i that were predicted as class j; void pixels are left out. A class
+    that neither occurs nor is predicted has no IoU (NaN) and does not count in `miou`; one that is predicted
+    without occurring counts as 0.
+    """
+
+    confusion: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def per_class_iou(self) -> dict[str, float]:
+        hits = np.diag(self.confusion).astype(float)
+        union = self.confusion.sum(0) + self.confusion.sum(1) - hits
+        iou = np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+        return dict(zip(self.class_names, iou.tolist(), strict=True))
+
+    @property
+    def miou(self) -> float:
+        present = [iou for iou in self.per_class_iou.values() if not np.isnan(iou)]
+        return float(np.mean(present)) if present else float("nan")
+
+    @property
+    def pixel_accuracy(self) -> float:
+        total = self.confusion.sum()
+        return float(np.trace(self.confusion) / total) if total else float("nan")
+
+    def to_json(self) -> dict:
+        iou = {name: None if np.isnan(value) else value for name, value in self.per_class_iou.items()}
+        return {
+            "miou": self.miou,
+            "pixel_accuracy": self.pixel_accuracy,
+            "per_class_iou": iou,
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def confusion_matrix(prediction: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Counts (num_classes, num_classes), rows the labels, of two integer maps of one shape; void is left out."""
+    valid = labels != IGNORE_INDEX
+    pairs = labels[valid].long() * num_classes + prediction[valid].long()
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    protocol: str = "native",
+    batch_size: int = 32,
+    progress: bool = False,
+    ranks: Ranks = ALONE,
+) -> Scores:
+    """Score a network on a data set (see `datasets.VOCFolder`), on the device where the network is.
+
+    `native`: every image at its own size, the one to quote. `resize513`: short side 513 and labels resized to the
+    nearest, what the published table used. How absent classes count: see `Scores`. Of several `ranks` each takes every
+    so many batches, and all give the scores of all images. Raises DistillError when the classes differ.
+    """
+    if protocol not in PROTOCOLS:
+        raise DistillError(f"there is no protocol {protocol!r}; choose {' or '.join(PROTOCOLS)}")
+    check_classes("network", model, dataset)
+    device = next(model.parameters()).device
+    confusion = torch.zeros(model.num_classes, model.num_classes, dtype=torch.long, device=device)
+    with eval_mode(model):
+        for images, labels in _same_size_batches(dataset, protocol, batch_size, progress, ranks):
+            logits = model(_prepare(images, device))
+            confusion += confusion_matrix(logits.argmax(1), labels.to(device), model.num_classes)
+    ranks.sum(confusion)
+    if not confusion.any():
+        raise DistillError(f"there is no labelled pixel in the split {dataset.split} of {dataset.root}; label some")
+    return Scores(confusion.cpu().numpy(), tuple(dataset.class_names))
+
+
+def check_classes(who: str, model: nn.Module, dataset: Dataset) -> None:
+    """DistillError, which says which, where a network was trained on other classes than a data set has.
+
+    Names count where the network knows them, without regard to case and to the underscores of `_background_`.
+    """
+    known = getattr(model, "class_names", None)
+    theirs, ours = ([name.strip("_").lower() for name in names or ()] for names in (known, dataset.class_names))
+    if model.num_classes == dataset.num_classes and (known is None or theirs == ours):
+        return
+    found = f"the {who} knows {model.num_classes} classes and {dataset.root} has {dataset.num_classes}"
+    if known is not None:
+        only_theirs, only_ours = (_some(a, b) for a, b in ((theirs, ours), (ours, theirs)))
+        found += f" (only the {who} knows {only_theirs}, only the data has {only_ours})"
+        found = found if only_theirs != only_ours else f"the classes of the {who} and of {dataset.root} differ in order"
+    raise DistillError(f"{found}; take a network that was trained for these classes, in the order of class_names.txt")
+
+
+def _some(names: list[str], without: list[str]) -> str:
+    rest = [name for name in names if name not in without]
+    return ", ".join(rest[:5]) + (f" and {len(rest) - 5} more" if len(rest) > 5 else "") or "none"
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
+    """Class map (H, W) uint8 of a PIL image, an (H, W, 3) uint8 array or an image file, at the image's own size."""
+    return predict_logits(model, image).argmax(0).to(torch.uint8).cpu().numpy()
+
+
+@torch.inference_mode()
+def predict_logits(model: nn.Module, image: Image.Image | np.ndarray | str | Path) -> torch.Tensor:
+    """Logits (C, H, W) of one image."""
+    if isinstance(image, str | Path):
+        image = read_image(Path(image))
+    array = np.array(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise DistillError(
+            f"an image is an (H, W, 3) array of uint8, not {array.shape} of {array.dtype}; convert it first"
+        )
+    with eval_mode(model):
+        images = torch.from_numpy(array).permute(2, 0, 1)[None]
+        return model(_prepare(images, next(model.parameters()).device))[0]
+
+
+def _prepare(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
+
+
+def _same_size_batches(dataset: Dataset, protocol: str, batch_size: int, progress: bool, ranks: Ranks):
+    """Batches of neighbouring images that have one size, so that none has to be padded or cut.
+
+    Each of the ranks has whole batches, the very ones that a single process would have.
+    """
+    starts = range(ranks.rank * batch_size, len(dataset), ranks.world * batch_size)
+    for start in tqdm(starts, desc="evaluating", unit="batch", disable=not progress or not ranks.first):
+        images, labels = [], []
+        for index in range(start, min(start + batch_size, len(dataset))):
+            image, mask = dataset[index]
+            if protocol == "resize513":
+                if isinstance(dataset, VOCFolder):
+                    dataset.check_proportions(index, mask)
+                image, mask = F.resize(image, [513], antialias=True), F.resize(mask, [513])
+            if images and image.shape != images[0].shape:
+                yield torch.stack(images), torch.stack(labels)
+                images, labels = [], []
+            images.append(image.as_subclass(torch.Tensor))
+            labels.append(mask.as_subclass(torch.Tensor))
+        yield torch.stack(images), torch.stack(labels)

@@ -1,0 +1,191 @@
+"""Several processes that train one network together, as `torchrun` starts them, through torch.distributed.
+
+Every process (a *rank*) computes its share of each batch. What they have to agree on goes through here: gradients
+(DistributedDataParallel), the statistics of BatchNorm, dropout, sums of losses and of confusion matrices. Without
+torchrun there is one rank, and nothing here does anything.
+"""
+
+import atexit
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.errors import DistillError, first_line
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is; `local` counts on this machine alone."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes files and talks."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def agree(self, value: object) -> object:
+        """The first rank's value, for all. It has to consist of plain values and tensors on the CPU."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first rank goes through the block before all others, which find there what it made."""
+        if self.world > 1 and not self.first:
+            dist.barrier()
+        yield
+        if self.world > 1 and self.first:
+            dist.barrier()
+
+
+ALONE = Ranks()
+
+
+def this_rank() -> Ranks:
+    """Read from the variables that torchrun sets."""
+    return Ranks(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
+
+
+_VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def join(device: torch.device) -> Ranks:
+    """Meet the other ranks, where torchrun started several; they part when the process ends."""
+    ranks = this_rank()
+    if ranks.world > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return ranks
+
+
+@contextmanager
+def explained_parting(ranks: Ranks) -> Iterator[None]:
+    """A sentence for the ranks that are left when another one ended: what torch says then is a stack of sockets."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if ranks.world == 1 or not lost:
+            raise
+        raise DistillError(
+            f"another process of this run ended ({first_line(error)[:80]}); its own message says why, and the same "
+            f"torchrun command goes on from the last checkpoint"
+        ) from None
+
+
+# ----------------------------------------------------------------------- layers that see the whole batch
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over ranks; each rank's loss depends on it, so that gradients are summed on the way back too."""
+
+    @staticmethod
+    def forward(context: object, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: object, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm with the statistics of the batch as all ranks have it. PyTorch's own exists on GPUs only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        wide = x.float() if x.dtype == torch.bfloat16 else x
+        count = wide.numel() // wide.shape[1] * dist.get_world_size()  # every rank has equally many images
+        mean = _Sum.apply(wide.sum((0, 2, 3))) / count
+        centred = wide - mean.view(1, -1, 1, 1)  # before squaring: the difference of two large numbers is inexact
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = (self.weight * (variance + self.eps).rsqrt()).view(1, -1, 1, 1)
+        return (centred * scale + self.bias.view(1, -1, 1, 1)).to(x.dtype)
+
+
+class SharedDropout(nn.Dropout):
+    """Dropout that draws for the batch of all ranks and takes this rank's part, so that two ranks do not draw alike.
+
+    With generators in the same state, N ranks draw exactly what a single process would for the whole batch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        rank, world, images = dist.get_rank(), dist.get_world_size(), len(x)
+        rows = x.is_contiguous(memory_format=torch.channels_last)  # the order in memory is the order of the draws
+        layout = torch.channels_last if rows else torch.contiguous_format
+        whole = torch.empty((world * images, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
+        kept = F.dropout(whole.fill_(1), self.p, training=True)
+        return x * kept[rank * images : (rank + 1) * images]
+
+
+@contextmanager
+def shared_layers(ranks: Ranks, modules: list[nn.Module], norms: bool) -> Iterator[None]:
+    """Inside the block dropout, and with `norms` BatchNorm, are those of the whole batch; after it, what they were."""
+    changed: list[tuple[nn.Module, type]] = []
+    for module in (layer for network in modules for layer in network.modules()) if ranks.world > 1 else ():
+        kind = type(module)
+        if norms and kind is nn.BatchNorm2d:
+            module.__class__ = nn.SyncBatchNorm if next(module.parameters()).is_cuda else SharedBatchNorm
+            module.process_group = None  # all ranks; nn.SyncBatchNorm asks for it
+        elif kind is nn.Dropout:
+            module.__class__ = SharedDropout
+        else:
+            continue
+        changed.append((module, kind))
+    try:
+        yield
+    finally:
+        for module, kind in changed:
+            module.__class__ = kind
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one, and under torchrun the GPU of this process."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    ranks = this_rank()
+    if device == "cuda" and ranks.world > 1:
+        device = f"cuda:{ranks.local}"
+        if ranks.local >= torch.cuda.device_count() > 0:
+            raise DistillError(
+                f"torchrun started a process number {ranks.local} and this machine has {torch.cuda.device_count()} "
+                f"GPUs; start as many with --nproc-per-node, or use --device cpu"
+            )
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise DistillError(
+            f"the device {device} was asked for and PyTorch finds no GPU; use --device cpu, or install a CUDA build"
+        )
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise DistillError(f"PyTorch knows no device {device!r}; choose auto, cpu or cuda") from None

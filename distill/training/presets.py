@@ -1,0 +1,105 @@
+"""Where default values come from: presets, recipes, and what was tuned for the sample."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+from distill.errors import DistillError, check_number, nearest
+from distill.networks.deeplab import DeepLabV3Plus, build_model
+from distill.training.settings import CHOICES, RANGES, Settings
+
+# `matched`: every row has the same regularisation, and losses are what their formulas say. `published`: four faults
+# of the published code put back, each also a setting by itself. Schedules are equal for all rows in both.
+RECIPES: dict[str, dict] = {
+    "matched": {},
+    "published": {
+        "distilled_dropout": False,
+        "teacher_mode": "train",
+        "divisions": "twice",
+        "padding": "background",
+    },
+}
+
+
+# A preset is nothing but default values.
+PRESETS: dict[str, Settings] = {
+    "sample": Settings(),
+    "voc": Settings(
+        epochs=100,
+        batch_size=12,
+        crop_size=513,
+        optimizer="sgd",
+        lr=0.0035,
+        head_lr_factor=10.0,
+        weight_decay=5e-4,
+        nesterov=True,
+        schedule="poly",
+        warmup=0.0,
+        connector_epochs=1,
+        clip=0.0,
+        augment="crops",
+        evaluate_every=1,
+        workers=4,
+    ),
+}
+
+
+# The slim networks of the sample preset; the published networks are build_model's own defaults.
+SLIM: dict[str, dict] = {
+    "resnet101": {"width": 0.25, "atrous_rates": (2, 3, 4), "zero_init_residual": True},
+    "resnet18": {"width": 0.25, "atrous_rates": (2, 3, 4), "zero_init_residual": True},
+    "mobilenetv2": {"width": 0.35, "head_width": 0.125, "atrous_rates": (2, 3, 4)},
+}
+
+
+# By data set: weights for the sample's small maps, chosen on its val split by studies/weights.py. On other data the
+# published weights hold.
+TUNED: dict[str, dict[str, dict]] = {
+    "sample": {"kd": {"weight": 10.0}, "at": {"weight": 5.0}, "ofd": {"weight": 3.2e-2}, "sakd": {"weight": 1.0}},
+}
+
+
+def choose_settings(preset: str, recipe: str, given: dict) -> Settings:
+    """A preset's settings, changed by a recipe, changed by what was given; None there leaves a value as it is."""
+    for kind, name, known in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
+        if name not in known:
+            raise DistillError(f"there is no {kind} {name!r}{nearest(str(name), known)}")
+    known = [field.name for field in fields(Settings)]
+    for name in given:
+        if name not in known:
+            raise DistillError(f"there is no setting {name!r}{nearest(name, known)}")
+    given = {name: value for name, value in given.items() if value is not None}
+    chosen = replace(PRESETS[preset], **(RECIPES[recipe] | given))
+    for name, allowed in CHOICES.items():
+        if getattr(chosen, name) not in allowed:
+            raise DistillError(f"{name} is {getattr(chosen, name)!r}; choose {' or '.join(allowed)}")
+    for name, (least, most) in RANGES.items():
+        kind = type(getattr(Settings, name))
+        check_number(name, getattr(chosen, name), least, most, whole=kind is int)
+        chosen = replace(chosen, **{name: kind(getattr(chosen, name))})  # NumPy's numbers are no JSON
+    return replace(chosen, cache=str(chosen.cache))
+
+
+def choose_options(terms: list[str], data: str | Path, given: dict | None) -> dict:
+    """The given options of a method, or else those that were tuned for the data, by the term's name."""
+    if given is not None:
+        return given
+    tuned = TUNED.get(str(data), {})
+    return {term: tuned[term] for term in terms if term in tuned}
+
+
+def make_student(
+    backbone: str,
+    num_classes: int,
+    preset: str = "sample",
+    output_stride: int = 16,
+    seed: int = 0,
+    weights: str | None = None,
+) -> DeepLabV3Plus:
+    """A network of a preset with the initial weights that belong to a seed: slim for `sample`, published for `voc`."""
+    backbone = "mobilenetv2" if backbone == "mobilenet" else backbone
+    shape = SLIM.get(backbone, {}) if preset == "sample" else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(backbone, num_classes, output_stride, weights=weights, **shape)

@@ -1,0 +1,386 @@
+"""Reading VOC layout: what is read, and what is said of folders with faults."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from PIL import Image
+
+from distill.data import folders as datasets
+from distill.data.folders import VOC_CLASSES, VOCFolder, augmented_ids, check_dataset, data_root, open_dataset
+from distill.data.sample import SAMPLE_CLASSES
+
+CAMVID_LIKE = ("sky", "building", "pole", "road")
+MASK = np.array([[0, 1, 2, 3], [3, 2, 255, 0], [1, 1, 1, 1]], dtype=np.uint8)  # 4 wide, 3 high
+
+
+@pytest.fixture
+def own(voc_folder: Callable[..., Path]) -> Path:
+    return voc_folder({"train": [MASK, MASK[::-1]], "val": [MASK]}, CAMVID_LIKE)
+
+
+def save_mask(root: Path, values: np.ndarray, name: str = "train0") -> None:
+    Image.fromarray(values).save(root / "SegmentationClass" / f"{name}.png")
+
+
+def test_an_item_is_an_image_and_its_labels(own: Path) -> None:
+    image, labels = VOCFolder(own, "train")[0]
+    assert image.shape == (3, 3, 4) and image.dtype == torch.uint8
+    assert labels.shape == (3, 4) and labels.dtype == torch.int64
+    assert np.array_equal(labels.numpy(), MASK)
+    assert np.array_equal(VOCFolder(own, "train")[1][1].numpy(), MASK[::-1])
+
+
+def test_image_channels_are_red_green_blue(own: Path) -> None:
+    Image.new("RGB", (4, 3), (250, 10, 10)).save(own / "JPEGImages" / "train0.jpg", quality=95)
+    image, _ = VOCFolder(own, "train")[0]
+    assert image[0].min() > 200 and image[1:].max() < 60
+
+
+def test_a_grey_image_and_a_grey_mask_are_read(own: Path) -> None:
+    Image.new("L", (4, 3), 90).save(own / "JPEGImages" / "train0.jpg")
+    save_mask(own, MASK)
+    image, labels = VOCFolder(own, "train")[0]
+    assert image.shape == (3, 3, 4)
+    assert np.array_equal(labels.numpy(), MASK)
+
+
+def test_limit_keeps_the_first_images(own: Path) -> None:
+    assert VOCFolder(own, "train", limit=1).ids == ["train0"]
+    assert len(VOCFolder(own, "train", limit=99)) == 2
+
+
+def test_class_names_come_from_the_file_else_they_are_vocs(own: Path) -> None:
+    assert VOCFolder(own).class_names == CAMVID_LIKE
+    assert VOCFolder(own).num_classes == 4
+    (own / "class_names.txt").unlink()
+    assert VOCFolder(own).class_names == VOC_CLASSES
+    assert len(VOC_CLASSES) == 21 and VOC_CLASSES[15] == "person"
+
+
+def test_lists_with_blank_lines_and_a_byte_order_mark_are_read(own: Path) -> None:
+    (own / "ImageSets/Segmentation/train.txt").write_bytes(b"\xef\xbb\xbftrain0\r\n\r\ntrain1 \r\n")
+    assert VOCFolder(own, "train").ids == ["train0", "train1"]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path, refused) -> None:
+    refused(tmp_path / "nothing", "JPEGImages", call=lambda: VOCFolder(tmp_path / "nothing"))
+
+
+def test_a_missing_split_tells_which_there_are(own: Path, refused) -> None:
+    refused("test.txt", "train, val", call=lambda: VOCFolder(own, "test"))
+
+
+def test_an_empty_list_is_refused(own: Path, refused) -> None:
+    (own / "ImageSets/Segmentation/train.txt").write_text("\n \n")
+    refused("train.txt", "no images", call=lambda: VOCFolder(own, "train"))
+
+
+def test_a_list_that_is_no_text_is_refused(own: Path, refused) -> None:
+    (own / "class_names.txt").write_bytes(b"stra\xdfe\n")
+    refused("class_names.txt", "UTF-8", call=lambda: VOCFolder(own, "train"))
+
+
+def test_an_empty_list_of_classes_is_refused(own: Path, refused) -> None:
+    (own / "class_names.txt").write_text("\n")
+    refused("class_names.txt", "0 classes", call=lambda: VOCFolder(own, "train"))
+
+
+def test_a_missing_image_is_named(own: Path, refused) -> None:
+    (own / "JPEGImages/train0.jpg").unlink()
+    refused("train0.jpg", "no image", call=lambda: VOCFolder(own)[0])
+
+
+def test_a_missing_mask_is_named(own: Path, refused) -> None:
+    (own / "SegmentationClass/train0.png").unlink()
+    refused("train0.png", "missing", call=lambda: VOCFolder(own)[0])
+
+
+def test_a_truncated_image_is_named(own: Path, refused) -> None:
+    path = own / "JPEGImages/train0.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:1500])
+    refused("train0.jpg", "cannot be read as an image", call=lambda: VOCFolder(own)[0])
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_picture_is_named(own: Path, content: bytes, refused) -> None:
+    (own / "JPEGImages/train0.jpg").write_bytes(content)
+    refused("train0.jpg", "cannot be read as an image", call=lambda: VOCFolder(own)[0])
+    (own / "SegmentationClass/train1.png").write_bytes(content)
+    refused("train1.png", "cannot be read as a mask", call=lambda: VOCFolder(own)[1])
+
+
+def test_a_truncated_mask_is_named(own: Path, refused) -> None:
+    path = own / "SegmentationClass/train0.png"
+    save_mask(own, np.random.default_rng(0).integers(0, 4, (64, 64), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:400])
+    refused("train0.png", "cannot be read as a mask", call=lambda: VOCFolder(own)[0])
+
+
+def test_a_mask_of_another_size_is_refused_with_both_sizes(own: Path, refused) -> None:
+    save_mask(own, np.zeros((5, 6), dtype=np.uint8))
+    refused("train0.png", "6 x 5", "4 x 3", call=lambda: VOCFolder(own)[0])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "1"])
+def test_a_mask_that_holds_no_indices_is_refused(own: Path, mode: str, refused) -> None:
+    Image.new(mode, (4, 3)).save(own / "SegmentationClass/train0.png")
+    refused("train0.png", mode, "palette or 8-bit grey", call=lambda: VOCFolder(own)[0])
+
+
+def test_a_value_beyond_the_classes_is_refused_with_its_number(own: Path, refused) -> None:
+    save_mask(own, np.where(MASK == 2, np.uint8(4), MASK))
+    refused("train0.png", "value 4", "0 to 3", "255", call=lambda: VOCFolder(own)[0])
+
+
+def test_check_finds_no_problem_where_there_is_none(own: Path) -> None:
+    report = check_dataset(own)
+    assert list(report) == ["train", "val"]
+    train = report["train"]
+    assert train["images"] == 2 and train["problems"] == [] and train["sizes"] == [(4, 3), (4, 3)]
+    assert train["class_share"] == pytest.approx({"sky": 2 / 11, "building": 5 / 11, "pole": 2 / 11, "road": 2 / 11})
+    assert train["void_share"] == pytest.approx(1 / 12)
+
+
+def test_check_lists_every_fault_and_goes_on(voc_folder: Callable[..., Path]) -> None:
+    root = voc_folder({"train": [MASK] * 6}, CAMVID_LIKE)
+    (root / "JPEGImages/train1.jpg").unlink()
+    (root / "SegmentationClass/train2.png").unlink()
+    save_mask(root, np.full((3, 4), 9, dtype=np.uint8), "train3")
+    Image.new("RGB", (4, 3)).save(root / "SegmentationClass/train4.png")
+    report = check_dataset(root)["train"]
+    assert [f"train{index}" in problem for index, problem in enumerate(report["problems"], 1)] == [True] * 4
+    assert report["images"] == 6
+    assert sum(report["class_share"].values()) == pytest.approx(1)
+
+
+def test_check_of_a_missing_folder_is_refused(tmp_path: Path, refused) -> None:
+    refused("there is no folder", call=lambda: check_dataset(tmp_path / "nothing"))
+
+
+def test_data_root_follows_the_environment_else_the_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_DATA", str(tmp_path))
+    assert data_root() == tmp_path
+    monkeypatch.delenv("DISTILL_DATA")
+    assert data_root() == Path(__file__).resolve().parents[2] / "data"
+
+
+def test_pascal_is_found_inside_what_its_archive_unpacks_to(
+    voc_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = voc_folder({"train": [np.full((3, 3), 20)]}, name="VOCdevkit/VOC2012")
+    assert open_dataset("pascal", root=tmp_path).root == root
+    assert open_dataset("pascal", root=root).root == root
+    monkeypatch.setenv("DISTILL_DATA", str(tmp_path))
+    assert open_dataset("pascal").num_classes == 21
+
+
+def test_a_missing_pascal_is_refused(tmp_path: Path, refused) -> None:
+    refused(tmp_path, call=lambda: open_dataset("pascal", root=tmp_path))
+
+
+def test_a_folder_of_ones_own_opens_by_its_path(own: Path) -> None:
+    assert open_dataset(own, "val").class_names == CAMVID_LIKE
+    assert len(open_dataset(str(own), "train", limit=1)) == 1
+
+
+def test_the_sample_is_made_on_first_use_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_DATA", str(tmp_path))
+    monkeypatch.setattr(datasets, "SAMPLE_SIZES", {"train": 2, "val": 1, "test": 1})
+    dataset = open_dataset("sample", "train")
+    assert dataset.root == tmp_path / "sample" and len(dataset) == 2
+    assert dataset.class_names == SAMPLE_CLASSES
+    monkeypatch.setattr(datasets, "make_sample", None)  # would fail if it made it again
+    assert len(open_dataset("sample", "val")) == 1
+
+
+def test_a_sample_of_another_size_is_taken_as_it_is(tiny_sample: Path) -> None:
+    assert len(open_dataset("sample", "train", root=tiny_sample)) == 24
+
+
+# ---------------------------------------------------------------------------------------- VOC with SBD
+
+
+def test_the_published_training_set_has_10582_images() -> None:
+    """Lists of the true lengths and overlaps: SBD holds 1,133 images of VOC's train split and 1,104 of its val."""
+    train, val = [f"t{k}" for k in range(1464)], [f"v{k}" for k in range(1449)]
+    further = [f"s{k}" for k in range(11355 - 1133 - 1104)]
+    sbd = [*train[:1133], *further, *val[:1104]]
+    ids = augmented_ids(train, sbd, val)
+    assert len(sbd) == 11355 and len(ids) == 10582 == len(set(ids))
+    assert ids[:1464] == train and not set(ids) & set(val)
+
+
+@pytest.fixture
+def voc_with_sbd(voc_folder: Callable[..., Path], tmp_path: Path) -> Path:
+    """VOCdevkit/VOC2012 with two images for train and one for val; SBD with one of each and two more."""
+    masks = [np.full((6, 8), value) for value in (1, 2, 3, 4, 5)]
+    voc = voc_folder({"train": masks[:2], "val": masks[2:3]}, name="root/VOCdevkit/VOC2012")
+    sbd = tmp_path / "root" / "sbd"
+    (sbd / "cls").mkdir(parents=True)
+    for name, mask in (("train0", masks[4]), ("val0", masks[4]), ("extra0", masks[3]), ("extra1", masks[4])):
+        inner = np.zeros((1, 1), dtype=[("Segmentation", "O")])
+        inner["Segmentation"][0, 0] = mask.astype(np.uint8)
+        scipy.io.savemat(sbd / "cls" / f"{name}.mat", {"GTcls": inner})
+    (sbd / "train.txt").write_text("train0\nextra0\n")
+    (sbd / "val.txt").write_text("val0\nextra1\n")
+    for name in ("extra0", "extra1"):
+        shutil.copy(voc / "JPEGImages" / "train0.jpg", voc / "JPEGImages" / f"{name}.jpg")
+    return tmp_path / "root"
+
+
+def test_sbd_adds_its_images_and_vocs_masks_go_first(voc_with_sbd: Path) -> None:
+    dataset = open_dataset("pascal+sbd", "train", voc_with_sbd)
+    assert dataset.ids == ["train0", "train1", "extra0", "extra1"]
+    assert [int(labels.unique()) for _, labels in dataset] == [1, 2, 4, 5]
+    assert open_dataset("pascal+sbd", "val", voc_with_sbd).ids == ["val0"]
+    assert open_dataset("pascal+sbd", "train", voc_with_sbd, limit=3).ids == ["train0", "train1", "extra0"]
+
+
+def test_sbd_may_lie_as_its_archive_unpacks_and_bring_its_own_images(voc_with_sbd: Path) -> None:
+    (voc_with_sbd / "benchmark_RELEASE").mkdir()
+    sbd = (voc_with_sbd / "sbd").rename(voc_with_sbd / "benchmark_RELEASE" / "dataset")
+    (sbd / "img").mkdir()
+    (voc_with_sbd / "VOCdevkit/VOC2012/JPEGImages/extra1.jpg").rename(sbd / "img" / "extra1.jpg")
+    assert len([labels for _, labels in open_dataset("pascal+sbd", "train", voc_with_sbd)]) == 4
+
+
+@pytest.mark.parametrize("line", ["{}\n", "/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png\n"])
+def test_masks_handed_on_as_segmentation_class_aug(voc_with_sbd: Path, line: str) -> None:
+    voc = voc_with_sbd / "VOCdevkit" / "VOC2012"
+    shutil.rmtree(voc_with_sbd / "sbd")
+    (voc / "SegmentationClassAug").mkdir()
+    Image.fromarray(np.full((6, 8), 7, dtype=np.uint8)).save(voc / "SegmentationClassAug" / "extra0.png")
+    names = ("train0", "train1", "extra0")
+    (voc / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("".join(line.format(name) for name in names))
+    dataset = open_dataset("pascal+sbd", "train", voc_with_sbd)
+    assert dataset.ids == ["train0", "train1", "extra0"] and int(dataset[2][1].unique()) == 7
+    report = check_dataset(voc, progress=False)
+    assert {split: (found["images"], found["problems"]) for split, found in report.items()} == {
+        "train": (2, []),
+        "trainaug": (3, []),
+        "val": (1, []),
+    }
+
+
+def test_what_is_wrong_with_sbd_is_said(voc_with_sbd: Path, refused: Callable[..., str]) -> None:
+    (voc_with_sbd / "sbd" / "cls" / "extra0.mat").write_bytes(b"not a mat file")
+    dataset = open_dataset("pascal+sbd", "train", voc_with_sbd)
+    refused("extra0.mat", "replace the file", call=lambda: dataset[2])
+    (voc_with_sbd / "sbd" / "cls" / "extra0.mat").unlink()
+    refused("extra0.mat", "missing", call=lambda: dataset[2])
+    (voc_with_sbd / "sbd" / "val.txt").unlink()
+    refused("val.txt", "missing", call=lambda: open_dataset("pascal+sbd", "train", voc_with_sbd))
+    shutil.rmtree(voc_with_sbd / "sbd")
+    refused("SegmentationClassAug", "--use-sbd", call=lambda: open_dataset("pascal+sbd", "train", voc_with_sbd))
+
+
+# -------------------------------------------------------------------------------------- whatever people have
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "RGB"])
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".jpeg", ".tif"])
+def test_images_of_every_kind_are_read_as_rgb(own: Path, mode: str, ending: str) -> None:
+    """Of a kind that a format cannot hold, Pillow writes PNG under the other name, as some tools do."""
+    picture = Image.fromarray(PIXELS).convert(mode)
+    (own / "JPEGImages/train0.jpg").unlink()
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF"}.get(ending, "PNG")
+    if kind == "JPEG" and mode not in ("L", "CMYK", "RGB"):
+        kind = "PNG"
+    if kind == "PNG" and mode == "CMYK":
+        kind = "TIFF"
+    picture.save(own / "JPEGImages" / f"train0{ending}", format=kind)
+    image, labels = VOCFolder(own)[0]
+    assert image.shape == (3, 3, 4) and image.dtype == torch.uint8 and labels.shape == (3, 4)
+    if kind != "JPEG":
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(picture.convert("RGB")))
+
+
+def test_transparent_pixels_keep_their_colour(own: Path) -> None:
+    (own / "JPEGImages/train0.jpg").unlink()
+    Image.new("RGBA", (4, 3), (10, 200, 30, 0)).save(own / "JPEGImages/train0.png")
+    assert VOCFolder(own)[0][0][:, 0, 0].tolist() == [10, 200, 30]
+
+
+def test_a_photograph_is_turned_upright(own: Path) -> None:
+    """The camera was held sideways: 4 x 3 pixels in the file, 3 x 4 as every viewer and labelling tool shows them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PIXELS).save(own / "JPEGImages/train0.jpg", exif=exif)
+    save_mask(own, MASK.T.copy())
+    image, labels = VOCFolder(own)[0]
+    assert image.shape == (3, 4, 3) and labels.shape == (4, 3)
+
+
+def test_16_bits_a_channel_are_refused_in_one_sentence(own: Path, refused) -> None:
+    (own / "JPEGImages/train0.jpg").unlink()
+    Image.fromarray(np.full((3, 4), 40_000, np.uint16)).save(own / "JPEGImages/train0.png")
+    message = refused("train0.png", "8 bits", call=lambda: VOCFolder(own)[0])
+    assert "cannot be read" not in message
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """What labelme2voc writes: no lists, masks with -1 as 255, and the list of labels as people copy it."""
+    root = tmp_path / "exported"
+    for folder in ("JPEGImages", "SegmentationClassPNG", "SegmentationClass", "SegmentationClassVisualization"):
+        (root / folder).mkdir(parents=True)
+    (root / "class_names.txt").write_text("__ignore__\n_background_\ncup\nspoon\n")
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        size = (40 + index, 60)
+        labels = np.full(size, -1, np.int32)
+        labels[5:, 5:] = index % 3
+        Image.fromarray(labels.astype(np.uint8)).save(root / "SegmentationClassPNG" / f"IMG {index:02}.png")
+        np.save(root / "SegmentationClass" / f"IMG {index:02}.npy", labels)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / f"JPEGImages/IMG {index:02}.jpg")
+    return root
+
+
+def test_what_a_labelling_tool_exports_is_read_as_it_is(exported: Path) -> None:
+    train, val = VOCFolder(exported, "train"), VOCFolder(exported, "val")
+    assert train.class_names == ("_background_", "cup", "spoon")
+    assert len(train) + len(val) == 20 and 1 <= len(val) <= 8
+    assert not set(train.ids) & set(val.ids)
+    values = torch.cat([labels.flatten() for _, labels in train]).unique()
+    assert values.tolist() == [0, 1, 2, 255]
+    assert all(not found["problems"] for found in check_dataset(exported, progress=False).values())
+
+
+def test_further_images_do_not_move_the_others_between_train_and_val(exported: Path) -> None:
+    before = VOCFolder(exported, "val").ids
+    for index in range(20, 40):
+        for name in ("SegmentationClassPNG/IMG 00.png", "JPEGImages/IMG 00.jpg"):
+            source = exported / name
+            shutil.copy(source, source.with_name(source.name.replace("00", str(index))))
+    after = VOCFolder(exported, "val").ids
+    assert [name for name in after if name < "IMG 20"] == before and len(after) > len(before)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_few_masks_are_divided_too_and_one_is_too_few(exported: Path, count: int, refused) -> None:
+    masks = sorted((exported / "SegmentationClassPNG").iterdir())
+    for path in masks[count:]:
+        path.unlink()
+    sizes = [len(VOCFolder(exported, split)) for split in ("train", "val")]
+    assert sum(sizes) == count and min(sizes) >= 1
+    for path in masks[1:count]:
+        path.unlink()
+    refused("val.txt", "1 masks", call=lambda: VOCFolder(exported, "val"))
+
+
+def test_a_folder_with_some_lists_is_not_divided(own: Path, refused) -> None:
+    (own / "ImageSets/Segmentation/val.txt").unlink()
+    refused("val.txt", "splits found: train", call=lambda: VOCFolder(own, "val"))
+
+
+def test_ignore_is_void_in_the_first_line_only(own: Path) -> None:
+    (own / "class_names.txt").write_text("__ignore__\nsky\nroad\n__ignore__\n")
+    assert VOCFolder(own).class_names == ("sky", "road", "__ignore__")

@@ -1,0 +1,594 @@
+"""Studies: their files, the order of their runs, what survives an interruption, and what is made of the results."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from distill import Run, fit
+from distill.cli import main
+from distill.files import PROJECT, read_json, write_json
+from distill.lab import pool
+from distill.lab.comparison import by_labels, figures, milliseconds, read_findings, tables
+from distill.lab.plan import Planned, load_study, plan, plan_teacher
+from distill.lab.pool import Job, progress_bar, run_all, slots
+from distill.lab.study import Study
+from distill.lab.tables import check_comparable
+from studies import report
+
+GOOD = """
+about = "A study."
+data = "sample"
+teacher = "sample"
+students = ["resnet18", "mobilenetv2"]
+methods = ["kd", "baseline", "kd+sakd"]
+seeds = 2
+
+[settings]
+epochs = 3
+
+[method_options.kd]
+temperature = 2.0
+
+[[variants]]
+name = "all labels"
+
+[[variants]]
+name = "8 labels"
+baseline = "all labels"
+methods = ["kd"]
+students = ["resnet18"]
+limit = 16
+recipe = "published"
+settings = { epochs = 5, labelled = 8 }
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """A study file with GOOD's text, of which one piece is replaced."""
+
+    def to(before: str = "", after: str = "", text: str = GOOD) -> Path:
+        assert before in text
+        path = tmp_path / "tiny.toml"
+        path.write_text(text.replace(before, after, 1))
+        return path
+
+    return to
+
+
+# ----------------------------------------------------------------------------------------------- the file
+
+
+def test_runs_come_seed_by_seed_and_baselines_first(write: Callable[..., Path]) -> None:
+    runs = plan(load_study(write()), Path("runs/tiny"), device="cpu")
+    names = [run.name for run in runs]
+    assert names == [
+        f"{row}/seed{seed}"
+        for seed in (0, 1)
+        for row in (
+            *(f"all labels/{b}/{m}" for b in ("resnet18", "mobilenetv2") for m in ("baseline", "kd", "kd+sakd")),
+            "8 labels/resnet18/kd",
+        )
+    ]
+    assert runs[0].folder == Path("runs/tiny/all-labels/resnet18/baseline/seed0")
+    plain = plan({**load_study(write()), "variants": [{"name": ""}]}, Path("runs/tiny"), device="cpu")
+    assert plain[1].folder == Path("runs/tiny/resnet18/kd/seed0") and plain[1].name == "resnet18/kd/seed0"
+
+
+def test_a_run_has_the_settings_of_the_file_and_its_variant(write: Callable[..., Path]) -> None:
+    study = load_study(write())
+    first, *_, last = plan(study, Path("runs/tiny"), data_root="elsewhere", device="cpu")
+    assert first.keywords["teacher"] is None and first.keywords["method_options"] == {}
+    assert (first.settings.epochs, first.settings.labelled, first.settings.precision) == (3, 0, "float32")
+    asked = {
+        "teacher": "sample",
+        "limit": 16,
+        "recipe": "published",
+        "labelled": 8,
+        "seed": 1,
+        "data_root": "elsewhere",
+    }
+    assert asked.items() <= last.keywords.items()
+    assert (last.settings.epochs, last.settings.divisions) == (5, "twice")
+    # What was tuned for the sample stays, and what the file says comes on top.
+    assert last.keywords["method_options"] == {"kd": {"weight": 10.0, "temperature": 2.0}}
+    joined = next(run for run in plan(study, Path()) if run.keywords["method"] == "kd+sakd")
+    assert joined.keywords["method_options"]["sakd"] == {"weight": 1.0}
+
+
+def test_a_teacher_may_be_trained_first_and_on_other_data(write: Callable[..., Path]) -> None:
+    table = 'teacher = { backbone = "resnet101", data = "other", limit = 9, settings = { lr = 0.5 } }'
+    study = load_study(write('teacher = "sample"', table))
+    teacher = plan_teacher(study, Path("runs/tiny"), data_root="elsewhere", device="cpu")
+    assert teacher.folder == Path("runs/tiny/teacher") and (teacher.settings.lr, teacher.settings.epochs) == (0.5, 3)
+    asked = {"student": "resnet101", "method": "baseline", "data": "other", "data_root": None, "limit": 9, "seed": 0}
+    assert asked.items() <= teacher.keywords.items()
+    runs = plan(study, Path("runs/tiny"), device="cpu")
+    assert {run.keywords["teacher"] for run in runs} == {None, "runs/tiny/teacher/student.safetensors"}
+    assert plan_teacher(load_study(write()), Path()) is None
+
+
+MISTAKES = {
+    "no TOML": ("seeds = 2", "seeds = = 2", "cannot be read as a study"),
+    "a key is misspelt": ("methods =", "method =", "no key 'method'; did you mean 'methods'"),
+    "a key is missing": ("seeds = 2", "", "seeds is missing"),
+    "a key of a variant": ("limit = 16", "limits = 16", "variant 8 labels", "did you mean 'limit'"),
+    "a text for a list": ('["resnet18", "mobilenetv2"]', '"resnet18"', "students is 'resnet18'", "a list"),
+    "an empty list": ('["resnet18", "mobilenetv2"]', "[]", "students is []"),
+    "a list of numbers": ('["kd"]', "[1]", "methods is [1]", "each of it a text"),
+    "true for a number": ("limit = 16", "limit = true", "limit is True", "a whole number"),
+    "an unknown student": ("mobilenetv2", "mobilenetv3", "no student 'mobilenetv3'", "did you mean 'mobilenetv2'"),
+    "an unknown method": ('["kd"]', '["kdd"]', "no method 'kdd'"),
+    "a method twice": ('["kd"]', '["sakd", "proposed"]', "methods names sakd twice"),
+    "no seed": ("seeds = 2", "seeds = 0", "seeds is 0"),
+    "a seed twice": ("seeds = 2", "seeds = [1, 1]", "seeds names 1 twice"),
+    "a negative seed": ("seeds = 2", "seeds = [-1]", "a seed is -1"),
+    "an unknown setting": ("epochs = 3", "epohcs = 3", "variant all labels", "'epohcs'; did you mean 'epochs'"),
+    "an impossible setting": ("epochs = 3", "epochs = 0", "epochs is 0"),
+    "an unknown recipe": ('"published"', '"publshed"', "variant 8 labels", "did you mean 'published'"),
+    "an unknown option": ("temperature", "temprature", "no option of kd 'temprature'"),
+    "an option of nothing": ("options.kd", "options.dk", "no method with options 'dk'"),
+    "an option that is no table": ("[method_options.kd]\ntemperature", "[method_options]\nkd", "method_options.kd"),
+    "a variant without a name": ('name = "8 labels"', "", "variant is called ''"),
+    "two variants in one folder": ('"8 labels"', '"all-labels"', "called 'all labels'"),
+    "a variant named as a network": ('"8 labels"', '"resnet18"', "other than a network's"),
+    "baselines of nowhere": ('baseline = "all', 'baseline = "al', "did you mean 'all labels'"),
+    "no teacher": ('teacher = "sample"', "", "teacher is missing", "kd and sakd"),
+    "a teacher without a network": ('teacher = "sample"', "teacher = { seed = 1 }", "teacher: backbone is missing"),
+    "a teacher's network": ('teacher = "sample"', 'teacher = { backbone = "resnet11" }', "did you mean 'resnet101'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_file_is_one_sentence(mistake: str, write: Callable[..., Path], refused) -> None:
+    before, after, *words = MISTAKES[mistake]
+    path = write(before, after)
+    refused(path, *words, call=lambda: load_study(path))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, refused) -> None:
+    refused("nothing.toml", "No such file", call=lambda: load_study(tmp_path / "nothing.toml"))
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "studies").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_studies_that_are_shipped_can_be_planned(path: Path, tmp_path: Path, capsys) -> None:
+    assert main(["study", str(path), "--dry-run", "--runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{len(plan(load_study(path), tmp_path))} runs, 0 of them finished" in lines[0]
+    assert path.stem.startswith("voc") == ("not run by us" in load_study(path)["about"])
+    assert not any(tmp_path.iterdir())
+
+
+def test_few_labels_take_equally_many_steps() -> None:
+    runs = plan(load_study(PROJECT / "studies" / "sample-few-labels.toml"), Path())
+    steps = {run.variant: run.settings.epochs * ((run.keywords["limit"] or 500) // 16) for run in runs}
+    assert len(steps) == 7 and max(steps.values()) <= 1.015 * min(steps.values())
+
+
+def test_every_gpu_is_a_place_and_on_the_cpu_every_core(monkeypatch: pytest.MonkeyPatch, refused) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert slots("cpu", 3) == [{"CUDA_VISIBLE_DEVICES": ""}] * 3 and len(slots("cpu")) == os.cpu_count()
+    refused("jobs is 0", call=lambda: slots("cpu", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(pool, "pick_device", torch.device)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in slots("cuda")] == ["0", "1"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in slots("cuda", 3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in slots("cuda")] == ["5", "7"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in slots("cuda:1")] == ["7"]
+
+
+# ------------------------------------------------------------------------------- a study, interrupted twice
+
+TINY = """
+about = "A teacher and three runs."
+data = "sample"
+students = ["resnet18"]
+methods = ["baseline", "kd"]
+seeds = 1
+limit = 16
+
+[settings]
+epochs = 12
+batch_size = 8
+evaluate_every = 6
+
+[teacher]
+backbone = "resnet101"
+settings = { epochs = 1 }
+
+[[variants]]
+name = "16 labels"
+
+[[variants]]
+name = "8 labels"
+baseline = "16 labels"
+methods = ["kd"]
+settings = { labelled = 8, epochs = 2 }
+"""
+
+
+class Interrupted:
+    """The study TINY, killed in its first run and stopped by Ctrl-C in its second, then run to its end."""
+
+    def __init__(self, root: Path, data: Path) -> None:
+        self.root, self.data = root, data
+        self.file, self.folder, self.results = root / "tiny.toml", root / "runs" / "tiny", root / "tiny.json"
+        self.file.write_text(TINY)
+        self.first, self.second, self.third = (
+            self.folder / name / "seed0"
+            for name in ("16-labels/resnet18/baseline", "16-labels/resnet18/kd", "8-labels/resnet18/kd")
+        )
+        self.killed = self.stop(self.first, signal.SIGKILL)
+        self.stopped = self.stop(self.second, signal.SIGINT)
+        self.partly = read_json(self.results)
+        self.before = {path: path.stat().st_mtime_ns for path in self.first.iterdir()}
+        self.ended = self.start()
+        self.ended.said = self.ended.communicate(timeout=300)
+
+    def words(self, *more: str) -> list[str]:
+        places = ["--runs", self.root / "runs", "--results", self.results, "--data-root", self.data]
+        return ["study", *map(str, [self.file, *places]), "--device", "cpu", "--jobs", "1", *more]
+
+    def start(self) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "distill", *self.words()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as from a terminal
+        )
+
+    def stop(self, run: Path, how: signal.Signals) -> subprocess.Popen:
+        """Start it, and send a signal to it alone once that run has a checkpoint."""
+        process = self.start()
+        while not (run / "last.pt").exists() and process.poll() is None:
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(how)
+        process.said = process.communicate(timeout=60)
+        process.left = wait_for_end(children)
+        process.epochs = len(Run(run).history)
+        return process
+
+
+def wait_for_end(children: list[str]) -> list[str]:
+    """Those of the processes that have not ended after some seconds."""
+    for _ in range(100):
+        left = [child for child in children if Path(f"/proc/{child}").exists()]
+        if not left:
+            break
+        time.sleep(0.05)
+    return left
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory, tiny_sample: Path) -> Interrupted:
+    return Interrupted(tmp_path_factory.mktemp("study"), tiny_sample)
+
+
+def test_runs_end_with_the_study_however_it_ends(interrupted: Interrupted) -> None:
+    assert interrupted.killed.returncode == -signal.SIGKILL and interrupted.stopped.returncode == 130
+    for process in (interrupted.killed, interrupted.stopped):
+        assert process.left == [] and 1 <= process.epochs < 12
+    said = interrupted.stopped.said[1].strip().splitlines()
+    assert said[-1] == "distill: the study was interrupted after 1 of 3 runs; the same command goes on"
+    assert "Traceback" not in interrupted.stopped.said[1]
+    assert [entry["method"] for entry in interrupted.partly["runs"]] == ["baseline"]
+
+
+def test_an_interrupted_study_ends_with_the_weights_of_one_that_was_not(
+    interrupted: Interrupted, tmp_path: Path
+) -> None:
+    assert interrupted.ended.returncode == 0, interrupted.ended.said[1][-2000:]
+    study = Study(interrupted.file, interrupted.root / "runs", data_root=str(interrupted.data), device="cpu")
+    for number, run in enumerate(study.runs):
+        whole = fit(**{**run.keywords, "out": tmp_path / str(number)})
+        states = [load_file(folder / "student.safetensors") for folder in (whole.path, run.folder)]
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0]), run.name
+        assert whole.scores == Run(run.folder).scores
+
+
+def test_finished_runs_are_not_trained_again(interrupted: Interrupted) -> None:
+    assert {path: path.stat().st_mtime_ns for path in interrupted.first.iterdir()} == interrupted.before
+    assert "16 labels/resnet18/baseline" not in interrupted.ended.said[0]
+    assert "8 labels/resnet18/kd/seed0: test mIoU" in interrupted.ended.said[0]
+
+
+def test_the_record_is_complete(interrupted: Interrupted) -> None:
+    recorded = read_json(interrupted.results)
+    assert recorded["command"] == "python -m distill study tiny.toml" and "environments" not in recorded
+    assert recorded["environment"]["threads"] == 1 and recorded["image_size"] == [32, 32]
+    assert recorded["study"]["settings"]["epochs"] == 12
+    assert {"miou", "val_miou", "per_class_iou", "parameters"} <= recorded["teacher"].keys()
+    assert [(run["variant"], run["method"]) for run in recorded["runs"]] == [
+        ("16 labels", "baseline"),
+        ("16 labels", "kd"),
+        ("8 labels", "kd"),
+    ]
+    for run in recorded["runs"]:
+        assert run["history"][-1]["epoch"] == run["settings"]["epochs"] and run["images"] == 16
+        assert {"epoch", "loss", "ce", "val_miou"} == run["history"][-1].keys()
+    assert str(interrupted.root) not in json.dumps(recorded["runs"])
+
+
+def test_tables_are_those_of_the_variants(interrupted: Interrupted, capsys: pytest.CaptureFixture) -> None:
+    """From the folders and from the record alike; the teacher's own run is in none of them."""
+    found = [read_findings([path]) for path in (interrupted.folder, interrupted.results)]
+    for findings in found:
+        rows = tables(findings)
+        assert [(name, row["method"]) for name in rows for row in rows[name]] == [
+            ("16 labels", "baseline"),
+            ("16 labels", "kd"),
+            ("8 labels", "baseline"),
+            ("8 labels", "kd"),
+        ]
+        scores = [entry["miou"] for entry in findings.records]
+        assert rows["8 labels"][1]["gain"] == pytest.approx(scores[2] - scores[0])
+    assert main(["compare", str(interrupted.folder)]) == 0
+    assert "### 8 labels (baselines of: 16 labels)" in capsys.readouterr().out
+    assert main(["compare", str(interrupted.results), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["variant"] for row in rows] == ["16 labels", "16 labels", "8 labels", "8 labels"]
+
+
+def test_a_dry_run_says_what_is_there_and_writes_nothing(interrupted: Interrupted, capsys) -> None:
+    before = {path: path.stat().st_mtime_ns for path in interrupted.root.rglob("*")}
+    assert main(interrupted.words("--dry-run")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("3 runs, 3 of them finished, 0 begun")
+    rows = ("16 labels/resnet18/baseline/seed0", "16 labels/resnet18/kd/seed0", "8 labels/resnet18/kd/seed0")
+    assert [line.split(maxsplit=1) for line in lines[1:]] == [["finished", name] for name in ("teacher", *rows)]
+    assert {path: path.stat().st_mtime_ns for path in interrupted.root.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "before, after, words",
+    [
+        ("epochs = 12", "epochs = 13", ("settings.epochs is 13 in the one and 12 in the other", "16 labels/resnet18")),
+        ("limit = 16", "limit = 20", ("images is 20 in the one and 16",)),
+        ("labelled = 8", "labelled = 4", ("settings.labelled is 4", "8 labels/resnet18/kd/seed0")),
+        ("[teacher]", "[method_options.kd]\nweight = 3.0\n[teacher]", ("terms is", "'weight': 3.0", "'weight': 10.0")),
+        ("epochs = 1 ", "epochs = 2 ", ("its teacher's run", "settings.epochs is 2")),
+    ],
+)
+def test_runs_of_other_settings_are_refused_before_anything_is_trained(
+    before: str, after: str, words: tuple[str, ...], interrupted: Interrupted, tmp_path: Path, refused
+) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(TINY.replace(before, after, 1))
+    places = {"runs": interrupted.root / "runs", "data_root": str(interrupted.data), "device": "cpu"}
+    study = Study(file, results=tmp_path / "tiny.json", **places)
+    refused(f"the study {file}", "cannot stand in one table", *words, call=study.run)
+    assert not (tmp_path / "tiny.json").exists()
+
+
+def test_figures_and_a_page_are_written(interrupted: Interrupted, tmp_path: Path, capfd) -> None:
+    out = tmp_path / "figures"
+    words = ["compare", str(interrupted.results), "--figures", str(out), "--markdown", str(tmp_path / "page.md")]
+    assert main(words) == 0
+    names = {str(path.relative_to(out).with_suffix("")) for path in out.rglob("*.*")}
+    assert names == {"variants", "labels"} | {
+        f"{variant}/{name}" for variant in ("16-labels", "8-labels") for name in ("gains", "classes", "curves", "sizes")
+    } | {path for path in names if path.endswith("closed")}
+    for name in names:
+        with Image.open(out / f"{name}.png") as picture:
+            assert min(picture.size) > 100 and len(picture.convert("L").getcolors()) > 10
+        assert (out / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+    page = (tmp_path / "page.md").read_text()
+    assert page.count("![") == len(names) and "](figures/16-labels/gains.png)" in page
+    assert "Gain over the baseline by class" in page and capfd.readouterr().err == ""
+
+
+# ------------------------------------------------------------------------------------------------- the pool
+
+
+def test_a_failure_is_told_when_the_others_are_done(tmp_path: Path, refused) -> None:
+    done: list[str] = []
+    jobs = [
+        Job("bad", "distill.networks.saving.load_model", {"path": str(tmp_path / "none.safetensors")}),
+        Job("good", "subprocess.run", {"args": ["sleep", "3"]}, finished=lambda: done.append("good")),
+        Job("late", "os.getcwd", {}, finished=lambda: done.append("late")),
+    ]
+    with progress_bar(1, 0) as bar:
+        refused(
+            "bad failed",
+            "none.safetensors",
+            "what is finished is kept",
+            call=lambda: run_all(jobs, slots("cpu", 2), 1, bar, tmp_path / "log"),
+        )
+    assert done == ["good"], "what ran beside it was not finished, or something new was begun"
+    assert not (tmp_path / "log").exists()
+
+
+def test_what_nobody_foresaw_is_kept_in_a_file(tmp_path: Path, refused) -> None:
+    jobs = [Job("odd", "json.loads", {"s": "{"}), Job("dead", "os.abort", {})]
+    for job, words in zip(jobs, (("JSONDecodeError", tmp_path / "log"), ("signal 6", "lower --jobs")), strict=True):
+        with progress_bar(1, 0) as bar:
+            refused(job.name, *words, call=lambda job=job: run_all([job], slots("cpu", 1), 1, bar, tmp_path / "log"))
+    assert "Traceback" in (tmp_path / "log").read_text()
+
+
+# ------------------------------------------------------------------------------------ what may stand in one table
+
+
+def record_of(run: Planned, miou: float, **more: object) -> dict:
+    """A made-up record of a planned run."""
+    keywords = run.keywords
+    images = keywords["limit"] or 500
+    return {
+        "variant": run.variant,
+        "data": "sample",
+        "backbone": keywords["student"],
+        "method": keywords["method"],
+        "seed": keywords["seed"],
+        "start": f"start of {keywords['student']}, {keywords['seed']}",
+        "images": images,
+        "samples": images * run.settings.epochs,
+        "split": "test",
+        "miou": miou,
+        "val_miou": miou,
+        "best_val_miou": miou + 0.01,
+        "per_class_iou": {"ground": miou, "cup": None, "spoon": miou / 2},
+        "seconds": 1.0,
+        "settings": {"epochs": run.settings.epochs, "labelled": run.settings.labelled},
+        "teacher": None if keywords["method"] == "baseline" else {"weights": "abc"},
+        **more,
+    }
+
+
+def recorded(name: str, worth: Callable[[Planned], float]) -> dict:
+    """A made-up record of a shipped study."""
+    study = load_study(PROJECT / "studies" / f"{name}.toml")
+    runs = [record_of(run, 0.5 + 0.01 * run.keywords["seed"] + worth(run)) for run in plan(study, Path())]
+    environment = {"cores": 2, "processor": "processor", "torch": "2"}
+    about = {"command": "", "date": "today", "environment": environment, "study": study, "teacher": {"miou": 0.9}}
+    return {**about, "runs": runs}
+
+
+ROW = {"data": "sample", "backbone": "resnet18", "seed": 0, "start": "a", "images": 500}
+
+
+@pytest.mark.parametrize(
+    "first, second, word",
+    [
+        ({}, {"data": "camvid"}, "data is 'sample' in the one and 'camvid' in the other"),
+        ({}, {"images": 64}, "images is 500"),
+        ({"class_names": ["a"]}, {"class_names": ["b"]}, "class_names"),
+        ({"preset": "voc"}, {"preset": "sample"}, "preset"),
+        ({"settings": {"epochs": 24}}, {"settings": {"epochs": 12}}, "settings.epochs is 24 in the one and 12"),
+        ({"settings": {}}, {"settings": {"divisions": "twice"}}, "settings.divisions is 'once' in the one and 'twice'"),
+        ({"teacher": {"weights": "a"}}, {"teacher": {"weights": "b"}}, "teacher is 'a'"),
+        ({"samples": 3}, {"samples": 4}, "samples"),
+        ({}, {"start": "b"}, "start is 'a' in the one and 'b'"),
+        ({"model": {"width": 1}}, {"model": {"width": 2}, "seed": 1}, "model"),
+        ({"method": "kd", "terms": {"kd": 1}}, {"method": "kd", "terms": {"kd": 2}, "seed": 1}, "terms"),
+    ],
+)
+def test_runs_that_differ_in_more_than_they_may_are_refused(first: dict, second: dict, word: str, refused) -> None:
+    pair = [{**ROW, "method": "baseline", **first}, {**ROW, "method": "sakd", **second}]
+    refused(word, "resnet18/", "/seed0", "in one table", call=lambda: check_comparable(pair))
+    check_comparable(pair, apart=word.split(" ")[:1])
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"backbone": "mobilenetv2", "start": "b"},
+        {"seed": 1, "start": "b"},
+        {"teacher": {"weights": "a"}},
+        {"terms": {"kd": 3}},
+        {"settings": {"workers": 4, "precision": "float32"}},  # does not count; what all had before there was a choice
+    ],
+)
+def test_rows_may_differ_in_student_method_and_seed(second: dict) -> None:
+    check_comparable([{**ROW, "method": "baseline", "settings": {}}, {**ROW, "method": "kd", "settings": {}, **second}])
+
+
+def test_the_command_line_refuses_to_mix(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    study = {
+        "runs": [{**ROW, "method": method, "miou": 0.5, "split": "test", "seconds": 1} for method in ("baseline", "kd")]
+    }
+    study["runs"][1]["settings"] = {"epochs": 3}
+    study["runs"][0]["settings"] = {"epochs": 4}
+    write_json(tmp_path / "mixed.json", study)
+    assert main(["compare", str(tmp_path / "mixed.json")]) == 2
+    assert "settings.epochs is 4 in the one and 3 in the other" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- the record
+
+
+def test_a_record_with_more_runs_stays_until_all_are_there(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = write("variants]]\nname", "variants]]\nname", GOOD)
+    write_json(tmp_path / "old.json", {"shipped": {"a": "b"}, "runs": [{}] * 5})
+    study = Study(path, tmp_path / "runs", tmp_path / "old.json", device="cpu")
+    study.folder.mkdir(parents=True)
+    study.environments = [{"torch": "2"}]
+    for count, replaced in ((4, False), (5, True), (14, True)):
+        study.records = {run.folder: {"method": "baseline"} for run in study.runs[:count]}
+        study.record()
+        now = read_json(tmp_path / "old.json")
+        assert len(now["runs"]) == (count if replaced else 5) and now["shipped"] == {"a": "b"}
+    assert len(study.runs) == 14
+
+
+def test_runs_of_other_machines_are_told(write: Callable[..., Path], tmp_path: Path) -> None:
+    study = Study(write(), tmp_path / "runs", tmp_path / "new.json", device="cpu")
+    study.folder.mkdir(parents=True)
+    study.records = {run.folder: {"method": "baseline"} for run in study.runs}
+    study.environments = [{"torch": "2"}, {"torch": "3"}]
+    study.record()
+    assert [entry["torch"] for entry in read_json(tmp_path / "new.json")["environments"]] == ["2", "3"]
+
+
+def test_a_study_of_the_clone_is_recorded_in_its_results(tmp_path: Path) -> None:
+    assert (
+        Study(PROJECT / "studies" / "sample.toml", tmp_path, device="cpu").results
+        == PROJECT / "results" / "sample.json"
+    )
+    (tmp_path / "own.toml").write_text(GOOD)
+    assert Study(tmp_path / "own.toml", tmp_path, device="cpu").results == tmp_path / "own" / "results.json"
+
+
+# ------------------------------------------------------------------------------------------------ what it shows
+
+
+def test_lines_by_labels_meet_where_all_images_have_labels(tmp_path: Path) -> None:
+    def worth(run: Planned) -> float:
+        return 0.1 * (run.keywords["method"] != "baseline") + 0.05 * bool(run.settings.labelled)
+
+    write_json(tmp_path / "labels.json", recorded("sample-few-labels", worth))
+    lines = by_labels(read_findings([tmp_path / "labels.json"]))
+    assert lines.keys() == {"baseline", "KD", "OFD", "KD, distilled on 500", "OFD, distilled on 500"}
+    assert all(list(line) == [64, 128, 256, 500] for line in lines.values())
+    assert lines["KD, distilled on 500"][64][0] == pytest.approx(0.66) and lines["KD"][64][0] == pytest.approx(0.61)
+    assert lines["KD, distilled on 500"][500] == lines["KD"][500]
+
+
+def test_the_readme_can_show_few_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worth(run: Planned) -> float:
+        return 0.1 * (run.keywords["method"] == "kd") + 0.05 * bool(run.settings.labelled)
+
+    write_json(tmp_path / "sample-few-labels.json", recorded("sample-few-labels", worth))
+    monkeypatch.setattr(report, "results_file", lambda name: tmp_path / name)
+    block = report._few_labels()
+    assert "| 64 | kd | 61.0 ± 2.5 | +10.0 ± 0.0 | 66.0 ± 2.5 | +15.0 ± 0.0 | +5.0 ± 0.0 |" in block
+    assert "| 500 | baseline | 51.0 ± 2.5 |  |  |  |  |" in block and "nan" not in block
+
+
+def test_the_readme_can_show_what_faults_are_worth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worth(run: Planned) -> float:
+        method, changed = run.keywords["method"], run.variant not in ("matched", "crops")
+        return 0.1 * (method == "kd") + 0.02 * (method == "kd" and changed) - 0.03 * (changed and method == "baseline")
+
+    write_json(tmp_path / "quirks.json", recorded("quirks", worth))
+    monkeypatch.setattr(report, "results_file", lambda name: tmp_path / name)
+    block = report._quirks()
+    assert "| distilled students skip ASPP's dropout | kd | +10.0 ± 0.0 | +12.0 ± 0.0 | +2.0 ± 0.0 |" in block
+    assert "| losses are divided twice | kd | +10.0 ± 0.0 | +15.0 ± 0.0 | +5.0 ± 0.0 |" in block
+    assert "| baselines train half as long at twice the rate | kd | +10.0 ± 0.0 | +13.0 ± 0.0 | +3.0 ± 0.0 |" in block
+    assert "| padding is labelled background | kd |" in block and "+1.0 ± 0.0 for baseline" in block
+
+
+def test_what_a_record_does_not_hold_is_said(tmp_path: Path) -> None:
+    """Records of before there were histories and networks in them."""
+    write_json(tmp_path / "labels.json", recorded("sample-few-labels", lambda run: 0.0))
+    said = [figure for _, figure, _ in figures(read_findings([tmp_path / "labels.json"])) if isinstance(figure, str)]
+    assert any("no learning curves of 64 labels" in sentence for sentence in said)
+    assert any("how many parameters" in sentence for sentence in said)
+
+
+def test_latency_is_of_the_image_size(make_student: Callable) -> None:
+    small, large = (milliseconds([make_student("resnet18").config], size, 0.1)[0] for size in ((32, 32), (256, 256)))
+    assert 0 < 2 * small < large

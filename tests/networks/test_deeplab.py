@@ -1,0 +1,416 @@
+"""The networks: golden figures, shapes and counts, maps and taps, files, and mistakes."""
+
+import copy
+import gc
+import weakref
+
+import golden_numbers
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from distill import networks
+from distill.errors import DistillError
+
+PARAMETERS = {"resnet101": 59_344_309, "resnet18": 16_608_181, "mobilenetv2": 5_816_053}
+SLIM = {"width": 0.125, "atrous_rates": (2, 3, 4)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small tensors gain nothing from threads, which on a busy machine wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def build():
+    """`build_model` at width 1 with golden weights; each network is made once and handed out in eval mode."""
+    made = {}
+
+    def get(backbone):
+        if backbone not in made:
+            made[backbone] = golden_numbers.fill(networks.build_model(backbone))
+        return made[backbone].float().eval()
+
+    return get
+
+
+def slim(backbone="resnet18", **changes):
+    torch.manual_seed(0)
+    return networks.build_model(backbone, **{**SLIM, **changes})
+
+
+def images(batch=2, size=32):
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# --------------------------------------------------------------------------------------------- golden figures
+
+CASES = golden_numbers.load("networks")["networks"]
+
+
+@pytest.mark.parametrize("dtype, rel", [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['backbone']}-{case['input'][3]}")
+def test_golden_figures(build, case, dtype, rel):
+    model = build(case["backbone"]).to(dtype)
+    with torch.no_grad():
+        logits, maps = model(golden_numbers.images(case["input"]).to(dtype), return_maps=True)
+    golden_numbers.check_summary(logits, case["logits"], rel)
+    assert len(maps) == len(case["features"]) == len(networks.POSITIONS)
+    for x, expected in zip(maps, case["features"], strict=True):
+        golden_numbers.check_summary(x, expected, rel)
+
+
+def test_golden_check_can_fail():
+    expected = CASES[1]["logits"]
+    with pytest.raises(AssertionError, match="off by"):
+        golden_numbers.check_summary(torch.zeros(expected["shape"]), expected, 1e-4)
+
+
+def test_checkpoint_layout(build):
+    layout = golden_numbers.load("teacher_checkpoint_layout")["state_dict"]
+    state = build("resnet101").state_dict()
+    ours = {key: [list(value.shape), str(value.dtype).split(".")[1]] for key, value in state.items()}
+    assert len(layout) == 680
+    assert list(ours.items()) == list(layout.items())
+
+
+# ------------------------------------------------------------------------------------------ counts and shapes
+
+
+@pytest.mark.parametrize("backbone", networks.BACKBONES)
+def test_parameter_count(build, backbone):
+    assert count(build(backbone)) == PARAMETERS[backbone]
+
+
+@pytest.mark.parametrize(
+    "arguments, millions",
+    [
+        ({"backbone": "resnet101", "width": 0.25}, 3.73),
+        ({"backbone": "resnet18", "width": 0.25}, 1.04),
+        ({"backbone": "mobilenetv2", "width": 0.35, "head_width": 0.125}, 0.381),
+    ],
+)
+def test_slim_parameter_count(arguments, millions):
+    assert count(networks.build_model(**arguments)) / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+def test_map_channels(build):
+    assert build("resnet101").map_channels == (256, 512, 1024, 2048, 256, 256)
+    assert build("resnet18").map_channels == (64, 128, 256, 512, 256, 256)
+    assert build("mobilenetv2").map_channels == (144, 192, 576, 320, 256, 256)
+
+
+@pytest.mark.parametrize("backbone", networks.BACKBONES)
+@pytest.mark.parametrize("stride, sizes", [(16, (9, 5, 3, 3, 3, 9)), (8, (9, 5, 5, 5, 5, 9))])
+def test_map_shapes(backbone, stride, sizes):
+    model = slim(backbone, output_stride=stride, num_classes=5).eval()
+    logits, maps = model(images(size=33), return_maps=True)
+    assert logits.shape == (2, 5, 33, 33)
+    expected = [(2, channels, size, size) for channels, size in zip(model.map_channels, sizes, strict=True)]
+    assert [tuple(x.shape) for x in maps] == expected
+
+
+@pytest.mark.parametrize("backbone", networks.BACKBONES)
+def test_images_of_any_size(backbone):
+    assert slim(backbone).eval()(torch.zeros(1, 3, 50, 71)).shape == (1, 21, 50, 71)
+
+
+def atrous(stage):
+    """(stride, dilation) of the convolutions that see more than one pixel."""
+    convs = [m for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
+    return [(conv.stride[0], conv.dilation[0]) for conv in convs]
+
+
+def test_atrous_stages():
+    deep, shallow = slim("resnet101").backbone, slim("resnet18").backbone
+    assert atrous(deep.layer4) == [(1, 2), (1, 4), (1, 8)]
+    assert atrous(shallow.layer4) == [(1, 2)] * 4
+    deep, shallow = slim("resnet101", output_stride=8).backbone, slim("resnet18", output_stride=8).backbone
+    assert atrous(deep.layer3) == [(1, 2)] * 23
+    assert atrous(deep.layer4) == [(1, 4), (1, 8), (1, 16)]
+    assert atrous(shallow.layer3) == [(1, 2)] * 4
+    assert atrous(shallow.layer4) == [(1, 4)] * 4
+    assert atrous(slim("mobilenetv2").backbone.features[14:]) == [(1, 1)] + [(1, 2)] * 3
+    strided = slim("mobilenetv2", output_stride=8).backbone.features
+    assert atrous(strided[7:]) == [(1, 1)] + [(1, 2)] * 7 + [(1, 4)] * 3
+
+
+@pytest.mark.parametrize("stride, rates", [(16, (6, 12, 18)), (8, (12, 24, 36))])
+def test_default_atrous_rates(stride, rates):
+    aspp = networks.build_model("resnet18", output_stride=stride, width=0.1).aspp
+    assert [branch.atrous_conv.dilation[0] for branch in (aspp.aspp2, aspp.aspp3, aspp.aspp4)] == list(rates)
+
+
+def test_given_atrous_rates_are_used_as_given():
+    aspp = slim(output_stride=8, atrous_rates=[1, 2, 5]).aspp
+    assert [branch.atrous_conv.dilation[0] for branch in (aspp.aspp2, aspp.aspp3, aspp.aspp4)] == [1, 2, 5]
+
+
+def test_dropout_rates():
+    rates = [module.p for module in slim().modules() if isinstance(module, nn.Dropout)]
+    assert rates == [0.5, 0.5, 0.1]
+
+
+def test_zero_init_residual():
+    model = slim("resnet18", zero_init_residual=True)
+    assert all((block.bn2.weight == 0).all() for block in model.backbone.layer3)
+    assert not (slim("resnet18").backbone.layer3[0].bn2.weight == 0).any()
+
+
+def test_alias():
+    assert slim("mobilenet").config["backbone"] == "mobilenetv2"
+
+
+def test_parameter_groups():
+    model = slim()
+    backbone, head = networks.parameter_groups(model)
+    assert sum(p.numel() for p in backbone) + sum(p.numel() for p in head) == count(model)
+    assert backbone[0] is model.backbone.conv1.weight
+    assert head[-1] is model.decoder.last_conv[8].bias
+
+
+# ------------------------------------------------------------------------------------------------------- maps
+
+
+@pytest.mark.parametrize("backbone", networks.BACKBONES)
+def test_maps_leave_the_logits_alone(backbone):
+    model = slim(backbone).eval()
+    x = images()
+    assert torch.equal(model(x, return_maps=True)[0], model(x))
+
+
+@pytest.mark.parametrize("backbone", networks.BACKBONES)
+@pytest.mark.parametrize("training", [True, False])
+def test_maps_are_before_their_relu(backbone, training):
+    _, maps = slim(backbone).train(training)(images(), return_maps=True)
+    assert all((x < 0).any() and (x > 0).any() for x in maps)
+
+
+def test_resnet_maps_are_the_sums_that_leave_the_stages():
+    model = slim("resnet101").eval()
+    stages = [f"backbone.{stage}" for stage in networks.POSITIONS[:4]]
+    with networks.record(model, stages) as outputs:
+        _, maps = model(images(), return_maps=True)
+    for x, name in zip(maps, stages, strict=False):
+        assert torch.equal(x.relu(), outputs[name])
+
+
+@pytest.mark.parametrize("backbone", networks.BACKBONES)
+def test_map_norms_lead_to_the_maps(backbone):
+    model = slim(backbone).eval()
+    norms = model.map_norms()
+    names = [next(name for name, module in model.named_modules() if module is norm) for norm in norms]
+    assert all(isinstance(norm, nn.BatchNorm2d) for norm in norms)
+    # Moving a norm's bias by one moves its map by one, and no map of an earlier position.
+    before = [x.detach() for x in model(images(), return_maps=True)[1]]
+    for index, norm in enumerate(norms):
+        with torch.no_grad():
+            norm.bias += 1
+            after = model(images(), return_maps=True)[1]
+            norm.bias -= 1
+        assert torch.allclose(after[index], before[index] + 1, atol=1e-4), names[index]
+        assert all(torch.equal(a, b) for a, b in zip(after[:index], before[:index], strict=True))
+
+
+@pytest.mark.parametrize("backbone", networks.BACKBONES)
+def test_gradient_flows_through_each_map(backbone):
+    model = slim(backbone)
+    first = next(model.backbone.parameters())
+    _, maps = model(images(), return_maps=True)
+    for x in maps:
+        (gradient,) = torch.autograd.grad(x.square().sum(), first, retain_graph=True)
+        assert gradient.abs().sum() > 0
+
+
+def test_forward_leaves_nothing_behind():
+    model = slim()
+    logits, maps = model(images(), return_maps=True)
+    alive = [weakref.ref(x) for x in maps]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    twin = copy.deepcopy(model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in twin.modules())
+    del logits, maps
+    gc.collect()
+    assert not any(reference() is not None for reference in alive)
+
+
+def test_maps_in_inference_mode():
+    model = slim().eval()
+    with torch.inference_mode():
+        logits, maps = model(images(), return_maps=True)
+    assert torch.equal(logits, model(images()))
+    assert len(maps) == 6
+
+
+# ------------------------------------------------------------------------------------------------------- taps
+
+
+def small_network(inplace=False):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=inplace), nn.Conv2d(4, 2, 1))
+
+
+def test_record_any_network():
+    network = small_network()
+    with networks.record(network, ["1", "2:input", "2"]) as taps:
+        network(images())
+    assert taps["1"] is taps["2:input"]
+    assert torch.equal(taps["1"].relu(), taps["2"])
+
+
+def test_record_removes_its_hooks_after_an_error():
+    network = small_network()
+    with pytest.raises(RuntimeError), networks.record(network, ["0"]):
+        network(torch.zeros(1, 7, 8, 8))
+    assert not network[0]._forward_hooks
+
+
+def test_record_notices_overwritten_tensors():
+    network = small_network(inplace=True)
+    with pytest.raises(DistillError, match=r"'1' was overwritten.*inplace"), networks.record(network, ["1"]):
+        network(images())
+
+
+def test_record_unknown_names():
+    network = slim()
+    with (
+        pytest.raises(DistillError, match=r"did you mean 'backbone.layer1'"),
+        networks.record(network, ["aspp", "backbone.layr1"]),
+    ):
+        pass
+    assert not network.aspp._forward_hooks
+    with pytest.raises(DistillError, match=":input"), networks.record(network, ["aspp:output"]):
+        pass
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+
+@pytest.mark.parametrize("backbone", networks.BACKBONES)
+def test_save_and_load(backbone, tmp_path):
+    model = slim(backbone, head_width=0.125, num_classes=4, output_stride=8)
+    model(images())  # moves the running statistics
+    path = tmp_path / "new" / "student.safetensors"
+    networks.save_model(copy.deepcopy(model).to(memory_format=torch.channels_last), path, {"data": "sample"})
+    generator = torch.get_rng_state()
+    loaded = networks.load_model(path)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert loaded.config == model.config
+    assert [file.name for file in path.parent.iterdir()] == ["student.safetensors"]
+    state = loaded.state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(state[key], value), key
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(images()), model.eval()(images()))
+
+
+def test_save_half(tmp_path):
+    model = slim()
+    model(images())
+    networks.save_model(model, tmp_path / "full.safetensors")
+    networks.save_model(model, tmp_path / "half.safetensors", half=True)
+    half, full = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("half", "full"))
+    assert half < 0.6 * full  # the header stays as long as it was
+    loaded = networks.load_model(tmp_path / "half.safetensors")
+    for key, value in loaded.state_dict().items():
+        assert value.dtype == (torch.int64 if key.endswith("num_batches_tracked") else torch.float32)
+    assert loaded.backbone.bn1.num_batches_tracked == 1
+    torch.testing.assert_close(loaded.aspp.conv1.weight, model.aspp.conv1.weight, rtol=1e-3, atol=1e-6)
+
+
+def test_save_half_refuses_what_does_not_fit(tmp_path):
+    model = slim()
+    model.backbone.bn1.running_var.fill_(1e6)
+    with pytest.raises(DistillError, match=r"backbone.bn1.running_var.*half=False"):
+        networks.save_model(model, tmp_path / "half.safetensors", half=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_config_rebuilds_the_model():
+    model = slim("mobilenetv2", width=0.5, head_width=None, output_stride=8, num_classes=3)
+    twin = networks.build_model(**model.config)
+    assert twin.config == model.config
+    assert [p.shape for p in twin.parameters()] == [p.shape for p in model.parameters()]
+
+
+def test_load_mistakes(tmp_path):
+    with pytest.raises(DistillError, match=r"No file .*missing.safetensors"):
+        networks.load_model(tmp_path / "missing.safetensors")
+    path = tmp_path / "text.safetensors"
+    path.write_text("these are not weights")
+    with pytest.raises(DistillError, match=r"text.safetensors' is no readable safetensors file"):
+        networks.load_model(path)
+    save_file({"x": torch.zeros(1)}, path, {"made_by": "another program"})
+    with pytest.raises(DistillError, match=r"no 'config'.*made_by"):
+        networks.load_model(path)
+    save_file({"x": torch.zeros(1)}, path, {"config": '{"backbone": "resnet18", "depth": 3}'})
+    with pytest.raises(DistillError, match=r"builds no model.*depth"):
+        networks.load_model(path)
+    save_file({"x": torch.zeros(1)}, path, {"config": '{"backbone": "resnet18", "width": 0.1}'})
+    with pytest.raises(DistillError, match="do not fit its config"):
+        networks.load_model(path)
+
+
+# --------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"backbone": "resnet-18"}, "did you mean 'resnet18'"),
+        ({"backbone": "vgg16"}, "there are resnet101, resnet18, mobilenetv2"),
+        ({"backbone": 18}, "no backbone '18'"),
+        ({"output_stride": 32}, "output_stride must be 16 or 8, not 32"),
+        ({"width": 0}, "width must be a number above 0"),
+        ({"width": -0.5}, "width must be a number above 0"),
+        ({"head_width": 0.0}, "head_width must be a number above 0"),
+        ({"num_classes": 0}, "num_classes must be a whole number of at least 1"),
+        ({"atrous_rates": (6, 12)}, "atrous_rates must be three whole numbers"),
+        ({"atrous_rates": 6}, "atrous_rates must be three whole numbers"),
+        ({"weights": "DEFAULT"}, "fit width 1.0 only, not 0.125"),
+        ({"weights": "IMAGENET", "width": 1.0}, "choose None or one of IMAGENET1K_V1, DEFAULT"),
+    ],
+)
+def test_build_mistakes(arguments, message):
+    with pytest.raises(DistillError, match=message):
+        networks.build_model(**{"backbone": "resnet18", **SLIM, **arguments})
+
+
+def test_batch_of_one_cannot_train():
+    model = slim("mobilenetv2")
+    with pytest.raises(DistillError, match="batch size 1"):
+        model(images(batch=1))
+    model.aspp.global_avg_pool.eval()  # what the message proposes
+    assert model(images(batch=1)).shape == (1, 21, 32, 32)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2"])
+def test_backbone_weights(backbone, monkeypatch):
+    from torchvision import models as zoo
+
+    name = {"mobilenetv2": "mobilenet_v2"}.get(backbone, backbone)
+    state = golden_numbers.fill(zoo.get_model(name)).state_dict()
+    monkeypatch.setattr(zoo.WeightsEnum, "get_state_dict", lambda self, **_: state)
+    model = networks.build_model(backbone, weights="DEFAULT")
+    for key, value in model.backbone.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_weights_that_cannot_be_downloaded(monkeypatch):
+    from torchvision.models import WeightsEnum
+
+    def offline(self, **_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", offline)
+    with pytest.raises(DistillError, match=r"Could not download .*resnet18.*no route to host"):
+        networks.build_model("resnet18", weights="IMAGENET1K_V1")

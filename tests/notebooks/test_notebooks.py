@@ -1,0 +1,170 @@
+"""The committed notebooks: executed in order, without errors, widget state or machine paths, short and linked.
+
+Running them is another test's business; this one reads the files and the recorded times only.
+"""
+
+import ast
+import json
+import re
+import statistics
+from collections import Counter
+
+import nbformat
+import pytest
+
+from distill.files import PROJECT
+from studies.prose import MARK, recorded
+from studies.run_notebooks import NOTE, stated_seconds
+
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+TIMES = json.loads((PROJECT / "results" / "notebooks.json").read_text())
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def outputs(path):
+    return [output for cell in code_cells(path) for output in cell.outputs]
+
+
+def prose(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+@each
+def test_is_a_valid_notebook_below_a_megabyte_for_the_default_kernel(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert path.stat().st_size < 1_000_000
+
+
+@each
+def test_was_executed_from_top_to_bottom(path):
+    counts = [cell.execution_count for cell in code_cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+@each
+def test_shows_neither_errors_nor_warnings(path):
+    for output in outputs(path):
+        assert output.output_type != "error", output.evalue
+        assert output.get("name") != "stderr", output.text
+
+
+@each
+def test_holds_no_widget_state(path):
+    assert "widgets" not in nbformat.read(path, as_version=4).metadata
+    assert not any(WIDGET in output.get("data", {}) for output in outputs(path))
+
+
+@each
+def test_every_widget_is_followed_by_a_picture(path):
+    cells = code_cells(path)
+    for index, cell in enumerate(cells):
+        if any(NOTE in output.get("data", {}).get("text/plain", "") for output in cell.outputs):
+            assert any("image/png" in output.get("data", {}) for output in cells[index + 1].outputs)
+
+
+@each
+def test_every_picture_has_alternative_text(path):
+    for output in outputs(path):
+        if "image/png" in output.get("data", {}):
+            assert len(output.metadata["image/png"]["alt"]) > 20
+
+
+@each
+def test_cells_are_short(path):
+    lines = [len(cell.source.splitlines()) for cell in code_cells(path)]
+    assert statistics.median(lines) <= 6
+    assert max(lines) <= 35
+
+
+def test_no_function_is_defined_in_two_notebooks():
+    defined = Counter()
+    for path in NOTEBOOKS:
+        trees = [ast.parse(cell.source) for cell in code_cells(path)]
+        defined.update({node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)})
+    assert [name for name, count in defined.items() if count > 1] == []
+
+
+def test_the_course_is_complete_and_short():
+    assert [path.stem for path in NOTEBOOKS] == [
+        "00_start_here",
+        "01_data",
+        "02_teacher",
+        "03_students",
+        "04_distillation_losses",
+        "05_train_on_gpu",
+        "06_compare",
+        "07_visualize",
+        "08_full_scale_voc",
+        "09_exercises_solutions",
+    ]
+    assert set(TIMES["seconds"]) == {path.name for path in NOTEBOOKS}
+    assert sum(TIMES["seconds"].values()) < 15 * 60 and max(TIMES["seconds"].values()) < 3 * 60
+
+
+@each
+def test_the_stated_time_is_the_recorded_one_within_a_factor_of_two(path):
+    assert TIMES["seconds"][path.name] / 2 <= stated_seconds(path) <= 2 * TIMES["seconds"][path.name]
+
+
+@each
+def test_recorded_numbers_in_the_prose_are_those_recorded(path):
+    values = recorded()
+    for number, name in MARK.findall(prose(path)):
+        assert number == values[name], f"{name} is {values[name]}: run python studies/prose.py --fill"
+    assert prose(path).count("<!-- =") == len(MARK.findall(prose(path))), "a mark without a number before it"
+
+
+@each
+def test_measured_numbers_in_the_prose_are_marked(path):
+    """A decimal, a share or points that no mark ties to results/ would stay when the results change."""
+    text = MARK.sub(" ", prose(path))
+    text = re.sub(r"```.*?```|\$\$.*?\$\$|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|95 %", " ", text, flags=re.DOTALL)
+    found = re.search(r"\d+\.\d+|\d+ ?%|\d+ per cent|\d+ (points|mIoU)", text)
+    assert found is None, text[max(0, found.start() - 60) : found.end() + 20]
+
+
+@each
+def test_outputs_name_no_folder_of_the_machine_that_ran_it(path):
+    for output in outputs(path):
+        text = output.get("text", "") + "".join(
+            str(value) for kind, value in output.get("data", {}).items() if kind.startswith("text/")
+        )
+        found = re.search(r"(?<![\w.])(/(work|home|root|Users|tmp|usr|opt|mnt)/|[A-Z]:\\)\S*", text)
+        assert found is None, found.group()
+
+
+@each
+def test_code_needs_no_path_tricks(path):
+    for cell in code_cells(path):
+        assert "sys.path" not in cell.source
+        assert not re.search(r"^\s*[%!]", cell.source, re.MULTILINE)
+
+
+@each
+def test_opens_with_title_needs_and_time_and_closes_with_takeaways(path):
+    first, text = nbformat.read(path, as_version=4).cells[0].source, prose(path)
+    assert first.startswith("# ")
+    assert "**You will learn**" in first
+    assert "**You need**" in first
+    assert stated_seconds(path)
+    last = path == NOTEBOOKS[-1]
+    for part in ("## Three takeaways", "**Next:**", *(() if last else ("## Exercises", "09_exercises_solutions"))):
+        assert part in text
+    assert last or re.search(r"python -m distill|make app|python studies/", text), "which script does the same?"
+
+
+@each
+def test_links_lead_to_files(path):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", prose(path)):
+        if not target.startswith(("http://", "https://")):
+            assert (path.parent / target).exists(), target

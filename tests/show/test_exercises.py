@@ -1,0 +1,114 @@
+"""Every exercise of the course: the template in its notebook fails the check, the solution in notebook 09 passes it."""
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from distill.show import exercises
+from studies.run_notebooks import NOTEBOOKS
+
+SOLUTIONS = NOTEBOOKS / "09_exercises_solutions.ipynb"
+
+
+def cells(path: Path, tag: str) -> list[str]:
+    found = nbformat.read(path, as_version=4).cells
+    return [cell.source for cell in found if tag in cell.metadata.get("tags", [])]
+
+
+def imports(path: Path) -> str:
+    """The import statements of a notebook, one a line: what its functions may rely on."""
+    nodes = [
+        node
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "code"
+        for node in ast.parse(cell.source).body
+    ]
+    return "\n".join(ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
+
+
+def functions(path: Path, tag: str) -> dict[str, Callable]:
+    """The functions that the cells with a tag define, by name; every cell of its own, after the notebook's imports."""
+    found: dict[str, Callable] = {}
+    for source in cells(path, tag):
+        space: dict = {}
+        exec(imports(path), space)
+        before = set(space)
+        exec(source, space)
+        found |= {name: space[name] for name in set(space) - before if callable(space[name])}
+    return found
+
+
+TEMPLATES = {
+    name: function
+    for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+    for name, function in functions(path, "exercise").items()
+    if name != "check"
+}
+
+
+def test_every_notebook_but_the_last_has_two_exercises_or_more() -> None:
+    for path in sorted(NOTEBOOKS.glob("0[0-8]*.ipynb")):
+        assert len(cells(path, "exercise")) >= 2, path.name
+
+
+def test_there_is_a_check_for_every_template_and_no_other() -> None:
+    assert set(TEMPLATES) == set(exercises.CHECKS)
+
+
+def test_every_exercise_is_solved_in_the_last_notebook() -> None:
+    assert set(functions(SOLUTIONS, "solution")) >= {f"solution_{name}" for name in exercises.CHECKS}
+
+
+@pytest.mark.parametrize("name", sorted(exercises.CHECKS))
+def test_template_fails_and_solution_passes(name: str) -> None:
+    lacking = exercises.what_is_missing(TEMPLATES[name])
+    assert lacking.startswith(f"{name}: ") and "\n" not in lacking and len(lacking) < 300
+    solution = functions(SOLUTIONS, "solution")[f"solution_{name}"]
+    assert exercises.what_is_missing(solution) == ""
+
+
+@pytest.mark.parametrize("name", sorted(exercises.CHECKS))
+@pytest.mark.parametrize("value", [None, 0, 1.0, "word", [], True])
+def test_no_constant_passes(name: str, value: object) -> None:
+    def answer(*given: object, **options: object) -> object:
+        return value
+
+    answer.__name__ = name
+    assert exercises.what_is_missing(answer)
+
+
+def test_a_wrong_name_and_an_exception_are_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    def no_such_exercise() -> None: ...
+
+    exercises.check(no_such_exercise)
+    assert "not yet: no_such_exercise: there is no such exercise" in capsys.readouterr().out
+
+    def disagreement_share(first: object, second: object, labels: object) -> float:
+        raise KeyError("mask")
+
+    exercises.check(disagreement_share)
+    assert "it raised KeyError" in capsys.readouterr().out
+
+
+def test_the_committed_outputs_say_so() -> None:
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        text = json.dumps([cell.get("outputs", []) for cell in nbformat.read(path, as_version=4).cells])
+        if path == SOLUTIONS:
+            assert text.count("OK: solution_") == len(exercises.CHECKS) and "not yet" not in text
+        else:
+            assert text.count("not yet: ") == len(cells(path, "exercise")), path.name
+
+
+def test_the_student_has_to_be_put_into_training_mode() -> None:
+    def repair_teacher_mode(teacher, student, images):
+        teacher.eval()
+        with torch.no_grad():
+            teacher_logits = teacher(images)
+        return teacher_logits, student(images)
+
+    assert "training mode" in exercises.what_is_missing(repair_teacher_mode)

@@ -1,0 +1,100 @@
+"""Figures: that they show the numbers they were given, in the course's one style."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from distill.show import charts, plots
+
+NAMES = ("background", "sky", "sea")
+ROWS = [
+    {"backbone": "resnet18", "method": "baseline", "miou": 0.5, "miou_interval": 0.02},
+    {"backbone": "resnet18", "method": "kd", "miou": 0.6, "miou_interval": 0.03, "gain": 0.1, "gain_interval": 0.04},
+    {
+        "backbone": "mobilenetv2",
+        "method": "ofd",
+        "miou": 0.7,
+        "miou_interval": 0.01,
+        "gain": 0.2,
+        "gain_interval": 0.05,
+    },
+]
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+def test_masks_have_vocs_colours() -> None:
+    colours = plots.colour_mask(np.array([[0, 1, 2, 255]]))
+    assert colours.tolist() == [[[0, 0, 0], [128, 0, 0], [0, 128, 0], [224, 224, 192]]]
+
+
+def test_a_grid_draws_pixels_as_squares_and_names_regions() -> None:
+    mask = np.zeros((20, 20), dtype=int)
+    mask[:, 10:], mask[0, 0] = 1, 2
+    image = np.zeros((20, 20, 3), dtype=np.uint8)
+    figure = plots.show_grid({"first": {"image": image, "truth": mask}, "second": {"image": image}}, NAMES)
+    drawn = [picture for axis in figure.axes for picture in axis.images]
+    assert [picture.get_interpolation() for picture in drawn] == ["nearest"] * 3
+    assert texts(figure) == ["sky"], "regions below 1.5 % and the background have no name"
+    assert [axis.get_title(loc="center") for axis in figure.axes[:2]] == ["image", "truth"]
+    assert [axis.get_ylabel() for axis in figure.axes][::2] == ["first", "second"]
+
+
+def test_bars_have_the_height_of_the_probabilities_and_each_panel_its_scale() -> None:
+    panels = {"T = 1": {"a": np.array([0.9, 0.1, 0.0])}, "T = 9": {"a": np.array([0.4, 0.3, 0.3])}}
+    figure = plots.probability_chart(panels, NAMES)
+    assert [bar.get_height() for bar in figure.axes[1].patches] == [0.4, 0.3, 0.3]
+    assert [axis.get_ylim()[1] for axis in figure.axes] == pytest.approx([0.99, 0.44])
+    assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == list(NAMES)
+
+
+def test_gains_leave_the_baseline_out_and_have_a_panel_for_each_student() -> None:
+    figure = charts.gain_chart(ROWS)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["ResNet-18", "MobileNetV2"]
+    assert [[tick.get_text() for tick in axis.get_yticklabels()] for axis in figure.axes] == [["KD"], ["OFD"]]
+    assert figure.axes[1].lines[0].get_xdata() == pytest.approx([20.0])
+
+
+def test_scores_stand_beside_the_teachers() -> None:
+    figure = charts.score_chart(ROWS, teacher_miou=0.8)
+    assert texts(figure) == ["teacher", "teacher"]
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["baseline", "KD"]
+
+
+@pytest.mark.parametrize("x", ["parameters", "milliseconds"])
+def test_size_and_speed_against_score(x: str) -> None:
+    points = [
+        {"name": "teacher", "method": "teacher", "miou": 0.8, x: 4_000_000.0},
+        {"name": "alone", "method": "baseline", "miou": 0.5, x: 1_000_000.0},
+        {"name": "distilled", "method": "kd", "miou": 0.6, x: 1_000_000.0},
+    ]
+    axis = charts.size_chart(points, x).axes[0]
+    assert {text.get_text() for text in axis.texts} == {"teacher", "alone", "distilled"}
+    assert axis.get_xscale() == "log" and axis.get_ylim() == pytest.approx((47, 83))
+
+
+def test_losses_by_class_are_hatched() -> None:
+    figure = charts.class_chart({"one": {"a": 0.1, "b": -0.2}})
+    assert [bar.get_hatch() for bar in figure.axes[0].patches] == ["////", None]
+
+
+def test_learning_curves_skip_epochs_without_the_key_and_show_scores_in_per_cent() -> None:
+    history = [{"epoch": 1, "ce": 2.0}, {"epoch": 2, "ce": 1.0, "val_miou": 0.25}]
+    figure = charts.learning_curves({"KD": history}, {"ce": "loss", "val_miou": "score"})
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [2.0, 1.0]
+    assert figure.axes[1].lines[0].get_xydata().tolist() == [[2.0, 25.0]]
+
+
+def test_a_displayed_figure_is_a_png_with_alternative_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[dict, dict]] = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw, metadata: shown.append((bundle, metadata)))
+    plots.display(plots.show_row({"image": np.zeros((4, 4, 3), dtype=np.uint8)}), "A black square.")
+    ((bundle, metadata),) = shown
+    assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).format == "PNG"
+    assert bundle["text/plain"] == metadata["image/png"]["alt"] == "A black square."

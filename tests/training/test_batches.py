@@ -1,0 +1,140 @@
+"""What a step is fed with: decoded images from a file, crops cut on the device, labels that were taken away."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from distill import Run, fit, open_dataset
+from distill.data.transforms import IGNORE_INDEX
+from distill.networks.deeplab import DeepLabV3Plus
+from distill.training.batches import CroppedBatches, DecodedImages, FlippedBatches
+from distill.training.settings import Settings
+
+CPU = torch.device("cpu")
+SIZES = ((40, 40), (40, 56), (33, 61), (70, 21))
+
+
+@pytest.fixture
+def folder(voc_folder: Callable[..., Path]) -> Path:
+    rng = np.random.default_rng(0)
+    blocks = [np.kron(rng.integers(0, 3, (9, 9)), np.ones((8, 8), dtype=int)) for _ in SIZES]
+    masks = [block[:height, :width] for block, (height, width) in zip(blocks, SIZES, strict=True)]
+    return voc_folder({"train": masks}, ("a", "b", "c"))
+
+
+def crops(folder: Path, **settings) -> list[tuple[Tensor, Tensor]]:
+    settings = Settings(batch_size=2, crop_size=32, augment="crops", **settings)
+    batches = CroppedBatches(open_dataset(folder, "train"), settings, 0, CPU)
+    return [(images, labels) for epoch in range(3) for images, labels, _ in batches(epoch)]
+
+
+def alike(ones: list, others: list, difference: float = 0.0) -> bool:
+    return all(
+        (images - other_images).abs().max() <= difference and torch.equal(labels, other_labels)
+        for (images, labels), (other_images, other_labels) in zip(ones, others, strict=True)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_decoded_images_are_those_of_the_files(workers: int, folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    plain = crops(folder)
+    for _ in range(2):  # made, and then found
+        assert alike(plain, crops(folder, cache=str(cache), workers=workers))
+    files = sorted(path.suffix for path in cache.iterdir())
+    assert files == [".json", ".pixels"]
+    pixels = sum(height * width for height, width in SIZES)
+    assert next(cache.glob("*.pixels")).stat().st_size == 4 * pixels
+
+
+def test_another_content_makes_another_file(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    before = crops(folder, cache=str(cache))
+    mask = folder / "SegmentationClass" / "train0.png"
+    mask.write_bytes((folder / "SegmentationClass" / "train0.png").read_bytes() + b"\0")
+    crops(folder, cache=str(cache))
+    assert len(list(cache.glob("*.pixels"))) == 2 and alike(before, crops(folder))
+    (folder / "JPEGImages" / "train3.jpg").unlink()
+    with pytest.raises(ValueError, match=r"train3.* is missing, though the split list names it"):
+        crops(folder, cache=str(cache))
+
+
+def test_a_damaged_cache_is_named(folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    cache = tmp_path / "cache"
+    crops(folder, cache=str(cache))
+    file = next(cache.glob("*.pixels"))
+    file.write_bytes(file.read_bytes()[:-1])
+    refused(file, "delete both", call=lambda: crops(folder, cache=str(cache)))
+    index = next(cache.glob("*.json"))
+    index.write_text("{")
+    refused(index, "JSON", call=lambda: crops(folder, cache=str(cache)))
+
+
+def test_an_unfinished_cache_is_made_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, read = open_dataset(folder, "train"), []
+
+    def stop(index: int) -> tuple:
+        read.append(index)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return type(dataset).__getitem__(dataset, index)
+
+    class Stopping:
+        def __getattr__(self, name: str) -> object:
+            return getattr(dataset, name)
+
+        def __len__(self) -> int:
+            return len(dataset)
+
+        def __getitem__(self, index: int) -> tuple:
+            return stop(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        DecodedImages(Stopping(), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert len(DecodedImages(dataset, tmp_path / "cache")) == 4
+
+
+def test_crops_cut_on_the_device_are_those_cut_on_the_host(folder: Path) -> None:
+    host, device = crops(folder), crops(folder, crop_on="device")
+    assert all(images.dtype == torch.float32 and labels.dtype == torch.int64 for images, labels in device)
+    for (images, labels), (others, other_labels) in zip(host, device, strict=True):
+        assert (images - others).abs().max() < 2.5 / 255 / 0.224  # two of 255 grey levels, normalised
+        assert (labels == other_labels).float().mean() > 0.97  # a place between two pixels may go to either
+
+
+def test_crops_come_with_their_channels_last_in_memory(folder: Path) -> None:
+    for where in ("host", "device"):
+        images, _ = crops(folder, crop_on=where)[0]
+        assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", [FlippedBatches, CroppedBatches])
+def test_only_the_first_images_keep_their_labels(kind: type, tiny_sample: Path) -> None:
+    dataset = open_dataset("sample", "train", tiny_sample)
+    batches = kind(dataset, Settings(batch_size=6, crop_size=32, labelled=5), 0, CPU)
+    labelled = set()
+    for step, (_, labels, _) in enumerate(batches(0)):
+        names = batches.names(0, step)
+        labelled |= {name for name, mask in zip(names, labels, strict=True) if (mask != IGNORE_INDEX).any()}
+    assert labelled == set(dataset.ids[:5])
+
+
+def test_images_without_labels_still_teach(
+    tiny_sample: Path, tiny_teacher: DeepLabV3Plus, make_student: Callable[..., DeepLabV3Plus], tmp_path: Path
+) -> None:
+    """Cross-entropy has nothing to say of them, and distillation has."""
+    given = {"data_root": tiny_sample, "batch_size": 8, "epochs": 1, "device": "cpu", "progress": False, "labelled": 1}
+
+    def run(method: str, **more) -> Run:
+        return fit(make_student(), method, tiny_teacher, out=tmp_path / f"{method}{len(more)}", **given, **more)
+
+    alone, taught = run("baseline"), run("kd")
+    assert 0 < alone.history[0]["ce"] < 2.5, "two of three batches have no labelled pixel, which gives 0 and not NaN"
+    assert taught.history[0]["kd"] > 0
+    assert taught.config["settings"]["labelled"] == 1

@@ -1,0 +1,176 @@
+"""Several processes train what one would, and only one of them writes."""
+
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from kill import command, finish, kill_and_resume, same_end, start
+from safetensors.torch import load_file
+from torch import Tensor
+from two_ranks import RUNS
+
+from distill import Run, fit, open_dataset
+from distill.data.sample import make_sample
+from distill.networks.deeplab import DeepLabV3Plus
+from distill.networks.saving import save_model
+from distill.training.batches import CroppedBatches, FlippedBatches
+from distill.training.parallel import Ranks, pick_device, shared_layers
+from distill.training.settings import Settings
+
+TESTS = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, make_student: Callable[..., DeepLabV3Plus]) -> Path:
+    """The folder in which two_ranks.py was run in one process and in two."""
+    out = tmp_path_factory.mktemp("ranks")
+    # Not the tiny sample: in its maps of 2 x 2 places BatchNorm divides by next to nothing, which magnifies rounding.
+    sample = make_sample(out / "sample", train=24, val=6, test=6, progress=False)
+    save_model(make_student(), out / "student.safetensors")
+    parallel = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    for words in ([], parallel):
+        subprocess.run(
+            [sys.executable, *words, str(TESTS / "two_ranks.py"), str(out), str(sample)],
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        )
+    return out
+
+
+def found(both: Path, name: str) -> tuple[dict[str, Tensor], ...]:
+    return tuple(torch.load(both / f"{file}.pt")[name] for file in ("1-0", "2-0", "2-1"))
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2"])
+def test_a_step_of_two_processes_is_that_of_one(backbone: str, both: Path) -> None:
+    """In float64, so that nothing but rounding can differ; dropout, BatchNorm and the labelled pixels are shared."""
+    alone, first, second = found(both, backbone)
+    assert alone["loss"] == pytest.approx(first["loss"].item(), rel=1e-12)
+    size = sum(value.double().square().sum() for value in alone.values()).sqrt()
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), f"the processes differ in {name}"
+        # Biases before another BatchNorm have no gradient but rounding: what counts is the size of all.
+        assert (value - first[name]).double().norm() < 1e-9 * value.double().norm() + 1e-12 * size, name
+    assert (
+        alone["method.terms.kd.calls"] == 1
+        and alone[
+            "student.backbone.bn1.running_mean"
+            if backbone == "resnet18"
+            else "student.backbone.features.0.1.running_mean"
+        ].norm()
+        > 0
+    )
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_scores_of_two_processes_are_exactly_those_of_one(split: str, both: Path) -> None:
+    alone, first, second = found(both, split)
+    assert torch.equal(alone["confusion"], first["confusion"]) and torch.equal(first["confusion"], second["confusion"])
+    assert alone["confusion"].sum() > 6 * 64 * 64 / 2
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_two_processes_ends_with_the_losses_and_weights_of_one(name: str, both: Path) -> None:
+    """float32, six steps in two epochs."""
+    alone, together = (Run(both / f"{name}-{number}") for number in (1, 2))
+    for ours, theirs in zip(alone.history, together.history, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5) and ours["ce"] == pytest.approx(
+            theirs["ce"], rel=1e-5
+        )
+    weights, others = (load_file(run.path / "student.safetensors") for run in (alone, together))
+    difference = sum((weights[key].double() - others[key].double()).square().sum() for key in weights).sqrt()
+    assert difference < 1e-5 * sum(value.double().square().sum() for value in weights.values()).sqrt()
+    assert alone.config == together.config, "the number of processes is no setting"
+    assert together.environment["processes"] == 2 and alone.environment["processes"] == 1
+
+
+def test_a_killed_run_of_two_processes_resumes_to_the_bit(tiny_sample: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    seconds = finish(command(whole, tiny_sample, 2, free_port()))
+    words = command(cut, tiny_sample, 2, free_port())
+    kills = kill_and_resume(words, cut, 2, 0.75 * seconds, random.Random(5))
+    assert same_end(whole, cut), kills
+
+
+def test_a_mistake_is_one_sentence_a_process_and_no_folder(tiny_sample: Path, tmp_path: Path) -> None:
+    words = command(tmp_path / "run", tiny_sample, 2, free_port())
+    process = start([*words, "--batch-size", "5"])
+    _, said = process.communicate(timeout=120)
+    assert process.returncode and not (tmp_path / "run").exists()
+    assert "the batch of 5 cannot be divided equally among 2 processes with 1 parts each; make --batch-size" in said
+    assert "distill/training.py" not in said, "a traceback of ours"
+
+
+@pytest.mark.parametrize("kind", [FlippedBatches, CroppedBatches])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_pieces_of_all_processes_make_the_batch(kind: type, accumulate: int, tiny_sample: Path) -> None:
+    dataset = open_dataset("sample", "train", tiny_sample)
+
+    def labels(settings: Settings, ranks: Ranks, first: int = 0) -> list[Tensor]:
+        return [labels for _, labels, _ in kind(dataset, settings, 3, CPU, ranks)(1, first)]
+
+    whole = labels(Settings(batch_size=8, crop_size=32), Ranks())
+    settings = Settings(batch_size=8, crop_size=32, accumulate=accumulate)
+    shares = [labels(settings, Ranks(rank, 2)) for rank in range(2)]
+    pieces = [shares[rank][index] for index in range(3 * accumulate) for rank in range(2)]
+    assert torch.equal(torch.cat(pieces), torch.cat(whole))
+    assert torch.equal(torch.cat(labels(settings, Ranks(), 2)), whole[2]), "from the third step on"
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_batch(
+    tiny_sample: Path, tiny_teacher: DeepLabV3Plus, make_student: Callable[..., DeepLabV3Plus], tmp_path: Path
+) -> None:
+    """BatchNorm, which sees a part at a time, and dropout are kept out of it."""
+    ends = []
+    for accumulate in (1, 2, 4):
+        student = make_student().eval()
+        student.train = lambda mode=True, student=student: student
+        given = {"data_root": tiny_sample, "limit": 16, "batch_size": 8, "epochs": 2, "optimizer": "sgd", "lr": 0.01}
+        run = fit(
+            student,
+            "kd",
+            tiny_teacher,
+            accumulate=accumulate,
+            out=tmp_path / str(accumulate),
+            progress=False,
+            device="cpu",
+            labelled=11,  # so that the parts have different numbers of labelled pixels
+            **given,
+        )
+        ends.append((run.history[-1]["ce"], load_file(run.path / "student.safetensors")))
+    for ce, weights in ends[1:]:
+        assert ce == pytest.approx(ends[0][0], rel=1e-5)
+        for name, value in weights.items():
+            assert torch.allclose(value, ends[0][1][name], rtol=1e-4, atol=1e-6), name
+
+
+def test_a_single_process_is_left_alone(make_student: Callable[..., DeepLabV3Plus]) -> None:
+    student = make_student()
+    kinds = [type(layer) for layer in student.modules()]
+    with shared_layers(Ranks(), [student], True):
+        assert [type(layer) for layer in student.modules()] == kinds
+    assert Ranks().sum(torch.tensor(3.0)) == 3 and Ranks().agree("word") == "word"
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert pick_device("auto") == torch.device("cuda:1")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    refused("2 GPUs", "--nproc-per-node", call=lambda: pick_device("auto"))

@@ -1,0 +1,170 @@
+"""Runs on disk, and tables from records of them."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from distill.files import read_json
+from distill.lab.tables import compare, interval95, markdown_table
+from distill.training.runs import Run, find_runs, run_folder
+
+
+def entry(method: str, seed: int, miou: float, backbone: str = "resnet18", seconds: float = 60.0) -> dict:
+    return {
+        "data": "sample",
+        "backbone": backbone,
+        "method": method,
+        "seed": seed,
+        "split": "test",
+        "miou": miou,
+        "seconds": seconds,
+    }
+
+
+@pytest.fixture
+def records() -> list[dict]:
+    baseline, distilled = (0.50, 0.54, 0.58), (0.53, 0.56, 0.62)
+    return [
+        *(entry("baseline", seed, miou) for seed, miou in enumerate(baseline)),
+        *(entry("sakd", seed, miou, seconds=90.0) for seed, miou in enumerate(distilled)),
+    ]
+
+
+# mean ± t · s / sqrt(n) with t from a printed table
+@pytest.mark.parametrize(
+    "values, half_width",
+    [
+        ([1.0, 3.0], 12.706 * math.sqrt(2) / math.sqrt(2)),
+        ([1.0, 2.0, 3.0], 4.303 * 1.0 / math.sqrt(3)),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], 2.776 * math.sqrt(2.5) / math.sqrt(5)),
+        ([0.0, 2.0] * 6, 2.201 * math.sqrt(12 / 11) / math.sqrt(12)),
+        ([0.0, 2.0] * 15 + [1.0], 2.042 * 1.0 / math.sqrt(31)),
+    ],
+)
+def test_interval_is_students(values: list[float], half_width: float) -> None:
+    assert interval95(values) == pytest.approx(half_width, rel=2e-3)
+
+
+def test_one_value_has_no_interval() -> None:
+    assert math.isnan(interval95([0.5])) and math.isnan(interval95([]))
+
+
+def test_gain_is_paired_by_seed(records: list[dict]) -> None:
+    row = compare(records)[1]
+    assert (row["data"], row["backbone"], row["method"]) == ("sample", "resnet18", "sakd")
+    assert row["seeds"] == [0, 1, 2] and row["split"] == "test" and row["seconds"] == 90
+    assert row["miou"] == pytest.approx(0.57)
+    assert row["gain"] == pytest.approx(0.03)
+    gains = (0.03, 0.02, 0.04)
+    deviation = math.sqrt(sum((gain - 0.03) ** 2 for gain in gains) / 2)
+    assert row["gain_interval"] == pytest.approx(4.303 * deviation / math.sqrt(3))
+    assert row["gain_interval"] < row["miou_interval"] / 2  # pairing takes the spread between seeds away
+
+
+def test_order_of_the_records_does_not_matter(records: list[dict]) -> None:
+    (gain,) = (row["gain"] for row in compare(records[::-1]) if row["method"] == "sakd")
+    assert gain == pytest.approx(0.03)
+
+
+def test_seeds_without_a_baseline_do_not_enter_the_gain(records: list[dict]) -> None:
+    row = compare([*records, entry("sakd", 9, 0.99)])[1]
+    assert row["gain"] == pytest.approx(0.03) and row["seeds"] == [0, 1, 2, 9]
+    alone = compare([entry("sakd", 9, 0.99)])[0]
+    assert "gain" not in alone and "closed" not in alone
+
+
+def test_the_baseline_has_no_gain(records: list[dict]) -> None:
+    assert "gain" not in compare(records, teacher_miou=0.9)[0]
+
+
+def test_students_are_compared_with_their_own_baseline(records: list[dict]) -> None:
+    other = [entry("baseline", 0, 0.30, "mobilenetv2"), entry("sakd", 0, 0.40, "mobilenetv2")]
+    rows = {(row["backbone"], row["method"]): row for row in compare(records + other)}
+    assert rows["mobilenetv2", "sakd"]["gain"] == pytest.approx(0.10)
+    assert rows["resnet18", "sakd"]["gain"] == pytest.approx(0.03)
+
+
+def test_closed_gap_is_the_gains_share_of_the_way_to_the_teacher(records: list[dict]) -> None:
+    assert compare(records, teacher_miou=0.69)[1]["closed"] == pytest.approx(0.03 / (0.69 - 0.54))
+    assert "closed" not in compare(records, teacher_miou=0.40)[1]  # a teacher below the baseline leaves no gap
+    assert "closed" not in compare(records)[1]
+
+
+def test_two_records_of_one_seed_are_refused(records: list[dict], refused) -> None:
+    refused("sakd", "seed 1", "resnet18", call=lambda: compare([*records, entry("sakd", 1, 0.5)]))
+
+
+def test_table_is_markdown_in_points(records: list[dict]) -> None:
+    lines = markdown_table(compare(records, teacher_miou=0.69)).splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+    assert lines[2] == "| resnet18 | baseline | 54.0 ± 9.9 |  |  | 3 | 60 |"
+    assert lines[3] == "| resnet18 | sakd | 57.0 ± 11.4 | +3.0 ± 2.5 | 20% | 3 | 90 |"
+
+
+def test_a_single_seed_is_shown_without_an_interval_and_a_loss_with_its_sign() -> None:
+    table = markdown_table(compare([entry("baseline", 0, 0.5), entry("kd", 0, 0.45)]))
+    assert "| 50.0 |" in table and "| -5.0 |" in table and "±" not in table and "nan" not in table
+
+
+CONFIG = {
+    "data": "sample",
+    "images": 500,
+    "model": {"backbone": "resnet18"},
+    "method": {"name": "baseline", "terms": {}},
+    "seed": 3,
+    "start": "0123456789abcdef",
+    "parameters": 1000,
+    "teacher": None,
+    "settings": {"epochs": 2},
+}
+
+
+def make_run(folder: Path, finished: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    if finished:
+        score = {"miou": 0.25, "pixel_accuracy": 0.5, "per_class_iou": {}}
+        (folder / "scores.json").write_text(json.dumps({"val": score, "best": {"epoch": 1, "val_miou": 0.25}}))
+    return folder
+
+
+def test_a_run_is_read_from_its_folder(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    history = [{"epoch": epoch, "seconds": 1.5} for epoch in (1, 2)]
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
+    for run in (Run(folder), Run(str(folder))):
+        assert run.finished and run.config == CONFIG and run.scores["val"]["miou"] == 0.25
+        assert run.history == history
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, refused) -> None:
+    refused(tmp_path, "config.json", call=lambda: Run(tmp_path))
+    refused("config.json", call=lambda: Run(tmp_path / "nothing"))
+
+
+def test_an_unfinished_run_has_no_scores_yet(tmp_path: Path, refused) -> None:
+    run = Run(make_run(tmp_path / "run", finished=False))
+    assert not run.finished and run.history == []
+    refused("not finished", "resume", call=lambda: run.scores)
+
+
+def test_a_broken_file_is_named(tmp_path: Path, refused) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "config.json").write_text('{"seed": ')
+    refused(folder / "config.json", "JSON", call=lambda: Run(folder).config)
+    refused("student.safetensors", call=lambda: Run(folder).student())
+    refused("none.json", call=lambda: read_json(tmp_path / "none.json"))
+
+
+def test_finished_runs_are_found_at_any_depth(tmp_path: Path, refused) -> None:
+    paths = [make_run(tmp_path / "a" / "b" / f"seed{seed}") for seed in (0, 1)]
+    make_run(tmp_path / "a" / "b" / "seed2", finished=False)
+    assert [run.path for run in find_runs(tmp_path)] == paths
+    assert [run.path for run in find_runs(paths[0], tmp_path / "a")] == paths
+    refused("nowhere", "train one first", call=lambda: find_runs(tmp_path / "nowhere"))
+
+
+def test_the_folder_of_a_run_tells_what_it_is() -> None:
+    assert run_folder("runs", "sample", "resnet18", "kd", 4) == Path("runs/sample/resnet18/kd/seed4")
