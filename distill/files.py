@@ -38,6 +38,8 @@ def replace_file(path: str | Path, lasting: bool = False) -> Iterator[Path]:
         if lasting:
             _wait_for_disk(temporary)
         temporary.replace(path)
+        if lasting:
+            _wait_for_folder(path.parent)
     # A full disk is an OSError for Python and Pillow, and something else for PyTorch and safetensors.
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = (error.strerror or first_line(error)) if isinstance(error, OSError) else "the disk took no more"
@@ -55,6 +57,25 @@ def _wait_for_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def _wait_for_folder(folder: Path) -> None:
+    """Until the new name has reached the disk too, where the system can tell."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some disks of networks cannot
+        pass
+    finally:
+        os.close(handle)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and holds something: a power cut can leave an empty one."""
+    return path.exists() and path.stat().st_size > 0
+
+
 def remove_parts(folder: Path) -> None:
     """Delete what a process that was killed while writing may have left in a folder."""
     for part in folder.glob(".*.part"):
@@ -63,7 +84,9 @@ def remove_parts(folder: Path) -> None:
 
 @contextmanager
 def held(path: Path, patience: float = 10.0) -> Iterator[None]:
-    """Hold a file that exists, as the sign that this process alone writes into its folder.
+    """Hold a file, made where it is missing, as the sign that this process alone writes into its folder.
+
+    It must be one that is never replaced.
 
     The system lets go of it when the process ends, in whatever way. Raises DistillError when another process holds it
     for more than `patience` seconds; less may be what is left of one that was killed.
@@ -71,7 +94,7 @@ def held(path: Path, patience: float = 10.0) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with path.open("rb+") as file:
+    with path.open("ab") as file:
         end = time.monotonic() + patience
         while True:
             try:
@@ -107,7 +130,7 @@ def _umask() -> int:
 
 def write_text(path: str | Path, text: str) -> None:
     """Replace the file `path` by `text`, in UTF-8."""
-    with replace_file(path) as temporary:
+    with replace_file(path, lasting=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

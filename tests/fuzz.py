@@ -30,8 +30,8 @@ from distill.data.folders import VOCFolder, check_dataset, read_image, read_mask
 from distill.data.sample import voc_palette
 from distill.files import PROJECT, write_json
 from distill.lab.tables import compare, markdown_table, read_study, record
-from distill.training.loop import _is_finished, read_checkpoint
-from distill.training.runs import Run, environment, find_runs
+from distill.training.checkpoint import read_checkpoint
+from distill.training.runs import Run, environment, find_runs, is_finished
 
 Reader = Callable[[bytes, Path], object]  # from a damaged file's content and an empty folder
 
@@ -242,7 +242,7 @@ def read_any_run(content: bytes, folder: Path) -> None:
     _put(folder, names[content[0] % 4] if content else names[0], content[1:])
     run = Run(folder)
     _either(lambda: (run.environment, run.data_root))
-    _either(lambda: _is_finished(folder, CONFIG, True))
+    _either(lambda: is_finished(folder, CONFIG, True))
     _either(lambda: (run.history, run.scores, run.config))
     markdown_table(compare([record(found) for found in find_runs(folder)], 0.8))
 

@@ -21,6 +21,7 @@ from distill.losses import cross_entropy
 from distill.methods import MapTerm, Output, build_method
 from distill.networks.deeplab import parameter_groups
 from distill.networks.teachers import ask, ask_teacher, freeze
+from distill.training.parallel import seeded
 from distill.training.presets import make_student
 from distill.training.settings import Settings
 
@@ -41,8 +42,7 @@ class Step:
         student = make_student(backbone, len(VOC_CLASSES), preset, settings.output_stride, seed)
         self.student = student.to(self.device, memory_format=self.layout).train()
         self.teacher = freeze(copy.deepcopy(teacher)).to(memory_format=self.layout)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.method = build_method(method, self.teacher, self.student).train()
         self.images, self.labels = batch[0].contiguous(memory_format=self.layout), batch[1]
         self.optimizer = self._optimizer()

@@ -1,19 +1,10 @@
 """One trainer for every row: the same data order, initial weights, schedule and regularisation at a seed."""
 
 import copy
-import io
-import json
-import os
-import signal
-import sys
-import threading
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +13,25 @@ from tqdm.auto import tqdm
 
 from distill.data.folders import VOCFolder, open_dataset
 from distill.errors import DistillError, Interrupted, check_number, enough_memory
-from distill.files import held, make_folder, remove_parts, replace_file, write_json, write_text
+from distill.files import write_json
 from distill.losses import IGNORE_INDEX
 from distill.methods import Method, build_method, method_terms
-from distill.networks.deeplab import DeepLabV3Plus, parameter_groups
+from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import save_model
 from distill.networks.taps import eval_mode
-from distill.networks.teachers import ask, ask_teacher, fingerprint, freeze, load_teacher
+from distill.networks.teachers import ask, ask_teacher, freeze, load_teacher
 from distill.training.batches import Batch, batches_for
+from distill.training.board import Board
+from distill.training.checkpoint import PARTS, read_checkpoint, write_checkpoint
+from distill.training.checks import check_labelled, check_student, check_width
 from distill.training.evaluation import check_classes, evaluate
-from distill.training.parallel import Ranks, explained_parting, join, pick_device, shared_layers
+from distill.training.interrupt import CtrlC
+from distill.training.optimizer import make_optimizer, make_schedule
+from distill.training.parallel import Ranks, explained_parting, join, pick_device, seeded, shared_layers
 from distill.training.presets import choose_options, choose_settings, make_student
-from distill.training.runs import Run, environment, run_folder
-from distill.training.settings import NEUTRAL, Settings, for_device, with_every_setting
+from distill.training.runs import Run, begun, config_of, is_finished, run_folder, write_history
+from distill.training.settings import Settings, for_device
+from distill.training.tally import Tally
 
 OnEpoch = Callable[[dict, DeepLabV3Plus], None]
 
@@ -86,87 +83,55 @@ def fit(
     chosen, ranks = for_device(chosen, target), join(target)
     with ranks.first_alone():  # the sample is made on first use
         train = open_dataset(data, "train", data_root, limit)
+    given = student
     if isinstance(student, str):
         student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights)
-    student = student.to(target, memory_format=torch.channels_last)
-    _check_student(student, train)
+    named, student = isinstance(given, str), student.to(target, memory_format=torch.channels_last)
+    check_student(student, train)
     student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others
     teacher = _as_teacher(teacher, target) if terms else None
     if teacher is not None:
         check_classes("teacher", teacher, train)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1_000_003)  # connectors have a stream of their own: students start alike in every row
+    with seeded(seed + 1_000_003):  # connectors have a stream of their own: students start alike in every row
         method = build_method(method, teacher, student, **choose_options(terms, data, method_options))
     if target.type == "cpu":
-        _check_width(student)
-    config = _config(data, train, student, teacher, method, seed, preset, chosen, ranks)
-    folder = Path(out) if out else run_folder("runs", Path(data).name, config["model"]["backbone"], method.name, seed)
-    if ranks.agree(ranks.first and _is_finished(folder, config, resume)):
-        return Run(folder)
-    loop = _Loop(student, teacher, method, train, chosen, seed, target, folder, progress, on_epoch, ranks)
+        check_width(student)
     val = open_dataset(data, "val", data_root)
-    _check_labelled(train)
-    _check_labelled(val)
-    if ranks.first:  # only now, so that a mistake leaves no folder behind
-        _make_folder(folder, config, train.root, target, ranks)
+    config = config_of(data, train, val, student, teacher, method, seed, preset, chosen, ranks)
+    folder = Path(out) if out else run_folder("runs", config["data"], config["model"]["backbone"], method.name, seed)
+    if ranks.agree(ranks.first and is_finished(folder, config, resume)):
+        return _done(folder, None if named else student)
+    loop = _Loop(student, teacher, method, train, chosen, seed, target, folder, progress, on_epoch, ranks)
+    check_labelled(train)
+    check_labelled(val)
     try:
         with (
-            held(folder / "config.json") if ranks.first else nullcontext(),
+            begun(folder, config, resume, train.root, target, ranks) as finished,
             explained_parting(ranks),
             enough_memory(f"lower --batch-size ({chosen.batch_size}) or --crop-size ({chosen.crop_size})"),
         ):
-            if ranks.first:
-                remove_parts(folder)
+            if ranks.agree(finished):  # by another process, while this one waited
+                return _done(folder, None if named else student)
             loop.run(val)
             scores = _final_scores(loop, data, data_root)
+            with ranks.first_alone():
+                if ranks.first:
+                    write_json(folder / "scores.json", scores)
     except KeyboardInterrupt:
+        again = "start it again in the same way" if named else "call fit again with a student of the same first weights"
         raise Interrupted(
-            f"training was interrupted after {loop.saved} of {chosen.epochs} epochs; start it again in the same "
-            f"way to go on from there (the run is in {folder})"
+            f"training was interrupted after {loop.saved} of {chosen.epochs} epochs; {again} to go on from there (the "
+            f"run is in {folder})"
         ) from None
-    with ranks.first_alone():
-        if ranks.first:
-            write_json(folder / "scores.json", scores)
     return Run(folder)
 
 
-class _CtrlC:
-    """Remembers Ctrl-C inside a with-block, for `check` to raise it again.
-
-    Python drops a KeyboardInterrupt that comes at certain moments, such as the start of a DataLoader's workers, and a
-    run would go on as if nobody had pressed anything. Those workers, which a terminal tells too, end with the run, and
-    not in tracebacks of their own.
-    """
-
-    def __enter__(self) -> "_CtrlC":
-        self.heard, self.process = False, os.getpid()
-        self.before = signal.getsignal(signal.SIGINT)
-        self.listens = callable(self.before) and threading.current_thread() is threading.main_thread()
-        if self.listens:
-            signal.signal(signal.SIGINT, self._hear)
-        self.report, sys.unraisablehook = sys.unraisablehook, self._report
-        return self
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() == self.process:
-            self.heard = True
-            self.before(number, frame)
-
-    def _report(self, dropped: "sys.UnraisableHookArgs") -> None:
-        """In place of Python's report of an exception that it drops: nothing where that is Ctrl-C."""
-        if dropped.exc_type is None or not issubclass(dropped.exc_type, KeyboardInterrupt):
-            self.report(dropped)
-
-    def check(self) -> None:
-        if self.heard:
-            raise KeyboardInterrupt
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if self.listens:
-            signal.signal(signal.SIGINT, self.before)
-        sys.unraisablehook = self.report
-        if self.heard and kind is not None and issubclass(kind, Exception):  # such as workers that heard it and ended
-            raise KeyboardInterrupt from None
+def _done(folder: Path, student: DeepLabV3Plus | None) -> Run:
+    """A run that was finished before; a student that the caller holds gets the weights that it would have."""
+    run = Run(folder)
+    if student is not None:
+        student.load_state_dict(run.student().state_dict())
+    return run
 
 
 class _Step(nn.Module):
@@ -208,14 +173,11 @@ class _Loop:
         self.settings, self.seed, self.device, self.folder, self.ranks = settings, seed, device, folder, ranks
         self.progress = progress and ranks.first
         self.batches = batches_for(train, settings, seed, device, ranks)
-        self.steps = settings.epochs * len(self.batches)
-        self.optimizer = _optimizer(student, method, settings)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: lr_factor(step, self.steps, settings)
-        )
+        self.optimizer = make_optimizer(student, method, settings)
+        self.schedule = make_schedule(self.optimizer, settings.epochs * len(self.batches), settings)
         self.history: list[dict] = []
         self.saved = 0  # epochs in the checkpoint
-        self.ctrl_c = _CtrlC()
+        self.ctrl_c = CtrlC()
         self.best = {"epoch": 0, "val_miou": -1.0}
         self.partial: dict = {}  # of the epoch that a checkpoint was in: its `step`, `sums` and `seconds`
         self.asked = torch.compile(self.teacher) if settings.compile and teacher is not None else self.teacher
@@ -228,7 +190,7 @@ class _Loop:
             torch.random.fork_rng(devices),  # the caller's random numbers stay where they were
             shared_layers(self.ranks, networks, self.settings.sync_batchnorm),
             self.ctrl_c,
-            _Board(self.folder, self.settings.tensorboard and self.ranks.first) as self.board,
+            Board(self.folder, self.settings.tensorboard and self.ranks.first) as self.board,
         ):
             torch.manual_seed(self.seed + 2_000_003)  # dropout's stream, the same in every row and every process
             self._restore()
@@ -250,45 +212,13 @@ class _Loop:
             return DistributedDataParallel(step, broadcast_buffers=not self.settings.sync_batchnorm)
 
     def _epoch(self, epoch: int, val: VOCFolder) -> None:
-        start, first = time.perf_counter() - self.partial.get("seconds", 0.0), self.partial.get("step", 0)
-        sums: dict[str, Tensor] = self.partial.get("sums", {})
-        self.partial, last_saved = {}, time.perf_counter()
-        self.student.train()
-        if self.method.needs_teacher and not self.settings.distilled_dropout:
-            self.student.aspp.dropout.eval()
-        self.method.train()
-        frozen = epoch < self.settings.connector_epochs and any(True for _ in self.method.parameters())
-        label = f"epoch {epoch + 1}/{self.settings.epochs}"
-        unchecked: list[dict[str, Tensor]] = []
-        pieces, parts = self.batches(epoch, first), range(self.settings.accumulate)
-        for step in tqdm(
-            range(first, len(self.batches)),
-            initial=first,
-            total=len(self.batches),
-            desc=label,
-            leave=False,
-            disable=not self.progress,
-        ):
-            unchecked.append(self._step([next(pieces) for _ in parts], frozen))
-            self.ctrl_c.check()
-            # To look at a number of a GPU is to wait for all that it has still to do.
-            done = step + 1 == len(self.batches)
-            overdue = time.perf_counter() - last_saved > 60 * self.settings.checkpoint_minutes
-            if self.device.type == "cpu" or len(unchecked) == 50 or done or (overdue and self.ranks.world == 1):
-                unchecked = self._over_ranks(unchecked)
-                self._check_finite(unchecked, epoch, step)
-                for losses in unchecked:
-                    sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
-                unchecked = []
-                if overdue and not done:
-                    self.partial = {"step": step + 1, "sums": sums, "seconds": time.perf_counter() - start}
-                    self._save_checkpoint()
-                    self.partial, last_saved = {}, time.perf_counter()
-        line = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0]}
-        line |= {name: float(value) / len(self.batches) for name, value in sums.items()}
-        line["seconds"] = round(time.perf_counter() - start, 3)
-        last = epoch + 1 == self.settings.epochs
-        if last or (epoch + 1) % self.settings.evaluate_every == 0:
+        """Every batch once; then the line of the history, the score where it is due, and the checkpoint."""
+        self._set_modes()
+        tally = self._train(epoch)
+        line = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0], **tally.means(len(self.batches))}
+        line["seconds"] = tally.seconds()
+        self._check_weights(epoch)
+        if epoch + 1 == self.settings.epochs or (epoch + 1) % self.settings.evaluate_every == 0:
             line["val_miou"] = evaluate(self.student, val, ranks=self.ranks).miou
             self._keep_best(line)
         self.history.append(line)
@@ -296,6 +226,46 @@ class _Loop:
         if self.progress:
             tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
         self._save()
+
+    def _set_modes(self) -> None:
+        self.student.train()
+        if self.method.needs_teacher and not self.settings.distilled_dropout:
+            self.student.aspp.dropout.eval()
+        self.method.train()
+
+    def _train(self, epoch: int) -> Tally:
+        """The steps of an epoch, from where a checkpoint within it was."""
+        tally, self.partial = Tally(self.partial), {}
+        frozen = epoch < self.settings.connector_epochs and any(True for _ in self.method.parameters())
+        pieces, parts = self.batches(epoch, tally.first), range(self.settings.accumulate)
+        for step in self._bar(epoch, tally.first):
+            tally.add(self._step([next(pieces) for _ in parts], frozen))
+            self.ctrl_c.check()
+            self._look(tally, epoch, step)
+        return tally
+
+    def _bar(self, epoch: int, first: int) -> Iterable[int]:
+        """The numbers of an epoch's steps, with a bar where progress is wanted."""
+        label, count = f"epoch {epoch + 1}/{self.settings.epochs}", len(self.batches)
+        return tqdm(range(first, count), label, count, initial=first, leave=False, disable=not self.progress)
+
+    def _look(self, tally: Tally, epoch: int, step: int) -> None:
+        """Look at the losses, and save a checkpoint within a long epoch.
+
+        Rarely on a GPU: to look at a number of it is to wait for all that it has still to do.
+        """
+        done = step + 1 == len(self.batches)
+        overdue = tally.unsaved_seconds() > 60 * self.settings.checkpoint_minutes
+        often = self.device.type == "cpu" or len(tally.unseen) == 50
+        if not (often or done or (overdue and self.ranks.world == 1)):
+            return
+        steps = self._over_ranks(tally.unseen)
+        self._check_finite(steps, epoch, step)
+        tally.take(steps)
+        if overdue and not done:
+            self.partial = tally.partial(step + 1)
+            self._save_checkpoint()
+            self.partial = {}
 
     def _over_ranks(self, steps: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """The losses of some steps as the whole batch has them: the mean over processes, whose shares are equal."""
@@ -323,6 +293,16 @@ class _Loop:
             f"{', '.join(names[:16])}{f' and {len(names) - 16} more' if len(names) > 16 else ''}; {kept} "
             f"{self.folder}; lower --lr or the method's --weight (with another --out), or look at these images"
         )
+
+    def _check_weights(self, epoch: int) -> None:
+        """DistillError where the last step of an epoch, whose loss was a number, spoilt the weights."""
+        spoilt = [name for name, weight in self.student.named_parameters() if not weight.isfinite().all()]
+        if spoilt:
+            kept = f"the checkpoint of epoch {epoch} is kept in" if epoch else "nothing was saved yet in"
+            raise DistillError(
+                f"training stopped at the end of epoch {epoch + 1}: {spoilt[0]} holds values that are no numbers; "
+                f"{kept} {self.folder}; lower --lr (with another --out)"
+            )
 
     def _show(self) -> None:
         """Let the caller look at the epoch that was just saved."""
@@ -377,29 +357,16 @@ class _Loop:
         """Student and history first, the checkpoint last: what it says is never ahead of what is on disk."""
         if self.ranks.first:
             save_model(self.student, self.folder / "student.safetensors")
-            _write_history(self.folder, self.history)
+            write_history(self.folder, self.history)
         self._save_checkpoint()
         self.saved = len(self.history)
 
     def _save_checkpoint(self) -> None:
         if not self.ranks.first:
             return
-        state = {
-            "student": self.student.state_dict(),
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "random": torch.get_rng_state(),
-            "history": self.history,
-            "best": self.best,
-            "partial": self.partial,
-        }
-        if self.device.type == "cuda":
-            state["random_on_device"] = torch.cuda.get_rng_state(self.device)
-        if self.teacher is not None and self.teacher.training:
-            state["teacher_statistics"] = dict(self.teacher.named_buffers())
-        with replace_file(self.folder / "last.pt", lasting=True) as temporary:
-            torch.save(state, temporary)
+        parts = {name: getattr(self, name) for name in PARTS}
+        told = {"history": self.history, "best": self.best, "partial": self.partial}
+        write_checkpoint(self.folder / "last.pt", parts, told, self.device, self.teacher)
 
     def _restore(self) -> None:
         """Go on from the checkpoint, which the first process hands to all others: its disk need not be theirs."""
@@ -407,198 +374,17 @@ class _Loop:
         content = self.ranks.agree(path.read_bytes() if self.ranks.first and path.exists() else None)
         if content is None:
             return
-        parts = {name: getattr(self, name) for name in ("student", "method", "optimizer", "schedule")}
+        parts = {name: getattr(self, name) for name in PARTS}
         self.history, self.best, self.partial = read_checkpoint(path, parts, self.device, self.teacher, content)
         self.saved = len(self.history)
         if self.ranks.first:
-            _write_history(self.folder, self.history)
-
-
-class _Board:
-    """Losses and scores as TensorBoard reads them, in the run's folder; nothing where they are not asked for."""
-
-    def __init__(self, folder: Path, wanted: bool) -> None:
-        self.writer = _tensorboard(folder / "tensorboard") if wanted else None
-
-    def __enter__(self) -> "_Board":
-        return self
-
-    def add(self, line: dict) -> None:
-        """A line of the history."""
-        if self.writer is not None:
-            for name, value in line.items():
-                self.writer.add_scalar(name, value, line["epoch"])
-            self.writer.flush()
-
-    def __exit__(self, *error: object) -> None:
-        if self.writer is not None:
-            self.writer.close()
-
-
-def _tensorboard(folder: Path) -> "SummaryWriter":  # noqa: F821 - it may not be installed
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise DistillError(
-            "TensorBoard is not installed; run: pip install 'distill[tensorboard]', or leave out --tensorboard"
-        ) from None
-    return SummaryWriter(folder)
-
-
-def read_checkpoint(
-    path: Path,
-    parts: dict[str, object],
-    device: torch.device,
-    teacher: nn.Module | None = None,
-    content: bytes | None = None,
-) -> tuple[list[dict], dict, dict]:
-    """Bring networks, optimizer, schedule and random numbers to where a checkpoint left them.
-
-    Gives its history, the best epoch, and where it was in an epoch. `content` is that of the file, if it is known.
-
-    The unpickler knows tensors and plain values only. Raises DistillError for everything that is not such a file.
-    """
-    try:
-        source = path if content is None else io.BytesIO(content)
-        state = torch.load(source, map_location=device, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        if "teacher_statistics" in state:
-            teacher.load_state_dict(state["teacher_statistics"], strict=False)
-        torch.set_rng_state(state["random"].cpu())
-        if "random_on_device" in state and device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_on_device"].cpu(), device)
-        return list(state["history"]), dict(state["best"]), dict(state.get("partial", {}))
-    except Exception as error:  # a damaged file, or a stranger's, can raise anything
-        raise DistillError(
-            f"{path} cannot be read ({type(error).__name__}), so the run cannot resume; delete {path.parent} to start "
-            f"again"
-        ) from None
-
-
-# ------------------------------------------------------------------------------- schedule and optimizer
-
-
-def lr_factor(step: int, steps: int, settings: Settings) -> float:
-    """Share of the learning rate at a step: a linear warm-up, then a cosine, or the published (1 - step/steps)^0.9."""
-    warmup = settings.warmup * steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1.0, steps - warmup))
-    if settings.schedule == "poly":
-        return (1 - progress) ** 0.9
-    return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
-
-
-def _optimizer(student: DeepLabV3Plus, method: Method, settings: Settings) -> torch.optim.Optimizer:
-    backbone, head = parameter_groups(student)
-    head_lr = settings.lr * settings.head_lr_factor
-    groups = [{"params": backbone, "lr": settings.lr}, {"params": [*head, *method.parameters()], "lr": head_lr}]
-    if settings.optimizer == "sgd":
-        # Not fused: that one fails once some weights have a momentum and others, frozen until now, have none.
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=settings.nesterov, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
-
-
-# ------------------------------------------------------------------------------- settings and folders
+            write_history(self.folder, self.history)
 
 
 def _as_teacher(teacher: str | Path | nn.Module | None, device: torch.device) -> nn.Module | None:
     if teacher is None:
         return None
     return freeze(teacher).to(device) if isinstance(teacher, nn.Module) else load_teacher(teacher, device)
-
-
-def _check_student(student: DeepLabV3Plus, train: VOCFolder) -> None:
-    """A student may come from other data, so only the number of its classes has to fit."""
-    if student.num_classes != train.num_classes:
-        raise DistillError(
-            f"the student has {student.num_classes} classes and {train.root} names {train.num_classes}; build it with "
-            f"num_classes={train.num_classes}"
-        )
-
-
-def _check_labelled(dataset: VOCFolder) -> None:
-    """DistillError where all pixels are void; in nearly all data the first image already has others."""
-    if not any((dataset[index][1] != IGNORE_INDEX).any() for index in range(len(dataset))):
-        raise DistillError(
-            f"there is no labelled pixel in the split {dataset.split} of {dataset.root}, only void (255); label some"
-        )
-
-
-def _check_width(student: nn.Module) -> None:
-    """oneDNN, behind PyTorch's CPU convolutions, damages memory in this case (its issue 6035)."""
-    for name, layer in student.named_modules():
-        strided = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
-        if strided and layer.in_channels < 16:
-            raise DistillError(
-                f"the student's {name} has {layer.in_channels} input channels, and on the CPU PyTorch cannot train a "
-                f"strided 1x1 convolution of fewer than 16 safely; build the student with a larger width"
-            )
-
-
-def _config(
-    data: str | Path,
-    train: VOCFolder,
-    student: DeepLabV3Plus,
-    teacher: nn.Module | None,
-    method: Method,
-    seed: int,
-    preset: str,
-    settings: Settings,
-    ranks: Ranks,
-) -> dict:
-    return {
-        "data": Path(data).name,
-        "images": len(train),
-        "class_names": list(train.class_names),
-        "model": student.config,
-        "parameters": sum(p.numel() for p in student.parameters()),
-        "method": method.describe(),
-        "seed": seed,
-        "preset": preset,
-        "teacher": {"weights": fingerprint(teacher), **getattr(teacher, "config", {})} if teacher is not None else None,
-        "start": fingerprint(student),
-        "settings": asdict(settings),
-        # Without common statistics of BatchNorm the number of processes shapes the result.
-        "processes": 1 if settings.sync_batchnorm else ranks.world,
-    }
-
-
-def _is_finished(folder: Path, config: dict, resume: bool) -> bool:
-    """Whether the folder holds this run, finished; DistillError if it holds another, or one not to be resumed."""
-    if not (folder / "config.json").exists():
-        return False
-    there, config = ({"processes": 1, **found} for found in (Run(folder).config, _as_json(config)))
-    for found in (there, config):
-        every = with_every_setting(found["settings"])
-        found["settings"] = {name: value for name, value in every.items() if name not in NEUTRAL}
-    different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
-    if different:
-        raise DistillError(
-            f"{folder} holds a run whose {', '.join(different)} differ from what is asked for; choose another --out"
-        )
-    if not (folder / "scores.json").exists() and not resume:
-        raise DistillError(f"{folder} holds an unfinished run; resume it, or choose another --out")
-    return (folder / "scores.json").exists()
-
-
-def _make_folder(folder: Path, config: dict, data_root: Path, device: torch.device, ranks: Ranks) -> None:
-    make_folder(folder)
-    if not (folder / "config.json").exists():
-        write_json(
-            folder / "environment.json",
-            {**environment(device), "processes": ranks.world, "data_root": str(data_root.resolve())},
-        )
-        write_json(folder / "config.json", config)
-
-
-def _as_json(value: dict) -> dict:
-    return json.loads(json.dumps(value))
-
-
-def _write_history(folder: Path, history: list[dict]) -> None:
-    write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
 
 
 def _final_scores(loop: _Loop, data: str | Path, data_root: str | Path | None) -> dict:

@@ -189,3 +189,11 @@ def pick_device(device: str) -> torch.device:
         return torch.device(device)
     except RuntimeError:
         raise DistillError(f"PyTorch knows no device {device!r}; choose auto, cpu or cuda") from None
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of the CPU that begin with `seed`; the caller's, a GPU's too, stay where they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU as well
+        yield

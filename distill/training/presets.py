@@ -3,10 +3,9 @@
 from dataclasses import fields, replace
 from pathlib import Path
 
-import torch
-
 from distill.errors import DistillError, check_number, nearest
 from distill.networks.deeplab import DeepLabV3Plus, build_model
+from distill.training.parallel import seeded
 from distill.training.settings import CHOICES, RANGES, Settings
 
 # `matched`: every row has the same regularisation, and losses are what their formulas say. `published`: four faults
@@ -100,6 +99,5 @@ def make_student(
     """A network of a preset with the initial weights that belong to a seed: slim for `sample`, published for `voc`."""
     backbone = "mobilenetv2" if backbone == "mobilenet" else backbone
     shape = SLIM.get(backbone, {}) if preset == "sample" else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return build_model(backbone, num_classes, output_stride, weights=weights, **shape)

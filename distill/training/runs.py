@@ -3,21 +3,44 @@
 config.json         every value that shaped the run        history.jsonl        one line an epoch
 environment.json    versions, device, commit               last.pt              everything needed to resume
 scores.json         scores of the last epoch (and best)    student.safetensors  last epoch; best.safetensors
+.lock               held by the one process that writes
 """
 
+import json
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from distill.data.folders import VOCFolder
 from distill.errors import DistillError
-from distill.files import NUMBER, _parse, _read_text, checked, read_json
+from distill.files import (
+    NUMBER,
+    PROJECT,
+    _parse,
+    _read_text,
+    checked,
+    held,
+    is_whole,
+    make_folder,
+    read_json,
+    remove_parts,
+    write_json,
+    write_text,
+)
+from distill.methods import Method
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import load_model
+from distill.networks.teachers import fingerprint
+from distill.training.parallel import Ranks
+from distill.training.settings import NEUTRAL, Settings, with_every_setting
 
 SCORE = {"miou": NUMBER, "pixel_accuracy": NUMBER, "per_class_iou": dict}
 CONFIG = {
@@ -40,7 +63,7 @@ class Run:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
-        if not (self.path / "config.json").exists():
+        if not is_whole(self.path / "config.json"):
             raise DistillError(
                 f"{self.path} holds no config.json, so it is not a run; give the folder that `train` wrote"
             )
@@ -71,7 +94,7 @@ class Run:
     def scores(self) -> dict:
         """`val` and, where there is a test split, `test`: the last epoch's; `best`: the best epoch seen on val."""
         path = self.path / "scores.json"
-        if not path.exists():
+        if not is_whole(path):
             raise DistillError(
                 f"{self.path} has no scores.json: the run is not finished; start the same command to resume it"
             )
@@ -80,7 +103,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.path / "scores.json").exists()
+        return is_whole(self.path / "scores.json")
 
     @property
     def history(self) -> list[dict]:
@@ -104,7 +127,7 @@ def run_folder(root: str | Path, data: str, backbone: str, method: str, seed: in
 def find_runs(*folders: str | Path) -> list[Run]:
     """All finished runs at or below the folders."""
     paths = sorted({path.parent for folder in folders for path in Path(folder).rglob("scores.json")})
-    runs = [Run(path) for path in paths if (path / "config.json").exists()]
+    runs = [Run(path) for path in paths if is_whole(path / "config.json") and is_whole(path / "scores.json")]
     if not runs:
         raise DistillError(f"there is no finished run in {', '.join(map(str, folders))}; train one first")
     return runs
@@ -138,7 +161,7 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of the clone that this package runs from, with `+` where files were changed; None elsewhere."""
-    folder = Path(__file__).resolve().parent
+    folder = PROJECT / "distill"
     try:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
         changed = subprocess.run(
@@ -147,3 +170,94 @@ def _commit() -> str | None:
     except OSError:
         return None
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "") if commit.returncode == 0 else None
+
+
+def config_of(
+    data: str | Path,
+    train: VOCFolder,
+    val: VOCFolder,
+    student: DeepLabV3Plus,
+    teacher: nn.Module | None,
+    method: Method,
+    seed: int,
+    preset: str,
+    settings: Settings,
+    ranks: Ranks,
+) -> dict:
+    """Every value that shapes a run, the content of its images and masks included."""
+    return {
+        "data": name_of(data),
+        "images": len(train),
+        "class_names": list(train.class_names),
+        "content": {"train": train.fingerprint(), "val": val.fingerprint()},
+        "model": student.config,
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "method": method.describe(),
+        "seed": seed,
+        "preset": preset,
+        "teacher": {"weights": fingerprint(teacher), **getattr(teacher, "config", {})} if teacher is not None else None,
+        "start": fingerprint(student),
+        "settings": asdict(settings),
+        # Without common statistics of BatchNorm the number of processes shapes the result.
+        "processes": 1 if settings.sync_batchnorm else ranks.world,
+    }
+
+
+def name_of(data: str | Path) -> str:
+    """What data are called: the name of a data set, or of a folder, wherever it is seen from."""
+    return Path(data).resolve().name or "data"
+
+
+def is_finished(folder: Path, config: dict, resume: bool) -> bool:
+    """Whether the folder holds this run, finished; DistillError if it holds another, or one not to be resumed."""
+    if not is_whole(folder / "config.json"):
+        return False
+    there, config = ({"processes": 1, **found} for found in (Run(folder).config, _as_json(config)))
+    for found in (there, config):
+        every = with_every_setting(found["settings"])
+        found["settings"] = {name: value for name, value in every.items() if name not in NEUTRAL}
+    config["content"] = config["content"] if "content" in there else None  # runs of before do not tell
+    different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
+    if different:
+        what = ", ".join("content of the images" if key == "content" else key for key in different)
+        raise DistillError(f"{folder} holds a run whose {what} differ from what is asked for; choose another --out")
+    finished = Run(folder).finished
+    if not finished and not resume:
+        raise DistillError(f"{folder} holds an unfinished run; resume it, or choose another --out")
+    return finished
+
+
+@contextmanager
+def begun(
+    folder: Path, config: dict, resume: bool, data_root: Path, device: torch.device, ranks: Ranks
+) -> Iterator[bool]:
+    """Hold the folder of a run for this process alone; gives whether the run is finished already.
+
+    The first rank holds a file that is never replaced, and only then looks at what is there: of two that start at
+    once, the second sees the config of the first.
+    """
+    if not ranks.first:
+        yield False
+        return
+    make_folder(folder)
+    with held(folder / ".lock"):
+        finished = is_finished(folder, config, resume)
+        if not finished:
+            remove_parts(folder)
+            _write_config(folder, config, data_root, device, ranks)
+        yield finished
+
+
+def _write_config(folder: Path, config: dict, data_root: Path, device: torch.device, ranks: Ranks) -> None:
+    if not is_whole(folder / "config.json"):
+        about = {**environment(device), "processes": ranks.world, "data_root": str(data_root.resolve())}
+        write_json(folder / "environment.json", about)
+        write_json(folder / "config.json", config)
+
+
+def _as_json(value: dict) -> dict:
+    return json.loads(json.dumps(value))
+
+
+def write_history(folder: Path, history: list[dict]) -> None:
+    write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))

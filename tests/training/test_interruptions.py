@@ -33,6 +33,8 @@ from distill.methods import KD
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import load_model
 from distill.training import loop as training
+from distill.training import runs
+from distill.training.interrupt import CtrlC
 from studies.run_notebooks import Client
 
 LIMITS = ["--limit", "32", "--batch-size", "8", "--seed", "0", "--device", "cpu", "--evaluate-every", "100"]
@@ -85,7 +87,7 @@ def interrupt(command: list[str], folder: Path) -> None:
 
 
 def parts(folder: Path) -> list[Path]:
-    return list(folder.glob(".*"))
+    return list(folder.glob(".*.part"))
 
 
 # --------------------------------------------------------------------------------------------------- Ctrl-C
@@ -189,7 +191,7 @@ def test_a_dropped_ctrl_c_leaves_no_traceback(capfd: pytest.CaptureFixture, monk
         def __del__(self) -> None:
             raise self.error
 
-    with training._CtrlC():
+    with CtrlC():
         Raising(KeyboardInterrupt)
         assert "KeyboardInterrupt" not in capfd.readouterr().err
         Raising(OSError)
@@ -207,7 +209,7 @@ def test_workers_leave_ctrl_c_to_the_run() -> None:
         time.sleep(0.5)
         os._exit(7)
 
-    with training._CtrlC() as ctrl_c:
+    with CtrlC() as ctrl_c:
         worker = multiprocessing.get_context("fork").Process(target=work)
         worker.start()
         worker.join()
@@ -307,12 +309,52 @@ def test_two_processes_do_not_train_into_one_folder(
     first = train(epochs=1)
     (first.path / "scores.json").unlink()
     before = (first.path / "last.pt").read_bytes()
-    monkeypatch.setattr(training, "held", functools.partial(held, patience=0.3))
-    with held(first.path / "config.json"):
+    monkeypatch.setattr(runs, "held", functools.partial(held, patience=0.3))
+    with held(first.path / ".lock"):
         (first.path / ".last.pt.x1.part").write_bytes(b"the other's, half written")
         refused("another process is writing into", first.path, call=lambda: train(epochs=1))
     assert parts(first.path) and (first.path / "last.pt").read_bytes() == before
     assert train(epochs=1).finished and not parts(first.path)
+
+
+def test_of_two_that_start_at_once_one_trains_and_the_other_sees_its_config(
+    train: Callable[..., Run], tiny_sample: Path, monkeypatch: pytest.MonkeyPatch, refused
+) -> None:
+    """The second has looked before the first wrote anything, and looks again once it holds the folder."""
+    begun = runs.begun
+
+    def overtaken(folder: Path, *arguments: object) -> contextlib.AbstractContextManager[bool]:
+        monkeypatch.setattr(training, "begun", begun)
+        train(epochs=1, lr=0.01)
+        return begun(folder, *arguments)
+
+    monkeypatch.setattr(training, "begun", overtaken)
+    refused("settings", "--out", call=lambda: train(epochs=1, lr=0.02))
+    monkeypatch.setattr(training, "begun", overtaken)
+    run = train(epochs=1, lr=0.01)  # the very same run: it is finished by then
+    assert run.config["settings"]["lr"] == 0.01 and len(run.history) == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "scores.json"])
+def test_a_file_that_a_power_cut_left_empty_is_written_again(name: str, train: Callable[..., Run]) -> None:
+    run = train()
+    whole = (run.path / name).read_text()
+    (run.path / name).write_bytes(b"")
+    assert name == "config.json" or not run.finished
+    assert train().path == run.path
+    assert (run.path / name).read_text() == whole
+
+
+def test_a_student_of_ones_own_is_told_how_to_go_on(train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    save = training._Loop._save
+
+    def stopped(loop: training._Loop) -> None:
+        save(loop)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Loop, "_save", stopped)
+    with pytest.raises(Interrupted, match="a student of the same first weights"):
+        train()
 
 
 def test_what_a_killed_process_left_is_removed(train: Callable[..., Run], tmp_path: Path) -> None:

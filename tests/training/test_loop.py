@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import distill
 from distill import DistillError, Run, build_model, evaluate, fit, load_teacher, open_dataset
 from distill.data.transforms import normalise
 from distill.networks.deeplab import DeepLabV3Plus
@@ -20,8 +23,9 @@ from distill.networks.teachers import ask_teacher, fingerprint
 from distill.training import batches
 from distill.training import loop as training
 from distill.training.batches import CroppedBatches, FlippedBatches
-from distill.training.loop import lr_factor
+from distill.training.optimizer import lr_factor
 from distill.training.presets import PRESETS, TUNED, choose_settings
+from distill.training.runs import name_of
 from distill.training.settings import Settings
 
 METHODS = ("baseline", "kd", "at", "ofd", "sakd")
@@ -400,6 +404,7 @@ def test_a_run_leaves_the_documented_files(train: Callable[..., Run], tiny_sampl
         "student.safetensors",
         "best.safetensors",
         "scores.json",
+        ".lock",
     }
     assert run.config["settings"]["epochs"] == 3
     assert run.config["method"]["terms"]["sakd"]["weight"] == TUNED["sample"]["sakd"]["weight"]
@@ -856,3 +861,72 @@ def test_a_compiled_run_is_the_same_run_save_for_rounding(
 def test_what_is_left_to_the_device_is_decided_before_it_is_recorded(train: Callable[..., Run]) -> None:
     settings = train().config["settings"]
     assert (settings["precision"], settings["crop_on"]) == ("float32", "host")
+
+
+# --------------------------------------------------------------------------------------- what a run is
+
+
+def test_other_images_of_the_same_names_are_another_run(
+    train: Callable[..., Run], tiny_sample: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """Two folders of one name and size, images that were drawn anew, a mask that was mended."""
+    other = shutil.copytree(tiny_sample, tmp_path / "other")
+    train()
+    assert train(data_root=other).finished  # the same content elsewhere is the same data
+    image = next(path for path in sorted((other / "JPEGImages").iterdir()) if path.stem.startswith("train"))
+    Image.fromarray(255 - np.array(Image.open(image))).save(image)
+    refused("content of the images", "--out", call=lambda: train(data_root=other))
+    again = shutil.copytree(tiny_sample, tmp_path / "again")
+    mask = open_dataset("sample", "val", again).mask_path(0)
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    refused("content of the images", call=lambda: train(data_root=again))
+
+
+def test_runs_that_were_made_before_content_was_recorded_are_still_theirs(train: Callable[..., Run]) -> None:
+    run = train()
+    config = json.loads((run.path / "config.json").read_text())
+    del config["content"]
+    (run.path / "config.json").write_text(json.dumps(config))
+    assert train().finished
+
+
+def test_a_finished_run_gives_its_weights_to_the_callers_student(
+    train: Callable[..., Run], make_student: Callable[..., DeepLabV3Plus]
+) -> None:
+    first, second = make_student(), make_student()
+    train(student=first)
+    train(student=second)
+    assert same(first.state_dict(), second.state_dict())
+
+
+def test_weights_that_the_last_step_spoilt_are_not_saved(
+    train: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    original = training._Loop._step
+
+    def spoilt(self: training._Loop, *batch: object) -> dict[str, Tensor]:
+        losses = original(self, *batch)
+        with torch.no_grad():
+            next(self.student.parameters()).fill_(float("nan"))
+        return losses
+
+    monkeypatch.setattr(training._Loop, "_step", spoilt)
+    monkeypatch.setattr(training._Loop, "_check_finite", lambda *_: None)  # as if every loss had been a number
+    refused("no numbers", "--lr", call=train)
+    assert not (tmp_path / "run" / "student.safetensors").exists()
+
+
+def test_a_folder_above_does_not_lead_a_run_out_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "photos" / "inner")
+    assert name_of("..") == "photos"
+    assert name_of("pascal+sbd") == "pascal+sbd"
+    assert name_of("/") == "data"
+
+
+def test_seeds_leave_the_callers_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.manual_seed seeds every GPU as well, and the fork of the CPU's generator does not put that back."""
+    seeded_gpus: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded_gpus.append)
+    distill.make_student("resnet18", 21)
+    assert not seeded_gpus

@@ -1,0 +1,36 @@
+"""What would spoil a run and can be seen before it begins."""
+
+from torch import nn
+
+from distill.data.folders import VOCFolder
+from distill.errors import DistillError
+from distill.losses import IGNORE_INDEX
+from distill.networks.deeplab import DeepLabV3Plus
+
+
+def check_student(student: DeepLabV3Plus, train: VOCFolder) -> None:
+    """A student may come from other data, so only the number of its classes has to fit."""
+    if student.num_classes != train.num_classes:
+        raise DistillError(
+            f"the student has {student.num_classes} classes and {train.root} names {train.num_classes}; build it with "
+            f"num_classes={train.num_classes}"
+        )
+
+
+def check_labelled(dataset: VOCFolder) -> None:
+    """DistillError where all pixels are void; in nearly all data the first image already has others."""
+    if not any((dataset[index][1] != IGNORE_INDEX).any() for index in range(len(dataset))):
+        raise DistillError(
+            f"there is no labelled pixel in the split {dataset.split} of {dataset.root}, only void (255); label some"
+        )
+
+
+def check_width(student: nn.Module) -> None:
+    """oneDNN, behind PyTorch's CPU convolutions, damages memory in this case (its issue 6035)."""
+    for name, layer in student.named_modules():
+        strided = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+        if strided and layer.in_channels < 16:
+            raise DistillError(
+                f"the student's {name} has {layer.in_channels} input channels, and on the CPU PyTorch cannot train a "
+                f"strided 1x1 convolution of fewer than 16 safely; build the student with a larger width"
+            )

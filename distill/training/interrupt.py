@@ -1,0 +1,46 @@
+"""Ctrl-C during training: remembered, so that it ends the run even where Python drops it."""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+
+class CtrlC:
+    """Remembers Ctrl-C inside a with-block, for `check` to raise it again.
+
+    Python drops a KeyboardInterrupt that comes at certain moments, such as the start of a DataLoader's workers, and a
+    run would go on as if nobody had pressed anything. Those workers, which a terminal tells too, end with the run, and
+    not in tracebacks of their own.
+    """
+
+    def __enter__(self) -> "CtrlC":
+        self.heard, self.process = False, os.getpid()
+        self.before = signal.getsignal(signal.SIGINT)
+        self.listens = callable(self.before) and threading.current_thread() is threading.main_thread()
+        if self.listens:
+            signal.signal(signal.SIGINT, self._hear)
+        self.report, sys.unraisablehook = sys.unraisablehook, self._report
+        return self
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self.process:
+            self.heard = True
+            self.before(number, frame)
+
+    def _report(self, dropped: "sys.UnraisableHookArgs") -> None:
+        """In place of Python's report of an exception that it drops: nothing where that is Ctrl-C."""
+        if dropped.exc_type is None or not issubclass(dropped.exc_type, KeyboardInterrupt):
+            self.report(dropped)
+
+    def check(self) -> None:
+        if self.heard:
+            raise KeyboardInterrupt
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self.listens:
+            signal.signal(signal.SIGINT, self.before)
+        sys.unraisablehook = self.report
+        if self.heard and kind is not None and issubclass(kind, Exception):  # such as workers that heard it and ended
+            raise KeyboardInterrupt from None

@@ -1,0 +1,34 @@
+"""The optimizer and the schedule of its learning rate."""
+
+import torch
+
+from distill.methods import Method
+from distill.networks.deeplab import DeepLabV3Plus, parameter_groups
+from distill.training.settings import Settings
+
+
+def lr_factor(step: int, steps: int, settings: Settings) -> float:
+    """Share of the learning rate at a step: a linear warm-up, then a cosine, or the published (1 - step/steps)^0.9."""
+    warmup = settings.warmup * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1.0, steps - warmup))
+    if settings.schedule == "poly":
+        return (1 - progress) ** 0.9
+    return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
+
+
+def make_optimizer(student: DeepLabV3Plus, method: Method, settings: Settings) -> torch.optim.Optimizer:
+    backbone, head = parameter_groups(student)
+    head_lr = settings.lr * settings.head_lr_factor
+    groups = [{"params": backbone, "lr": settings.lr}, {"params": [*head, *method.parameters()], "lr": head_lr}]
+    if settings.optimizer == "sgd":
+        # Not fused: that one fails once some weights have a momentum and others, frozen until now, have none.
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=settings.nesterov, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, steps: int, settings: Settings
+) -> torch.optim.lr_scheduler.LambdaLR:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps, settings))
