@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
-from distill.data.folders import VOCFolder, read_image
+from distill.data.folders import VOCFolder, read_image, read_picture
 from distill.data.transforms import IGNORE_INDEX, normalise
 from distill.errors import DistillError
 from distill.networks.taps import eval_mode
@@ -120,7 +120,11 @@ def _some(names: list[str], without: list[str]) -> str:
 
 @torch.inference_mode()
 def predict(model: nn.Module, image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
-    """Class map (H, W) uint8 of a PIL image, an (H, W, 3) uint8 array or an image file, at the image's own size."""
+    """Class map (H, W) uint8 of a PIL image, an (H, W, 3) uint8 array or an image file, at the image's own size.
+
+    A PIL image is turned upright and checked just as its file would be (see `read_image`). Raises DistillError for
+    what is no such image.
+    """
     return predict_logits(model, image).argmax(0).to(torch.uint8).cpu().numpy()
 
 
@@ -129,11 +133,13 @@ def predict_logits(model: nn.Module, image: Image.Image | np.ndarray | str | Pat
     """Logits (C, H, W) of one image."""
     if isinstance(image, str | Path):
         image = read_image(Path(image))
-    array = np.array(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    array = read_picture(image) if isinstance(image, Image.Image) else np.array(image)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise DistillError(
             f"an image is an (H, W, 3) array of uint8, not {array.shape} of {array.dtype}; convert it first"
         )
+    if array.size == 0:
+        raise DistillError(f"the array of shape {array.shape} holds no pixel; give an image of 1 x 1 pixels or more")
     with eval_mode(model):
         images = torch.from_numpy(array).permute(2, 0, 1)[None]
         return model(_prepare(images, next(model.parameters()).device))[0]

@@ -209,6 +209,43 @@ def test_predict_refuses_other_arrays(network: DeepLabV3Plus, shape: tuple, kind
     refused("(H, W, 3)", np.dtype(kind).name, call=lambda: predict(network, np.zeros(shape, kind)))
 
 
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
+def test_a_picture_and_its_path_give_one_mask(network: DeepLabV3Plus, tmp_path: Path, turn: int, ending: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn  # how the camera was held
+    path = tmp_path / f"a.{ending}"
+    pixels = np.random.default_rng(turn).integers(0, 256, (30, 26, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif)
+    expected = predict(network, path)
+    assert expected.shape == ((26, 30) if turn > 4 else (30, 26))
+    with Image.open(path) as picture:
+        assert np.array_equal(predict(network, picture), expected)
+        assert np.array_equal(predict(network, picture), expected)  # the first time has not turned it
+
+
+def test_a_picture_is_refused_as_its_path_is(network: DeepLabV3Plus, tmp_path: Path, refused) -> None:
+    deep, moving, cut = tmp_path / "deep.png", tmp_path / "moving.gif", tmp_path / "cut.jpg"
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(deep)
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(moving, save_all=True, append_images=frames[1:])
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(cut)
+    cut.write_bytes(cut.read_bytes()[:2000])
+    for path, words in ((deep, "8 bits"), (moving, "2 frames"), (cut, "replace")):
+        said = refused(path, words, call=lambda path=path: predict(network, path))
+        with Image.open(path) as picture:
+            assert refused(call=lambda picture=picture: predict(network, picture)) == said
+    refused("the picture", "8 bits", call=lambda: predict(network, Image.new("I;16", (8, 8))))
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 3), (8, 0, 3), (0, 0, 3)])
+def test_an_image_without_pixels_is_refused(network: DeepLabV3Plus, shape: tuple, refused) -> None:
+    refused(shape, "no pixel", call=lambda: predict(network, np.zeros(shape, np.uint8)))
+    size = shape[1::-1]
+    refused(f"{size[0]} x {size[1]}", call=lambda: predict(network, Image.new("RGB", size)))
+
+
 def test_predict_names_a_missing_file(network: DeepLabV3Plus, tmp_path: Path, refused) -> None:
     refused(tmp_path / "a.jpg", "no image", call=lambda: predict(network, tmp_path / "a.jpg"))
 
