@@ -78,8 +78,9 @@ def evaluate(
     """Score a network on a data set (see `datasets.VOCFolder`), on the device where the network is.
 
     `native`: every image at its own size, the one to quote. `resize513`: short side 513 and labels resized to the
-    nearest, what the published table used. How absent classes count: see `Scores`. Of several `ranks` each takes every
-    so many batches, and all give the scores of all images. Raises DistillError when the classes differ.
+    nearest as Pillow does, what the published table used. How absent classes count: see `Scores`. Of several `ranks`
+    each takes every so many batches, and all give the scores of all images. Raises DistillError when the classes
+    differ.
     """
     if protocol not in PROTOCOLS:
         raise DistillError(f"there is no protocol {protocol!r}; choose {' or '.join(PROTOCOLS)}")
@@ -149,6 +150,12 @@ def _prepare(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
 
 
+def _resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Labels (H, W) at another size. With Pillow: torch's two ways to the nearest round to other pixels."""
+    picture = Image.fromarray(mask.numpy().astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(picture)).long()
+
+
 def _same_size_batches(dataset: Dataset, protocol: str, batch_size: int, progress: bool, ranks: Ranks):
     """Batches of neighbouring images that have one size, so that none has to be padded or cut.
 
@@ -162,7 +169,8 @@ def _same_size_batches(dataset: Dataset, protocol: str, batch_size: int, progres
             if protocol == "resize513":
                 if isinstance(dataset, VOCFolder):
                     dataset.check_proportions(index, mask)
-                image, mask = F.resize(image, [513], antialias=True), F.resize(mask, [513])
+                image = F.resize(image, [513], antialias=True)
+                mask = _resize_nearest(mask, image.shape[-2:])
             if images and image.shape != images[0].shape:
                 yield torch.stack(images), torch.stack(labels)
                 images, labels = [], []

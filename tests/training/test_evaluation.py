@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from distill import evaluate, predict
 from distill.data.folders import VOCFolder, open_dataset
 from distill.networks.deeplab import DeepLabV3Plus
+from distill.training import evaluation
 from distill.training.evaluation import Scores, confusion_matrix, predict_logits
 
 NAMES = ("a", "b", "c")
@@ -170,6 +171,23 @@ def test_resize513_scores_at_a_short_side_of_513(network: DeepLabV3Plus) -> None
     assert seen[0][0] == 513 and seen[0][1] in (615, 616)
     assert scores.confusion[1].sum() == pytest.approx(513 * 616 / 2, rel=0.01)
     assert scores.confusion[[0, 2]].sum() == 0  # labels are resized to the nearest: no new value arises
+
+
+@pytest.mark.parametrize("size", [(40, 52), (257, 114), (766, 575), (33, 538), (513, 700)])
+def test_resize513_takes_the_labels_that_pillow_takes(
+    network: DeepLabV3Plus, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, labels = random_pairs([size], 3)[0]
+    seen = []
+    monkeypatch.setattr(network, "forward", lambda images: torch.zeros(len(images), 3, *images.shape[2:]))
+    monkeypatch.setattr(
+        evaluation, "confusion_matrix", lambda *maps: (seen.append(maps[1][0]), confusion_matrix(*maps))[1]
+    )
+    evaluate(network, Listed([(image, labels)], NAMES), protocol="resize513")
+    height, width = seen[0].shape
+    assert min(height, width) == 513
+    picture = Image.fromarray(labels.numpy().astype(np.uint8))
+    assert np.array_equal(seen[0].numpy(), np.array(picture.resize((width, height), Image.Resampling.NEAREST)))
 
 
 def test_another_number_of_classes_is_refused(network: DeepLabV3Plus, tiny_sample: Path, refused) -> None:
