@@ -1,19 +1,21 @@
 """From predictions to scores: a confusion matrix, and what is read off it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
 from distill.data.folders import VOCFolder, read_image, read_picture
 from distill.data.transforms import IGNORE_INDEX, normalise
-from distill.errors import DistillError
+from distill.errors import DistillError, check_number
 from distill.networks.taps import eval_mode
 from distill.training.parallel import ALONE, Ranks
 
@@ -74,21 +76,25 @@ def evaluate(
     batch_size: int = 32,
     progress: bool = False,
     ranks: Ranks = ALONE,
+    workers: int = 0,
 ) -> Scores:
     """Score a network on a data set (see `datasets.VOCFolder`), on the device where the network is.
 
     `native`: every image at its own size, the one to quote. `resize513`: short side 513 and labels resized to the
     nearest as Pillow does, what the published table used. How absent classes count: see `Scores`. Of several `ranks`
-    each takes every so many batches, and all give the scores of all images. Raises DistillError when the classes
-    differ.
+    each takes every so many batches, and all give the scores of all images. So many `workers` load images, which
+    changes no score. Raises DistillError when the classes differ.
     """
     if protocol not in PROTOCOLS:
         raise DistillError(f"there is no protocol {protocol!r}; choose {' or '.join(PROTOCOLS)}")
+    check_number("batch_size", batch_size, 1, 10**6)
+    check_number("workers", workers, 0, 256)
+    batch_size, workers = int(batch_size), int(workers)
     check_classes("network", model, dataset)
     device = next(model.parameters()).device
     confusion = torch.zeros(model.num_classes, model.num_classes, dtype=torch.long, device=device)
     with eval_mode(model):
-        for images, labels in _same_size_batches(dataset, protocol, batch_size, progress, ranks):
+        for images, labels in _same_size_batches(_Pairs(dataset, protocol), batch_size, progress, ranks, workers):
             logits = model(_prepare(images, device))
             confusion += confusion_matrix(logits.argmax(1), labels.to(device), model.num_classes)
     ranks.sum(confusion)
@@ -156,24 +162,59 @@ def _resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(np.array(picture)).long()
 
 
-def _same_size_batches(dataset: Dataset, protocol: str, batch_size: int, progress: bool, ranks: Ranks):
+class _Pairs(Dataset):
+    """Images and labels as a protocol scores them, plain tensors; made by the workers where there are some."""
+
+    def __init__(self, dataset: Dataset, protocol: str) -> None:
+        self.dataset, self.protocol = dataset, protocol
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image, mask = self.dataset[index]
+        if self.protocol == "resize513":
+            if isinstance(self.dataset, VOCFolder):
+                self.dataset.check_proportions(index, mask)
+            image = F.resize(image, [513], antialias=True)
+            mask = _resize_nearest(mask, image.shape[-2:])
+        return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
+
+
+def _load(pairs: _Pairs, indices: list[int], workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The pairs of these indices, in this order."""
+    if workers == 0:
+        yield from (pairs[index] for index in indices)
+        return
+    loader = DataLoader(
+        pairs,
+        batch_size=None,
+        sampler=indices,
+        num_workers=min(workers, max(1, len(indices))),
+        generator=torch.Generator(),  # else it draws from the stream of the training that this scores
+    )
+    try:
+        yield from loader
+    except DistillError as error:  # a worker's comes with its traceback in the message
+        raise DistillError(str(error).strip().splitlines()[-1].split("DistillError: ", 1)[-1]) from None
+
+
+def _same_size_batches(
+    pairs: _Pairs, batch_size: int, progress: bool, ranks: Ranks, workers: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of neighbouring images that have one size, so that none has to be padded or cut.
 
     Each of the ranks has whole batches, the very ones that a single process would have.
     """
-    starts = range(ranks.rank * batch_size, len(dataset), ranks.world * batch_size)
-    for start in tqdm(starts, desc="evaluating", unit="batch", disable=not progress or not ranks.first):
+    starts = range(ranks.rank * batch_size, len(pairs), ranks.world * batch_size)
+    batches = [range(start, min(start + batch_size, len(pairs))) for start in starts]
+    loaded = _load(pairs, [index for batch in batches for index in batch], workers)
+    for batch in tqdm(batches, desc="evaluating", unit="batch", disable=not progress or not ranks.first):
         images, labels = [], []
-        for index in range(start, min(start + batch_size, len(dataset))):
-            image, mask = dataset[index]
-            if protocol == "resize513":
-                if isinstance(dataset, VOCFolder):
-                    dataset.check_proportions(index, mask)
-                image = F.resize(image, [513], antialias=True)
-                mask = _resize_nearest(mask, image.shape[-2:])
+        for image, mask in islice(loaded, len(batch)):
             if images and image.shape != images[0].shape:
                 yield torch.stack(images), torch.stack(labels)
                 images, labels = [], []
-            images.append(image.as_subclass(torch.Tensor))
-            labels.append(mask.as_subclass(torch.Tensor))
+            images.append(image)
+            labels.append(mask)
         yield torch.stack(images), torch.stack(labels)

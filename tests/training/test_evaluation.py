@@ -20,6 +20,7 @@ from distill.data.folders import VOCFolder, open_dataset
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.training import evaluation
 from distill.training.evaluation import Scores, confusion_matrix, predict_logits
+from distill.training.parallel import Ranks
 
 NAMES = ("a", "b", "c")
 
@@ -188,6 +189,47 @@ def test_resize513_takes_the_labels_that_pillow_takes(
     assert min(height, width) == 513
     picture = Image.fromarray(labels.numpy().astype(np.uint8))
     assert np.array_equal(seen[0].numpy(), np.array(picture.resize((width, height), Image.Resampling.NEAREST)))
+
+
+@pytest.mark.parametrize("protocol", ["native", "resize513"])
+def test_workers_change_no_score_and_draw_nothing(protocol: str, network: DeepLabV3Plus) -> None:
+    sizes = [(32, 40), (32, 40), (20, 33), (33, 20), (33, 20), (32, 40), (32, 40)]
+    dataset = Listed(random_pairs(sizes[: 7 if protocol == "native" else 3], 3), NAMES)
+    expected, state = evaluate(network, dataset, protocol, batch_size=2), torch.get_rng_state()
+    scores = evaluate(network, dataset, protocol, batch_size=2, workers=2)
+    assert np.array_equal(scores.confusion, expected.confusion)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Apart(Ranks):
+    """One of several processes, which keeps its sums to itself."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_process_scores_batches_of_its_own(network: DeepLabV3Plus, workers: int) -> None:
+    data = Listed(random_pairs([(32, 40), (32, 40), (20, 33), (33, 20), (33, 20), (32, 40), (32, 40)], 3), NAMES)
+    parts = [
+        evaluate(network, data, batch_size=2, ranks=Apart(rank, 2), workers=workers).confusion for rank in range(2)
+    ]
+    assert np.array_equal(sum(parts), evaluate(network, data, batch_size=2).confusion)
+    first = Listed([data.pairs[index] for index in (0, 1, 4, 5)], NAMES)
+    assert np.array_equal(parts[0], evaluate(network, first, batch_size=2).confusion)
+
+
+def test_a_workers_mistake_is_one_sentence(voc_folder: Callable[..., Path], network: DeepLabV3Plus, refused) -> None:
+    root = voc_folder({"val": [np.ones((32, 32))] * 3}, NAMES)
+    (root / "SegmentationClass" / "val1.png").unlink()
+    dataset = VOCFolder(root, "val")
+    alone = refused("val1.png", call=lambda: evaluate(network, dataset))
+    assert refused(call=lambda: evaluate(network, dataset, workers=2)) == alone
+
+
+@pytest.mark.parametrize("name, value", [("batch_size", -1), ("batch_size", 0), ("workers", -1), ("workers", 1.5)])
+def test_numbers_that_make_no_sense_are_refused(network: DeepLabV3Plus, name: str, value: float, refused) -> None:
+    refused(name, value, call=lambda: evaluate(network, Listed(random_pairs([(8, 8)], 3), NAMES), **{name: value}))
 
 
 def test_another_number_of_classes_is_refused(network: DeepLabV3Plus, tiny_sample: Path, refused) -> None:
