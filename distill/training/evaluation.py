@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
@@ -18,6 +18,7 @@ from distill.data.transforms import IGNORE_INDEX, normalise
 from distill.errors import DistillError, check_number
 from distill.networks.taps import eval_mode
 from distill.training.parallel import ALONE, Ranks
+from distill.training.runs import Run
 
 PROTOCOLS = ("native", "resize513")
 
@@ -70,7 +71,7 @@ def confusion_matrix(prediction: torch.Tensor, labels: torch.Tensor, num_classes
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | Run,
     dataset: Dataset,
     protocol: str = "native",
     batch_size: int = 32,
@@ -78,29 +79,83 @@ def evaluate(
     ranks: Ranks = ALONE,
     workers: int = 0,
 ) -> Scores:
-    """Score a network on a data set (see `datasets.VOCFolder`), on the device where the network is.
+    """Score a network on a data set (see `folders.VOCFolder`), on the device where the network is.
+
+    A `Run` stands for its student. A network of your own answers to normalised images (N, 3, H, W) with logits
+    (N, classes, H, W) of their size, or is wrapped with `load_teacher`. The data may be a torch `Subset`, too.
 
     `native`: every image at its own size, the one to quote. `resize513`: short side 513 and labels resized to the
     nearest as Pillow does, what the published table used. How absent classes count: see `Scores`. Of several `ranks`
     each takes every so many batches, and all give the scores of all images. So many `workers` load images, which
-    changes no score. Raises DistillError when the classes differ.
+    changes no score. Raises DistillError when the classes differ, and for what is no network or data set.
     """
     if protocol not in PROTOCOLS:
         raise DistillError(f"there is no protocol {protocol!r}; choose {' or '.join(PROTOCOLS)}")
     check_number("batch_size", batch_size, 1, 10**6)
     check_number("workers", workers, 0, 256)
     batch_size, workers = int(batch_size), int(workers)
-    check_classes("network", model, dataset)
-    device = next(model.parameters()).device
-    confusion = torch.zeros(model.num_classes, model.num_classes, dtype=torch.long, device=device)
+    model, data = _network(model), _whole(dataset)
+    if hasattr(model, "num_classes"):  # another's network may not say, and its answer does
+        check_classes("network", model, data)
+    classes, device = data.num_classes, _device(model)
+    confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
     with eval_mode(model):
         for images, labels in _same_size_batches(_Pairs(dataset, protocol), batch_size, progress, ranks, workers):
-            logits = model(_prepare(images, device))
-            confusion += confusion_matrix(logits.argmax(1), labels.to(device), model.num_classes)
+            logits = _ask(model, _prepare(images, device))
+            if logits.shape[1] != classes:
+                raise DistillError(
+                    f"the network answers with {logits.shape[1]} classes and {data.root} has {classes}; take a network "
+                    f"that was trained for these classes"
+                )
+            confusion += confusion_matrix(logits.argmax(1), labels.to(device), classes)
     ranks.sum(confusion)
     if not confusion.any():
-        raise DistillError(f"there is no labelled pixel in the split {dataset.split} of {dataset.root}; label some")
-    return Scores(confusion.cpu().numpy(), tuple(dataset.class_names))
+        split = getattr(data, "split", "that was given")
+        raise DistillError(f"there is no labelled pixel in the split {split} of {data.root}; label some")
+    return Scores(confusion.cpu().numpy(), tuple(data.class_names))
+
+
+def _network(model: nn.Module | Run) -> nn.Module:
+    """The network that is meant; DistillError for what is none."""
+    if isinstance(model, Run):
+        return model.student()
+    if isinstance(model, nn.Module):
+        return model
+    given = f"{str(model)!r}" if isinstance(model, str | Path) else f"a {type(model).__name__}"
+    raise DistillError(
+        f"the network is {given}, and a network itself is needed, or a Run; load it first, with load_model or "
+        f"load_teacher"
+    )
+
+
+def _whole(dataset: Dataset) -> Dataset:
+    """The data set, of a subset that of which it is a part; DistillError for what does not know its classes."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    lacking = [name for name in ("class_names", "num_classes", "root", "__getitem__") if not hasattr(dataset, name)]
+    if lacking:
+        given = f"{str(dataset)!r}" if isinstance(dataset, str | Path) else f"a {type(dataset).__name__}"
+        raise DistillError(
+            f"the data set is {given}, which has no {lacking[0]}; give what open_dataset returns, or a Subset of it"
+        )
+    return dataset
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
+
+
+def _ask(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The network's logits (N, C, H, W); DistillError for another answer, whose argmax would be a wrong map."""
+    logits, size = model(images), tuple(images.shape[2:])
+    tensor = isinstance(logits, torch.Tensor)
+    if tensor and logits.dim() == 4 and len(logits) == len(images) and tuple(logits.shape[2:]) == size:
+        return logits
+    found = f"a tensor of shape {tuple(logits.shape)}" if tensor else f"a {type(logits).__name__}"
+    raise DistillError(
+        f"the network answers with {found} and not with logits ({len(images)}, classes, {size[0]}, {size[1]}), of the "
+        f"images' size; wrap it: load_teacher(network)"
+    )
 
 
 def check_classes(who: str, model: nn.Module, dataset: Dataset) -> None:
@@ -108,6 +163,8 @@ def check_classes(who: str, model: nn.Module, dataset: Dataset) -> None:
 
     Names count where the network knows them, without regard to case and to the underscores of `_background_`.
     """
+    if not hasattr(model, "num_classes"):
+        raise DistillError(f"the {who} does not say its num_classes; wrap it: load_teacher(network)")
     known = getattr(model, "class_names", None)
     theirs, ours = ([name.strip("_").lower() for name in names or ()] for names in (known, dataset.class_names))
     if model.num_classes == dataset.num_classes and (known is None or theirs == ours):
@@ -126,18 +183,20 @@ def _some(names: list[str], without: list[str]) -> str:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
+def predict(model: nn.Module | Run, image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
     """Class map (H, W) uint8 of a PIL image, an (H, W, 3) uint8 array or an image file, at the image's own size.
 
-    A PIL image is turned upright and checked just as its file would be (see `read_image`). Raises DistillError for
-    what is no such image.
+    A PIL image is turned upright and checked just as its file would be (see `read_image`). A `Run` stands for its
+    student. Raises DistillError for what is no such image or no network, and for a network whose answer is not of the
+    image's size.
     """
     return predict_logits(model, image).argmax(0).to(torch.uint8).cpu().numpy()
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, image: Image.Image | np.ndarray | str | Path) -> torch.Tensor:
-    """Logits (C, H, W) of one image."""
+def predict_logits(model: nn.Module | Run, image: Image.Image | np.ndarray | str | Path) -> torch.Tensor:
+    """Logits (C, H, W) of one image, with the mistakes of `predict`."""
+    model = _network(model)
     if isinstance(image, str | Path):
         image = read_image(Path(image))
     array = read_picture(image) if isinstance(image, Image.Image) else np.array(image)
@@ -149,7 +208,7 @@ def predict_logits(model: nn.Module, image: Image.Image | np.ndarray | str | Pat
         raise DistillError(f"the array of shape {array.shape} holds no pixel; give an image of 1 x 1 pixels or more")
     with eval_mode(model):
         images = torch.from_numpy(array).permute(2, 0, 1)[None]
-        return model(_prepare(images, next(model.parameters()).device))[0]
+        return _ask(model, _prepare(images, _device(model)))[0]
 
 
 def _prepare(images: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -174,11 +233,17 @@ class _Pairs(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         image, mask = self.dataset[index]
         if self.protocol == "resize513":
-            if isinstance(self.dataset, VOCFolder):
-                self.dataset.check_proportions(index, mask)
+            self._check_proportions(index, mask)
             image = F.resize(image, [513], antialias=True)
             mask = _resize_nearest(mask, image.shape[-2:])
         return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
+
+    def _check_proportions(self, index: int, mask: torch.Tensor) -> None:
+        dataset = self.dataset
+        while isinstance(dataset, Subset):
+            dataset, index = dataset.dataset, dataset.indices[index]
+        if isinstance(dataset, VOCFolder):
+            dataset.check_proportions(index, mask)
 
 
 def _load(pairs: _Pairs, indices: list[int], workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision import tv_tensors
 
-from distill import evaluate, predict
+from distill import Run, evaluate, load_teacher, predict
 from distill.data.folders import VOCFolder, open_dataset
 from distill.networks.deeplab import DeepLabV3Plus
+from distill.networks.saving import save_model
 from distill.training import evaluation
 from distill.training.evaluation import Scores, confusion_matrix, predict_logits
 from distill.training.parallel import Ranks
@@ -230,6 +232,84 @@ def test_a_workers_mistake_is_one_sentence(voc_folder: Callable[..., Path], netw
 @pytest.mark.parametrize("name, value", [("batch_size", -1), ("batch_size", 0), ("workers", -1), ("workers", 1.5)])
 def test_numbers_that_make_no_sense_are_refused(network: DeepLabV3Plus, name: str, value: float, refused) -> None:
     refused(name, value, call=lambda: evaluate(network, Listed(random_pairs([(8, 8)], 3), NAMES), **{name: value}))
+
+
+class Own(nn.Module):
+    """Somebody's network, which answers in its own way and says nothing of its classes."""
+
+    def __init__(self, answer: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.layer, self.answer = nn.Conv2d(3, 3, 1), answer
+
+    def forward(self, images: torch.Tensor) -> object:
+        return self.answer(self.layer(images))
+
+
+ANSWERS = {
+    "smaller": (lambda x: x[:, :, ::4, ::4], "(1, 3, 8, 8)"),
+    "a dict": (lambda x: {"out": x}, "a dict"),
+    "an object": (lambda x: SimpleNamespace(logits=x[:, :, ::4, ::4]), "a SimpleNamespace"),
+    "a class map": (lambda x: x.argmax(1), "(1, 32, 32)"),
+    "no batch": (lambda x: x.flatten(1), "(1, 3072)"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_of_another_size_or_kind_is_no_mask(name: str, refused) -> None:
+    answer, found = ANSWERS[name]
+    dataset = Listed(random_pairs([(32, 32)], 3), NAMES)
+    refused(found, "load_teacher", call=lambda: predict(Own(answer), np.zeros((32, 32, 3), np.uint8)))
+    refused(found, "load_teacher", call=lambda: evaluate(Own(answer), dataset))
+    if name != "a class map" and name != "no batch":
+        wrapped = load_teacher(Own(answer))
+        assert predict(wrapped, np.zeros((32, 32, 3), np.uint8)).shape == (32, 32)
+        assert evaluate(wrapped, dataset).confusion.sum() > 0
+
+
+def test_a_bare_network_is_scored_by_its_answer(refused) -> None:
+    pairs, own = random_pairs([(32, 32)], 3), Own(lambda x: x)
+    prediction = torch.from_numpy(predict(own, pairs[0][0].permute(1, 2, 0).numpy()))
+    expected = confusion_matrix(prediction, pairs[0][1], 3).numpy()
+    assert np.array_equal(evaluate(own, Listed(pairs, NAMES)).confusion, expected)
+    assert evaluate(nn.Identity(), Listed(pairs, NAMES)).confusion.sum() == expected.sum()  # has no weights at all
+    refused("3 classes", "listed has 2", call=lambda: evaluate(own, Listed(random_pairs([(32, 32)], 2), NAMES[:2])))
+
+
+def test_a_run_stands_for_its_student(make_student: Callable[..., DeepLabV3Plus], tmp_path: Path) -> None:
+    model = make_student(num_classes=3).eval()
+    save_model(model, tmp_path / "student.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    dataset, image = Listed(random_pairs([(32, 32)], 3), NAMES), np.zeros((32, 32, 3), np.uint8)
+    assert np.array_equal(predict(Run(tmp_path), image), predict(model, image))
+    assert np.array_equal(evaluate(Run(tmp_path), dataset).confusion, evaluate(model, dataset).confusion)
+
+
+@pytest.mark.parametrize("given", ["resnet18", Path("student.safetensors"), None, {"weight": 1}, DeepLabV3Plus])
+def test_what_is_no_network_is_refused(given: object, refused) -> None:
+    word = given if isinstance(given, str | Path) else type(given).__name__
+    refused(word, "load_model", call=lambda: predict(given, np.zeros((32, 32, 3), np.uint8)))
+    refused(word, "load_model", call=lambda: evaluate(given, Listed(random_pairs([(8, 8)], 3), NAMES)))
+
+
+@pytest.mark.parametrize("protocol", ["native", "resize513"])
+def test_a_subset_is_scored_as_the_images_it_holds(protocol: str, network: DeepLabV3Plus) -> None:
+    data = Listed(random_pairs([(32, 32)] * 4, 3), NAMES)
+    nested = Subset(Subset(data, [3, 1, 0]), [0, 1])
+    expected = evaluate(network, Listed([data.pairs[3], data.pairs[1]], NAMES), protocol)
+    assert np.array_equal(evaluate(network, nested, protocol).confusion, expected.confusion)
+
+
+def test_a_subsets_image_too_long_for_resize513_is_named(
+    voc_folder: Callable[..., Path], network: DeepLabV3Plus, refused
+) -> None:
+    part = Subset(VOCFolder(voc_folder({"val": [np.ones((32, 32)), np.ones((2, 400))]}, NAMES), "val"), [1])
+    refused("val1.jpg", "too long", call=lambda: evaluate(network, part, "resize513"))
+
+
+@pytest.mark.parametrize("given", ["sample", Path("data"), None, [], TensorDataset(torch.zeros(2, 3, 8, 8))])
+def test_what_is_no_data_set_is_refused(network: DeepLabV3Plus, given: object, refused) -> None:
+    word = given if isinstance(given, str | Path) else type(given).__name__
+    refused(word, "open_dataset", call=lambda: evaluate(network, given))
 
 
 def test_another_number_of_classes_is_refused(network: DeepLabV3Plus, tiny_sample: Path, refused) -> None:
