@@ -164,10 +164,24 @@ def read_image(path: Path) -> np.ndarray:
     """
     missing = f"there is no image {path}; check the path or, if a split list names it, add it or take its name out"
     with _opened(path, "an image", missing) as image:
-        if image.mode.startswith(("I", "F")):
-            raise DistillError(f"{path} has more than 8 bits a channel (mode {image.mode}); save it with 8 bits")
-        ImageOps.exif_transpose(image, in_place=True)
-        return np.array(image.convert("RGB"))
+        return _upright(image, path)
+
+
+def read_picture(image: Image.Image) -> np.ndarray:
+    """An image that Pillow has opened or made, just as `read_image` reads its file; it is left as it is."""
+    name = getattr(image, "filename", "") or "the picture"
+    if 0 in image.size:
+        raise DistillError(f"{name} is {image.width} x {image.height} pixels; give one that has pixels")
+    with _readable(name, "an image"):
+        _check_frames(image, name, "an image")
+        return _upright(image, name)
+
+
+def _upright(image: Image.Image, name: str | Path) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):
+        raise DistillError(f"{name} has more than 8 bits a channel (mode {image.mode}); save it with 8 bits")
+    image = ImageOps.exif_transpose(image)  # a new one: the caller may go on with theirs
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_mask(path: Path, num_classes: int) -> np.ndarray:
@@ -198,18 +212,31 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
 @contextmanager
 def _opened(path: Path, kind: str, missing: str) -> Iterator[Image.Image]:
     """An open picture; what Pillow has to say of it, there or while its pixels are read, becomes a DistillError."""
-    try:
-        with Image.open(path) as image:
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: cameras add a preview
-            if frames > 1:
-                raise DistillError(f"{path} has {frames} frames, and {kind} has one; save that one by itself")
+    with _readable(path, kind):
+        try:
+            image = Image.open(path)
+        except FileNotFoundError:
+            raise DistillError(missing) from None
+        with image:
+            _check_frames(image, path, kind)
             yield image
-    except FileNotFoundError:
-        raise DistillError(missing) from None
+
+
+def _check_frames(image: Image.Image, name: str | Path, kind: str) -> None:
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: cameras add a preview
+    if frames > 1:
+        raise DistillError(f"{name} has {frames} frames, and {kind} has one; save that one by itself")
+
+
+@contextmanager
+def _readable(name: str | Path, kind: str) -> Iterator[None]:
+    """What Pillow has to say of a picture becomes a DistillError."""
+    try:
+        yield
     except DistillError:  # a ValueError too, and a sentence already
         raise
     except Exception as error:  # a damaged file can raise anything
-        raise DistillError(f"{path} cannot be read as {kind} ({first_line(error)}); replace the file") from None
+        raise DistillError(f"{name} cannot be read as {kind} ({first_line(error)}); replace the file") from None
 
 
 def read_class_names(root: Path) -> tuple[str, ...]:

@@ -1,21 +1,24 @@
 """From predictions to scores: a confusion matrix, and what is read off it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
-from distill.data.folders import VOCFolder, read_image
+from distill.data.folders import VOCFolder, read_image, read_picture
 from distill.data.transforms import IGNORE_INDEX, normalise
-from distill.errors import DistillError
+from distill.errors import DistillError, check_number
 from distill.networks.taps import eval_mode
 from distill.training.parallel import ALONE, Ranks
+from distill.training.runs import Run
 
 PROTOCOLS = ("native", "resize513")
 
@@ -68,32 +71,91 @@ def confusion_matrix(prediction: torch.Tensor, labels: torch.Tensor, num_classes
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | Run,
     dataset: Dataset,
     protocol: str = "native",
     batch_size: int = 32,
     progress: bool = False,
     ranks: Ranks = ALONE,
+    workers: int = 0,
 ) -> Scores:
-    """Score a network on a data set (see `datasets.VOCFolder`), on the device where the network is.
+    """Score a network on a data set (see `folders.VOCFolder`), on the device where the network is.
+
+    A `Run` stands for its student. A network of your own answers to normalised images (N, 3, H, W) with logits
+    (N, classes, H, W) of their size, or is wrapped with `load_teacher`. The data may be a torch `Subset`, too.
 
     `native`: every image at its own size, the one to quote. `resize513`: short side 513 and labels resized to the
-    nearest, what the published table used. How absent classes count: see `Scores`. Of several `ranks` each takes every
-    so many batches, and all give the scores of all images. Raises DistillError when the classes differ.
+    nearest as Pillow does, what the published table used. How absent classes count: see `Scores`. Of several `ranks`
+    each takes every so many batches, and all give the scores of all images. So many `workers` load images, which
+    changes no score. Raises DistillError when the classes differ, and for what is no network or data set.
     """
     if protocol not in PROTOCOLS:
         raise DistillError(f"there is no protocol {protocol!r}; choose {' or '.join(PROTOCOLS)}")
-    check_classes("network", model, dataset)
-    device = next(model.parameters()).device
-    confusion = torch.zeros(model.num_classes, model.num_classes, dtype=torch.long, device=device)
+    check_number("batch_size", batch_size, 1, 10**6)
+    check_number("workers", workers, 0, 256)
+    batch_size, workers = int(batch_size), int(workers)
+    model, data = _network(model), _whole(dataset)
+    if hasattr(model, "num_classes"):  # another's network may not say, and its answer does
+        check_classes("network", model, data)
+    classes, device = data.num_classes, _device(model)
+    confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
     with eval_mode(model):
-        for images, labels in _same_size_batches(dataset, protocol, batch_size, progress, ranks):
-            logits = model(_prepare(images, device))
-            confusion += confusion_matrix(logits.argmax(1), labels.to(device), model.num_classes)
+        for images, labels in _same_size_batches(_Pairs(dataset, protocol), batch_size, progress, ranks, workers):
+            logits = _ask(model, _prepare(images, device))
+            if logits.shape[1] != classes:
+                raise DistillError(
+                    f"the network answers with {logits.shape[1]} classes and {data.root} has {classes}; take a network "
+                    f"that was trained for these classes"
+                )
+            confusion += confusion_matrix(logits.argmax(1), labels.to(device), classes)
     ranks.sum(confusion)
     if not confusion.any():
-        raise DistillError(f"there is no labelled pixel in the split {dataset.split} of {dataset.root}; label some")
-    return Scores(confusion.cpu().numpy(), tuple(dataset.class_names))
+        split = getattr(data, "split", "that was given")
+        raise DistillError(f"there is no labelled pixel in the split {split} of {data.root}; label some")
+    return Scores(confusion.cpu().numpy(), tuple(data.class_names))
+
+
+def _network(model: nn.Module | Run) -> nn.Module:
+    """The network that is meant; DistillError for what is none."""
+    if isinstance(model, Run):
+        return model.student()
+    if isinstance(model, nn.Module):
+        return model
+    given = f"{str(model)!r}" if isinstance(model, str | Path) else f"a {type(model).__name__}"
+    raise DistillError(
+        f"the network is {given}, and a network itself is needed, or a Run; load it first, with load_model or "
+        f"load_teacher"
+    )
+
+
+def _whole(dataset: Dataset) -> Dataset:
+    """The data set, of a subset that of which it is a part; DistillError for what does not know its classes."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    lacking = [name for name in ("class_names", "num_classes", "root", "__getitem__") if not hasattr(dataset, name)]
+    if lacking:
+        given = f"{str(dataset)!r}" if isinstance(dataset, str | Path) else f"a {type(dataset).__name__}"
+        raise DistillError(
+            f"the data set is {given}, which has no {lacking[0]}; give what open_dataset returns, or a Subset of it"
+        )
+    return dataset
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
+
+
+def _ask(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The network's logits (N, C, H, W); DistillError for another answer, whose argmax would be a wrong map."""
+    logits, size = model(images), tuple(images.shape[2:])
+    tensor = isinstance(logits, torch.Tensor)
+    if tensor and logits.dim() == 4 and len(logits) == len(images) and tuple(logits.shape[2:]) == size:
+        return logits
+    found = f"a tensor of shape {tuple(logits.shape)}" if tensor else f"a {type(logits).__name__}"
+    raise DistillError(
+        f"the network answers with {found} and not with logits ({len(images)}, classes, {size[0]}, {size[1]}), of the "
+        f"images' size; wrap it: load_teacher(network)"
+    )
 
 
 def check_classes(who: str, model: nn.Module, dataset: Dataset) -> None:
@@ -101,6 +163,8 @@ def check_classes(who: str, model: nn.Module, dataset: Dataset) -> None:
 
     Names count where the network knows them, without regard to case and to the underscores of `_background_`.
     """
+    if not hasattr(model, "num_classes"):
+        raise DistillError(f"the {who} does not say its num_classes; wrap it: load_teacher(network)")
     known = getattr(model, "class_names", None)
     theirs, ours = ([name.strip("_").lower() for name in names or ()] for names in (known, dataset.class_names))
     if model.num_classes == dataset.num_classes and (known is None or theirs == ours):
@@ -119,47 +183,103 @@ def _some(names: list[str], without: list[str]) -> str:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
-    """Class map (H, W) uint8 of a PIL image, an (H, W, 3) uint8 array or an image file, at the image's own size."""
+def predict(model: nn.Module | Run, image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
+    """Class map (H, W) uint8 of a PIL image, an (H, W, 3) uint8 array or an image file, at the image's own size.
+
+    A PIL image is turned upright and checked just as its file would be (see `read_image`). A `Run` stands for its
+    student. Raises DistillError for what is no such image or no network, and for a network whose answer is not of the
+    image's size.
+    """
     return predict_logits(model, image).argmax(0).to(torch.uint8).cpu().numpy()
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, image: Image.Image | np.ndarray | str | Path) -> torch.Tensor:
-    """Logits (C, H, W) of one image."""
+def predict_logits(model: nn.Module | Run, image: Image.Image | np.ndarray | str | Path) -> torch.Tensor:
+    """Logits (C, H, W) of one image, with the mistakes of `predict`."""
+    model = _network(model)
     if isinstance(image, str | Path):
         image = read_image(Path(image))
-    array = np.array(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    array = read_picture(image) if isinstance(image, Image.Image) else np.array(image)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise DistillError(
             f"an image is an (H, W, 3) array of uint8, not {array.shape} of {array.dtype}; convert it first"
         )
+    if array.size == 0:
+        raise DistillError(f"the array of shape {array.shape} holds no pixel; give an image of 1 x 1 pixels or more")
     with eval_mode(model):
         images = torch.from_numpy(array).permute(2, 0, 1)[None]
-        return model(_prepare(images, next(model.parameters()).device))[0]
+        return _ask(model, _prepare(images, _device(model)))[0]
 
 
 def _prepare(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
 
 
-def _same_size_batches(dataset: Dataset, protocol: str, batch_size: int, progress: bool, ranks: Ranks):
+def _resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Labels (H, W) at another size. With Pillow: torch's two ways to the nearest round to other pixels."""
+    picture = Image.fromarray(mask.numpy().astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(picture)).long()
+
+
+class _Pairs(Dataset):
+    """Images and labels as a protocol scores them, plain tensors; made by the workers where there are some."""
+
+    def __init__(self, dataset: Dataset, protocol: str) -> None:
+        self.dataset, self.protocol = dataset, protocol
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image, mask = self.dataset[index]
+        if self.protocol == "resize513":
+            self._check_proportions(index, mask)
+            image = F.resize(image, [513], antialias=True)
+            mask = _resize_nearest(mask, image.shape[-2:])
+        return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
+
+    def _check_proportions(self, index: int, mask: torch.Tensor) -> None:
+        dataset = self.dataset
+        while isinstance(dataset, Subset):
+            dataset, index = dataset.dataset, dataset.indices[index]
+        if isinstance(dataset, VOCFolder):
+            dataset.check_proportions(index, mask)
+
+
+def _load(pairs: _Pairs, indices: list[int], workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The pairs of these indices, in this order."""
+    if workers == 0:
+        yield from (pairs[index] for index in indices)
+        return
+    loader = DataLoader(
+        pairs,
+        batch_size=None,
+        sampler=indices,
+        num_workers=min(workers, max(1, len(indices))),
+        generator=torch.Generator(),  # else it draws from the stream of the training that this scores
+    )
+    try:
+        yield from loader
+    except DistillError as error:  # a worker's comes with its traceback in the message
+        raise DistillError(str(error).strip().splitlines()[-1].split("DistillError: ", 1)[-1]) from None
+
+
+def _same_size_batches(
+    pairs: _Pairs, batch_size: int, progress: bool, ranks: Ranks, workers: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of neighbouring images that have one size, so that none has to be padded or cut.
 
     Each of the ranks has whole batches, the very ones that a single process would have.
     """
-    starts = range(ranks.rank * batch_size, len(dataset), ranks.world * batch_size)
-    for start in tqdm(starts, desc="evaluating", unit="batch", disable=not progress or not ranks.first):
+    starts = range(ranks.rank * batch_size, len(pairs), ranks.world * batch_size)
+    batches = [range(start, min(start + batch_size, len(pairs))) for start in starts]
+    loaded = _load(pairs, [index for batch in batches for index in batch], workers)
+    for batch in tqdm(batches, desc="evaluating", unit="batch", disable=not progress or not ranks.first):
         images, labels = [], []
-        for index in range(start, min(start + batch_size, len(dataset))):
-            image, mask = dataset[index]
-            if protocol == "resize513":
-                if isinstance(dataset, VOCFolder):
-                    dataset.check_proportions(index, mask)
-                image, mask = F.resize(image, [513], antialias=True), F.resize(mask, [513])
+        for image, mask in islice(loaded, len(batch)):
             if images and image.shape != images[0].shape:
                 yield torch.stack(images), torch.stack(labels)
                 images, labels = [], []
-            images.append(image.as_subclass(torch.Tensor))
-            labels.append(mask.as_subclass(torch.Tensor))
+            images.append(image)
+            labels.append(mask)
         yield torch.stack(images), torch.stack(labels)

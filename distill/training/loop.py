@@ -219,7 +219,7 @@ class _Loop:
         line["seconds"] = tally.seconds()
         self._check_weights(epoch)
         if epoch + 1 == self.settings.epochs or (epoch + 1) % self.settings.evaluate_every == 0:
-            line["val_miou"] = evaluate(self.student, val, ranks=self.ranks).miou
+            line["val_miou"] = evaluate(self.student, val, ranks=self.ranks, workers=self.settings.workers).miou
             self._keep_best(line)
         self.history.append(line)
         self.board.add(line)
@@ -398,5 +398,5 @@ def _final_scores(loop: _Loop, data: str | Path, data_root: str | Path | None) -
             continue  # most folders have no test split
         if split == "test" and not dataset.mask_path(0).exists():
             continue  # VOC's test images come without masks
-        scores[split] = evaluate(loop.student, dataset, ranks=loop.ranks).to_json()
+        scores[split] = evaluate(loop.student, dataset, ranks=loop.ranks, workers=loop.settings.workers).to_json()
     return scores

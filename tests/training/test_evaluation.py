@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +13,16 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision import tv_tensors
 
-from distill import evaluate, predict
+from distill import Run, evaluate, load_teacher, predict
 from distill.data.folders import VOCFolder, open_dataset
 from distill.networks.deeplab import DeepLabV3Plus
+from distill.networks.saving import save_model
+from distill.training import evaluation
 from distill.training.evaluation import Scores, confusion_matrix, predict_logits
+from distill.training.parallel import Ranks
 
 NAMES = ("a", "b", "c")
 
@@ -172,6 +176,142 @@ def test_resize513_scores_at_a_short_side_of_513(network: DeepLabV3Plus) -> None
     assert scores.confusion[[0, 2]].sum() == 0  # labels are resized to the nearest: no new value arises
 
 
+@pytest.mark.parametrize("size", [(40, 52), (257, 114), (766, 575), (33, 538), (513, 700)])
+def test_resize513_takes_the_labels_that_pillow_takes(
+    network: DeepLabV3Plus, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, labels = random_pairs([size], 3)[0]
+    seen = []
+    monkeypatch.setattr(network, "forward", lambda images: torch.zeros(len(images), 3, *images.shape[2:]))
+    monkeypatch.setattr(
+        evaluation, "confusion_matrix", lambda *maps: (seen.append(maps[1][0]), confusion_matrix(*maps))[1]
+    )
+    evaluate(network, Listed([(image, labels)], NAMES), protocol="resize513")
+    height, width = seen[0].shape
+    assert min(height, width) == 513
+    picture = Image.fromarray(labels.numpy().astype(np.uint8))
+    assert np.array_equal(seen[0].numpy(), np.array(picture.resize((width, height), Image.Resampling.NEAREST)))
+
+
+@pytest.mark.parametrize("protocol", ["native", "resize513"])
+def test_workers_change_no_score_and_draw_nothing(protocol: str, network: DeepLabV3Plus) -> None:
+    sizes = [(32, 40), (32, 40), (20, 33), (33, 20), (33, 20), (32, 40), (32, 40)]
+    dataset = Listed(random_pairs(sizes[: 7 if protocol == "native" else 3], 3), NAMES)
+    expected, state = evaluate(network, dataset, protocol, batch_size=2), torch.get_rng_state()
+    scores = evaluate(network, dataset, protocol, batch_size=2, workers=2)
+    assert np.array_equal(scores.confusion, expected.confusion)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Apart(Ranks):
+    """One of several processes, which keeps its sums to itself."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_process_scores_batches_of_its_own(network: DeepLabV3Plus, workers: int) -> None:
+    data = Listed(random_pairs([(32, 40), (32, 40), (20, 33), (33, 20), (33, 20), (32, 40), (32, 40)], 3), NAMES)
+    parts = [
+        evaluate(network, data, batch_size=2, ranks=Apart(rank, 2), workers=workers).confusion for rank in range(2)
+    ]
+    assert np.array_equal(sum(parts), evaluate(network, data, batch_size=2).confusion)
+    first = Listed([data.pairs[index] for index in (0, 1, 4, 5)], NAMES)
+    assert np.array_equal(parts[0], evaluate(network, first, batch_size=2).confusion)
+
+
+def test_a_workers_mistake_is_one_sentence(voc_folder: Callable[..., Path], network: DeepLabV3Plus, refused) -> None:
+    root = voc_folder({"val": [np.ones((32, 32))] * 3}, NAMES)
+    (root / "SegmentationClass" / "val1.png").unlink()
+    dataset = VOCFolder(root, "val")
+    alone = refused("val1.png", call=lambda: evaluate(network, dataset))
+    assert refused(call=lambda: evaluate(network, dataset, workers=2)) == alone
+
+
+@pytest.mark.parametrize("name, value", [("batch_size", -1), ("batch_size", 0), ("workers", -1), ("workers", 1.5)])
+def test_numbers_that_make_no_sense_are_refused(network: DeepLabV3Plus, name: str, value: float, refused) -> None:
+    refused(name, value, call=lambda: evaluate(network, Listed(random_pairs([(8, 8)], 3), NAMES), **{name: value}))
+
+
+class Own(nn.Module):
+    """Somebody's network, which answers in its own way and says nothing of its classes."""
+
+    def __init__(self, answer: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.layer, self.answer = nn.Conv2d(3, 3, 1), answer
+
+    def forward(self, images: torch.Tensor) -> object:
+        return self.answer(self.layer(images))
+
+
+ANSWERS = {
+    "smaller": (lambda x: x[:, :, ::4, ::4], "(1, 3, 8, 8)"),
+    "a dict": (lambda x: {"out": x}, "a dict"),
+    "an object": (lambda x: SimpleNamespace(logits=x[:, :, ::4, ::4]), "a SimpleNamespace"),
+    "a class map": (lambda x: x.argmax(1), "(1, 32, 32)"),
+    "no batch": (lambda x: x.flatten(1), "(1, 3072)"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_of_another_size_or_kind_is_no_mask(name: str, refused) -> None:
+    answer, found = ANSWERS[name]
+    dataset = Listed(random_pairs([(32, 32)], 3), NAMES)
+    refused(found, "load_teacher", call=lambda: predict(Own(answer), np.zeros((32, 32, 3), np.uint8)))
+    refused(found, "load_teacher", call=lambda: evaluate(Own(answer), dataset))
+    if name != "a class map" and name != "no batch":
+        wrapped = load_teacher(Own(answer))
+        assert predict(wrapped, np.zeros((32, 32, 3), np.uint8)).shape == (32, 32)
+        assert evaluate(wrapped, dataset).confusion.sum() > 0
+
+
+def test_a_bare_network_is_scored_by_its_answer(refused) -> None:
+    pairs, own = random_pairs([(32, 32)], 3), Own(lambda x: x)
+    prediction = torch.from_numpy(predict(own, pairs[0][0].permute(1, 2, 0).numpy()))
+    expected = confusion_matrix(prediction, pairs[0][1], 3).numpy()
+    assert np.array_equal(evaluate(own, Listed(pairs, NAMES)).confusion, expected)
+    assert evaluate(nn.Identity(), Listed(pairs, NAMES)).confusion.sum() == expected.sum()  # has no weights at all
+    refused("3 classes", "listed has 2", call=lambda: evaluate(own, Listed(random_pairs([(32, 32)], 2), NAMES[:2])))
+
+
+def test_a_run_stands_for_its_student(make_student: Callable[..., DeepLabV3Plus], tmp_path: Path) -> None:
+    model = make_student(num_classes=3).eval()
+    save_model(model, tmp_path / "student.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    dataset, image = Listed(random_pairs([(32, 32)], 3), NAMES), np.zeros((32, 32, 3), np.uint8)
+    assert np.array_equal(predict(Run(tmp_path), image), predict(model, image))
+    assert np.array_equal(evaluate(Run(tmp_path), dataset).confusion, evaluate(model, dataset).confusion)
+
+
+@pytest.mark.parametrize("given", ["resnet18", Path("student.safetensors"), None, {"weight": 1}, DeepLabV3Plus])
+def test_what_is_no_network_is_refused(given: object, refused) -> None:
+    word = given if isinstance(given, str | Path) else type(given).__name__
+    refused(word, "load_model", call=lambda: predict(given, np.zeros((32, 32, 3), np.uint8)))
+    refused(word, "load_model", call=lambda: evaluate(given, Listed(random_pairs([(8, 8)], 3), NAMES)))
+
+
+@pytest.mark.parametrize("protocol", ["native", "resize513"])
+def test_a_subset_is_scored_as_the_images_it_holds(protocol: str, network: DeepLabV3Plus) -> None:
+    data = Listed(random_pairs([(32, 32)] * 4, 3), NAMES)
+    nested = Subset(Subset(data, [3, 1, 0]), [0, 1])
+    expected = evaluate(network, Listed([data.pairs[3], data.pairs[1]], NAMES), protocol)
+    assert np.array_equal(evaluate(network, nested, protocol).confusion, expected.confusion)
+
+
+def test_a_subsets_image_too_long_for_resize513_is_named(
+    voc_folder: Callable[..., Path], network: DeepLabV3Plus, refused
+) -> None:
+    part = Subset(VOCFolder(voc_folder({"val": [np.ones((32, 32)), np.ones((2, 400))]}, NAMES), "val"), [1])
+    refused("val1.jpg", "too long", call=lambda: evaluate(network, part, "resize513"))
+
+
+@pytest.mark.parametrize("given", ["sample", Path("data"), None, [], TensorDataset(torch.zeros(2, 3, 8, 8))])
+def test_what_is_no_data_set_is_refused(network: DeepLabV3Plus, given: object, refused) -> None:
+    word = given if isinstance(given, str | Path) else type(given).__name__
+    refused(word, "open_dataset", call=lambda: evaluate(network, given))
+
+
 def test_another_number_of_classes_is_refused(network: DeepLabV3Plus, tiny_sample: Path, refused) -> None:
     refused("3 classes", "21", tiny_sample, call=lambda: evaluate(network, VOCFolder(tiny_sample, "val")))
 
@@ -207,6 +347,43 @@ def test_predict_takes_a_mirrored_view_of_an_array(network: DeepLabV3Plus) -> No
 @pytest.mark.parametrize("shape, kind", [((8, 8), np.uint8), ((8, 8, 4), np.uint8), ((8, 8, 3), np.float32)])
 def test_predict_refuses_other_arrays(network: DeepLabV3Plus, shape: tuple, kind: type, refused) -> None:
     refused("(H, W, 3)", np.dtype(kind).name, call=lambda: predict(network, np.zeros(shape, kind)))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
+def test_a_picture_and_its_path_give_one_mask(network: DeepLabV3Plus, tmp_path: Path, turn: int, ending: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn  # how the camera was held
+    path = tmp_path / f"a.{ending}"
+    pixels = np.random.default_rng(turn).integers(0, 256, (30, 26, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif)
+    expected = predict(network, path)
+    assert expected.shape == ((26, 30) if turn > 4 else (30, 26))
+    with Image.open(path) as picture:
+        assert np.array_equal(predict(network, picture), expected)
+        assert np.array_equal(predict(network, picture), expected)  # the first time has not turned it
+
+
+def test_a_picture_is_refused_as_its_path_is(network: DeepLabV3Plus, tmp_path: Path, refused) -> None:
+    deep, moving, cut = tmp_path / "deep.png", tmp_path / "moving.gif", tmp_path / "cut.jpg"
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(deep)
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(moving, save_all=True, append_images=frames[1:])
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(cut)
+    cut.write_bytes(cut.read_bytes()[:2000])
+    for path, words in ((deep, "8 bits"), (moving, "2 frames"), (cut, "replace")):
+        said = refused(path, words, call=lambda path=path: predict(network, path))
+        with Image.open(path) as picture:
+            assert refused(call=lambda picture=picture: predict(network, picture)) == said
+    refused("the picture", "8 bits", call=lambda: predict(network, Image.new("I;16", (8, 8))))
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 3), (8, 0, 3), (0, 0, 3)])
+def test_an_image_without_pixels_is_refused(network: DeepLabV3Plus, shape: tuple, refused) -> None:
+    refused(shape, "no pixel", call=lambda: predict(network, np.zeros(shape, np.uint8)))
+    size = shape[1::-1]
+    refused(f"{size[0]} x {size[1]}", call=lambda: predict(network, Image.new("RGB", size)))
 
 
 def test_predict_names_a_missing_file(network: DeepLabV3Plus, tmp_path: Path, refused) -> None:

@@ -824,6 +824,15 @@ def test_settings_that_change_no_result_may_change_between_resumes(train: Callab
     assert same(weights(train("kd", epochs=2, **other)), weights(whole))
 
 
+def test_workers_load_images_for_scoring_too(train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        training, "evaluate", lambda *given, **named: (seen.append(named["workers"]), evaluate(*given, **named))[1]
+    )
+    train("baseline", epochs=1, **{**CROPS, "workers": 1})
+    assert seen == [1, 1, 1]  # val in the epoch, val and test at the end
+
+
 def test_tensorboard_is_given_every_epoch(train: Callable[..., Run]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
