@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from distill.data.folders import VOCFolder
 from distill.data.transforms import IGNORE_INDEX, cut, cut_on_device, draw_view, normalise
 from distill.errors import DistillError
-from distill.files import make_folder, read_json, replace_file, write_text
+from distill.files import free_memory, make_folder, read_json, replace_file, write_text
 from distill.networks.teachers import ask_teacher
 from distill.training.parallel import ALONE, Ranks
 from distill.training.settings import Settings
@@ -86,6 +86,7 @@ class FlippedBatches:
         ranks: Ranks = ALONE,
     ) -> None:
         self.order, self.device, self.precision = _Order(dataset, settings, seed, ranks), device, settings.precision
+        self.processes = ranks.world  # on one machine, as a rule: each keeps all answers
         images, labels = zip(*_same_size(dataset, 2 * settings.crop_size), strict=True)
         self.images, self.labels = torch.stack(images), torch.stack(labels)
         if settings.labelled:
@@ -116,15 +117,30 @@ class FlippedBatches:
         """Ask the teacher once about every view: it is frozen, so its answers never change.
 
         Costs 4 bytes a pixel and class for the logits, and for the sample's six maps about two thirds of that again.
+        Where that is more than half of the memory that is free, nothing is kept, and the teacher is asked at every
+        step.
         """
-        answers: list[list[Tensor]] = []
+        self.answers, answers = None, None
         views = [(chunk, flipped) for flipped in (False, True) for chunk in torch.arange(len(self.images)).split(64)]
         for index, flipped in tqdm(views, desc="asking the teacher", leave=False, disable=not progress):
             images = self.images[index].flip(-1) if flipped else self.images[index]
             logits, features = ask_teacher(teacher, _to_device(images, self.device), maps, self.precision)
-            answers.append([tensor.cpu() for tensor in (logits, *(features or ()))])
-        self.answers = [
-            torch.cat(parts).contiguous(memory_format=torch.channels_last) for parts in zip(*answers, strict=True)
+            parts = (logits, *(features or ()))
+            answers = answers or self._room_for(parts)
+            if answers is None:
+                return
+            start = int(index[0]) + len(self.images) * flipped
+            for answer, part in zip(answers, parts, strict=True):
+                answer[start : start + len(part)] = part
+        self.answers = answers
+
+    def _room_for(self, parts: tuple[Tensor, ...]) -> list[Tensor] | None:
+        """Empty tensors for the answers to all views, of which some are given; None where memory is short."""
+        views, free = 2 * len(self.images), free_memory()
+        if free is not None and views * sum(part[0].nbytes for part in parts) > free / 2 / self.processes:
+            return None
+        return [
+            torch.empty((views, *part.shape[1:]), dtype=part.dtype, memory_format=torch.channels_last) for part in parts
         ]
 
 
