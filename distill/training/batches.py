@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from distill.data.folders import VOCFolder
-from distill.data.transforms import IGNORE_INDEX, cut, cut_on_device, draw_view, normalise
+from distill.data.transforms import IGNORE_INDEX, cut, cut_on_device, draw_view, moved, normalise
 from distill.errors import DistillError
 from distill.files import free_memory, make_folder, read_json, replace_file, write_text
 from distill.networks.teachers import ask_teacher
@@ -107,10 +107,10 @@ class FlippedBatches:
         images = torch.where(mirrored[:, None, None, None], self.images[index].flip(-1), self.images[index])
         labels = torch.where(mirrored[:, None, None], self.labels[index].flip(-1), self.labels[index])
         answer = self._answer(index + len(self.images) * mirrored) if self.answers is not None else None
-        return _to_device(images, self.device), labels.to(self.device).long(), answer
+        return _to_device(images, self.device), moved(labels, self.device).long(), answer
 
     def _answer(self, view: Tensor) -> tuple[Tensor, list[Tensor] | None]:
-        logits, *maps = (tensor[view].to(self.device) for tensor in self.answers)
+        logits, *maps = (moved(tensor[view], self.device) for tensor in self.answers)
         return logits, maps or None
 
     def cache_teacher(self, teacher: nn.Module, maps: bool, progress: bool) -> None:
@@ -199,8 +199,8 @@ class CroppedBatches:
 
     def _on_device(self, images: Tensor | list[Tensor], labels: Tensor | list[Tensor], *views: list) -> tuple:
         if not views:  # cut already; their channels come last, also in memory
-            return images.to(self.device, non_blocking=True).permute(0, 3, 1, 2), labels.to(self.device)
-        images, labels = ([part.to(self.device, non_blocking=True) for part in parts] for parts in (images, labels))
+            return moved(images, self.device).permute(0, 3, 1, 2), moved(labels, self.device)
+        images, labels = ([moved(part, self.device) for part in parts] for parts in (images, labels))
         crops, labels = cut_on_device(images, labels, views[0], self.settings.crop_size, self.settings.padding)
         return crops.contiguous(memory_format=torch.channels_last), labels
 
@@ -298,4 +298,4 @@ def _decode(dataset: VOCFolder, path: Path, workers: int) -> list[tuple[int, int
 
 
 def _to_device(images: Tensor, device: torch.device) -> Tensor:
-    return normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
+    return normalise(moved(images, device)).contiguous(memory_format=torch.channels_last)
