@@ -16,12 +16,16 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from distill.data.folders import VOCFolder
-from distill.data.transforms import IGNORE_INDEX, cut, cut_on_device, draw_view, moved, normalise
+from distill.data.transforms import IGNORE_INDEX, View, cut, cut_on_device, draw_view, moved, normalise
 from distill.errors import DistillError
 from distill.files import free_memory, make_folder, read_json, replace_file, write_text
 from distill.networks.teachers import ask_teacher
 from distill.training.parallel import ALONE, Ranks
 from distill.training.settings import Settings
+
+# A whole image goes to the device, to be cut there, up to so many times the pixels of its crop: beyond, as with a
+# camera's 12 million, copying it and the weights along its sides cost more than cutting it on the host.
+LARGEST_ON_DEVICE = 8
 
 # images (N, 3, H, W) float, labels (N, H, W), the teacher's output where it is cached
 Batch = tuple[Tensor, Tensor, tuple | None]
@@ -211,7 +215,8 @@ class CroppedBatches:
 class _Crops(Dataset):
     """Crop `(epoch, index)`: drawn from a stream of its own, so that it does not depend on workers or on a resume.
 
-    With `later`, the whole image and the view, for the device to cut.
+    With `later`, the whole image and the view, for the device to cut; of an image above `LARGEST_ON_DEVICE` the crop,
+    with the view that shows all of it.
     """
 
     def __init__(self, dataset: "VOCFolder | DecodedImages", settings: Settings, seed: int) -> None:
@@ -230,9 +235,11 @@ class _Crops(Dataset):
             labels = torch.full_like(labels, IGNORE_INDEX)
         stream = torch.Generator().manual_seed(hash((self.seed, epoch, index)))
         view = draw_view(*labels.shape, self.crop_size, stream)
-        if self.later:
+        if self.later and labels.numel() <= LARGEST_ON_DEVICE * self.crop_size**2:
             return image, labels, view
         image, labels = cut(image, labels, view, self.crop_size, self.padding)
+        if self.later:  # one pixel of the crop for each, so that cutting it again changes nothing
+            return image, labels, View(self.crop_size, self.crop_size, 0, 0, False, 0.0)
         return image.permute(1, 2, 0), labels
 
 

@@ -12,6 +12,7 @@ from distill import Run, fit, open_dataset
 from distill.data.transforms import IGNORE_INDEX, normalise
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.teachers import ask_teacher
+from distill.training import batches as training
 from distill.training.batches import CroppedBatches, DecodedImages, FlippedBatches
 from distill.training.parallel import Ranks
 from distill.training.settings import Settings
@@ -109,6 +110,30 @@ def test_crops_cut_on_the_device_are_those_cut_on_the_host(folder: Path) -> None
     for (images, labels), (others, other_labels) in zip(host, device, strict=True):
         assert (images - others).abs().max() < 2.5 / 255 / 0.224  # two of 255 grey levels, normalised
         assert (labels == other_labels).float().mean() > 0.97  # a place between two pixels may go to either
+
+
+def test_a_large_image_is_cut_on_the_host(voc_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its crop is the host's to the bit, beside the crop of a small image that the device cuts."""
+    masks = [np.kron(np.arange(16).reshape(4, 4) % 3, np.ones((side, side), dtype=int)) for side in (24, 12)]
+    folder = voc_folder({"train": masks}, ("a", "b", "c"))  # 96 x 96 is 9 crops of 32 x 32, and 48 x 48 is 2.25
+    sent, cut_on_device = [], training.cut_on_device
+
+    def look(images: list[Tensor], *rest) -> tuple[Tensor, Tensor]:
+        sent.append(sorted(tuple(image.shape) for image in images))
+        return cut_on_device(images, *rest)
+
+    monkeypatch.setattr(training, "cut_on_device", look)
+    host, device = crops(folder), crops(folder, crop_on="device")
+    assert sent == [[(3, 32, 32), (3, 48, 48)]] * 3
+    same = [
+        torch.equal(*images) and torch.equal(*labels)
+        for one, other in zip(host, device, strict=True)
+        for images, labels in zip(zip(one[0], other[0], strict=True), zip(one[1], other[1], strict=True), strict=True)
+    ]
+    assert sum(same) >= 3
+    for (images, labels), (others, other_labels) in zip(host, device, strict=True):
+        assert (images - others).abs().max() < 2.5 / 255 / 0.224
+        assert (labels == other_labels).float().mean() > 0.97
 
 
 def test_crops_come_with_their_channels_last_in_memory(folder: Path) -> None:
