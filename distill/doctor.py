@@ -5,7 +5,6 @@ import platform
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from packaging.requirements import Requirement
 from distill.data.folders import check_dataset, data_root
 from distill.data.sample import SAMPLE_SIZES
 from distill.errors import DistillError
+from distill.files import free_memory
 from distill.networks.teachers import SHIPPED, fingerprint, load_teacher, shipped_file
 
 SHIPPED_FINGERPRINT = "13f1f37579d025bc"  # of the weights in data/teacher-sample.safetensors
@@ -90,11 +90,8 @@ def _disk() -> Finding:
 
 
 def _memory() -> Finding:
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
-        free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), free)
-    except (ValueError, OSError, AttributeError):  # not every system tells
+    free = free_memory()
+    if free is None:
         return Finding("memory", "not known here")
     advice = f"close other programs; the course needs about {MEMORY / 1e9:.0f} GB"
     return Finding("memory", f"{free / 1e9:.1f} GB free", "" if free > MEMORY else advice)

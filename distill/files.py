@@ -122,6 +122,16 @@ def make_folder(path: Path) -> None:
         ) from None
 
 
+def free_memory() -> int | None:
+    """Bytes of this machine's memory that programs may still take, its caches included; None where no one tells."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+        return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), free)
+    except (ValueError, OSError, AttributeError):  # not every system tells
+        return None
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

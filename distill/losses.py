@@ -28,9 +28,19 @@ def cross_entropy(
     NaN. `count` is what the sum is divided by, in place of the number of labelled pixels: for a part of a batch, that
     number's share in the batch.
     """
-    rows = _pixels(_widen(logits)).flatten(0, -2)
-    total = F.cross_entropy(rows, labels.long().flatten(), ignore_index=ignore_index, reduction="sum")
+    rows, classes = _pixels(_widen(logits)).flatten(0, -2), labels.long().flatten()
+    total = _summed_cross_entropy(rows, classes, ignore_index, at_once=not logits.is_cuda)
     return total / ((labels != ignore_index).sum().clamp(min=1) if count is None else count)
+
+
+def _summed_cross_entropy(rows: Tensor, classes: Tensor, ignore_index: int, at_once: bool) -> Tensor:
+    """Rows (P, C) and their classes (P,) to the sum over all pixels, which the loss itself forms with `at_once`.
+
+    On CUDA it would do so in a single block of threads, forward and backward, while the loss of every pixel by itself,
+    and a sum after it, keep the whole GPU busy. The gradient is the same to the bit, the sum but for its last digits.
+    """
+    reduction = "sum" if at_once else "none"
+    return F.cross_entropy(rows, classes, ignore_index=ignore_index, reduction=reduction).sum()
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:

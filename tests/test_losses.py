@@ -299,6 +299,37 @@ def test_kd_and_ofd_normalise_as_documented():
     assert losses.ofd(3 * s, 3 * t, 3 * margin).item() == pytest.approx(9 * losses.ofd(s, t, margin).item())
 
 
+def test_cross_entropy_is_the_same_however_it_is_summed():
+    """A GPU's way, on the CPU, in both layouts of memory; and what PyTorch makes of the whole map."""
+    labels = torch.randint(0, 5, (2, 6, 7), generator=torch.Generator().manual_seed(3))
+    labels[0, :2] = 255
+    for layout in (torch.contiguous_format, torch.channels_last):
+        logits = random_map(2, 5, 6, 7).contiguous(memory_format=layout).requires_grad_()
+        rows = losses._pixels(logits).flatten(0, -2)
+        sums = [losses._summed_cross_entropy(rows, labels.flatten(), 255, at_once) for at_once in (True, False)]
+        sums.append(nn.functional.cross_entropy(logits, labels, ignore_index=255, reduction="sum"))
+        first, second, third = (torch.autograd.grad(total, logits, retain_graph=True)[0] for total in sums)
+        assert torch.equal(first, second) and torch.allclose(first, third, rtol=1e-12)
+        assert [total.shape for total in sums] == [()] * 3
+        assert [total.item() for total in sums] == pytest.approx([sums[0].item()] * 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_cross_entropy_is_summed_as_suits_the_device(cuda, monkeypatch):
+    asked = []
+
+    def look(rows, classes, ignore_index, at_once):
+        asked.append(at_once)
+        return rows.sum()
+
+    class Logits(torch.Tensor):
+        is_cuda = cuda
+
+    monkeypatch.setattr(losses, "_summed_cross_entropy", look)
+    losses.cross_entropy(random_map(1, 3, 2, 2).as_subclass(Logits), torch.zeros(1, 2, 2))
+    assert asked == [not cuda]
+
+
 def test_void_pixels_do_not_contribute_to_cross_entropy():
     logits, labels = random_map(2, 5, 4, 4).requires_grad_(), torch.zeros(2, 4, 4, dtype=torch.uint8)
     labels[0, :2] = 255

@@ -22,9 +22,22 @@ _MEAN_COLOUR = tuple(round(255 * mean) for mean in IMAGENET_MEAN)
 
 def normalise(images: Tensor) -> Tensor:
     """Images (..., 3, H, W) of values from 0 to 255 to float, with ImageNet's mean and standard deviation."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
+    mean, std = _colour(IMAGENET_MEAN, images.device), _colour(IMAGENET_STD, images.device)
     return images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)  # in place: large crops are slow to copy
+
+
+@lru_cache(maxsize=32)
+def _colour(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Three numbers as (3, 1, 1), copied to a device once; not to be written to."""
+    with torch.inference_mode(False):  # what is made in it could not be used with gradients later
+        return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, without waiting for it where that is a GPU: for that a tensor has to be pinned."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 class View(NamedTuple):
@@ -146,19 +159,20 @@ def cut_on_device(
     Scaling, cutting, mirroring and blurring are linear, so along each side they are one matrix an image, and the crop
     is the product of the image with the two. Values may differ from `cut`'s by 1, which rounds in between.
     """
-    device = images[0].device
-    sizes = torch.tensor([image.shape[-2:] for image in images], device=device)
-    view = torch.tensor(views, dtype=torch.float64, device=device)
-    down, seen_rows, rows = _side(sizes[:, 0], view[:, 0], view[:, 2], torch.zeros_like(view[:, 4]), crop_size)
-    across, seen_columns, columns = _side(sizes[:, 1], view[:, 1], view[:, 3], view[:, 4], crop_size)
+    device, stack = images[0].device, _stacked(images, 0)
+    # Nothing here may ask the device for a value: that would wait until it has done all that it was given to do.
+    told = [(*image.shape[-2:], *view) for image, view in zip(images, views, strict=True)]
+    sizes, view = moved(torch.tensor(told, dtype=torch.float64), device).split([2, 6], 1)
+    tallest, widest = stack.shape[-2:]
+    down, seen_rows, rows = _side(sizes[:, 0], tallest, view[:, 0], view[:, 2], torch.zeros_like(view[:, 4]), crop_size)
+    across, seen_columns, columns = _side(sizes[:, 1], widest, view[:, 1], view[:, 3], view[:, 4], crop_size)
     weights = _bell(view[:, 5].float())[..., None, None]
     down, across, tall, wide = (
         _smooth(side, weights, 1)
         for side in (down, across, *(seen[..., None].float() for seen in (seen_rows, seen_columns)))
     )
-    pixels = torch.einsum("nsh,nchw,ntw->ncst", down, _stacked(images, 0).float(), across)
-    mean = torch.tensor(_MEAN_COLOUR, device=device).view(3, 1, 1)
-    pixels += mean * (1 - tall @ wide.mT)[:, None]
+    pixels = torch.einsum("nsh,nchw,ntw->ncst", down, stack.float(), across)
+    pixels += _colour(_MEAN_COLOUR, device) * (1 - tall @ wide.mT)[:, None]
     one = torch.arange(len(images), device=device)[:, None, None]
     classes = _stacked(labels, IGNORE_INDEX)[one, rows[:, :, None], columns[:, None, :]]
     seen = seen_rows[:, :, None] & seen_columns[:, None, :]
@@ -166,7 +180,7 @@ def cut_on_device(
 
 
 def _side(
-    lengths: Tensor, scaled: Tensor, start: Tensor, mirrored: Tensor, crop_size: int
+    lengths: Tensor, longest: int, scaled: Tensor, start: Tensor, mirrored: Tensor, crop_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Along one side of N crops, what each pixel is made of.
 
@@ -178,18 +192,17 @@ def _side(
     seen = (places >= 0) & (places < scaled[:, None])
     step = (lengths / scaled)[:, None]
     centre = (places + 0.5) * step
-    pixels = torch.arange(int(lengths.max()), device=lengths.device)
+    pixels = torch.arange(longest, device=lengths.device)
     weights = 1 - (pixels + 0.5 - centre[..., None]).abs() / step.clamp(min=1)[..., None]
     weights = weights.clamp(min=0) * (pixels < lengths[:, None])[:, None] * seen[..., None]
     weights = weights / weights.sum(2, keepdim=True).clamp(min=1e-9)
-    return weights.float(), seen, centre.long().clamp(min=0).minimum(lengths[:, None] - 1)
+    return weights.float(), seen, centre.long().clamp(min=0).minimum(lengths.long()[:, None] - 1)
 
 
 def _stacked(tensors: Sequence[Tensor], fill: int) -> Tensor:
     """Tensors of different sizes in one, each in the corner of a frame that the largest fills."""
     height, width = (max(tensor.shape[axis] for tensor in tensors) for axis in (-2, -1))
-    stack = torch.full((len(tensors), *tensors[0].shape[:-2], height, width), fill, dtype=tensors[0].dtype)
-    stack = stack.to(tensors[0].device)
+    stack = tensors[0].new_full((len(tensors), *tensors[0].shape[:-2], height, width), fill)
     for slot, tensor in zip(stack, tensors, strict=True):
         slot[..., : tensor.shape[-2], : tensor.shape[-1]] = tensor
     return stack

@@ -239,14 +239,18 @@ def measure_cache(bench: Bench) -> list[dict]:
     teacher = make_teacher(bench, next(batches(0))[0])
     taught = [row for row in product(bench.backbones, bench.methods) if row[1] != "baseline"]
     taught = tqdm(taught, desc="cache", leave=False, disable=not bench.progress)
-    return [_cache_row(bench, batches, teacher, backbone, method) for backbone, method in taught]
+    rows = [_cache_row(bench, batches, teacher, backbone, method) for backbone, method in taught]
+    return [row for row in rows if row is not None]
 
 
-def _cache_row(bench: Bench, batches: FlippedBatches, teacher: nn.Module, backbone: str, method: str) -> dict:
+def _cache_row(bench: Bench, batches: FlippedBatches, teacher: nn.Module, backbone: str, method: str) -> dict | None:
+    """None where the answers would not fit in memory."""
     batches.answers = None
     step = Ours(backbone, method, bench.preset, bench.settings, bench.seed, teacher, next(batches(0))[:2])
     step()
     cost = seconds(lambda: batches.cache_teacher(step.asked, step.method.needs_maps, progress=False), bench.device)
+    if batches.answers is None:
+        return None
     answers = {"asked": None, "kept": batches.answers}
 
     def load_and_step(name: str) -> None:
@@ -291,7 +295,7 @@ def report(result: dict) -> str:
     steps, loading = (_lines(result[part], ("ours", "plain", "compiled")) for part in ("steps", "loading"))
     tables = [_table(steps, _STEP_COLUMNS), _table([line for line in steps if "parts" in line], _PART_COLUMNS)]
     tables += [_table(loading, _LOADING_COLUMNS)]
-    tables += [_table(result["cache"], _CACHE_COLUMNS)] if "cache" in result else []
+    tables += [_table(result["cache"], _CACHE_COLUMNS)] if result.get("cache") else []
     return "\n\n".join([head, *tables])
 
 

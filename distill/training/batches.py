@@ -16,12 +16,16 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from distill.data.folders import VOCFolder
-from distill.data.transforms import IGNORE_INDEX, cut, cut_on_device, draw_view, normalise
+from distill.data.transforms import IGNORE_INDEX, View, cut, cut_on_device, draw_view, moved, normalise
 from distill.errors import DistillError
-from distill.files import make_folder, read_json, replace_file, write_text
+from distill.files import free_memory, make_folder, read_json, replace_file, write_text
 from distill.networks.teachers import ask_teacher
 from distill.training.parallel import ALONE, Ranks
 from distill.training.settings import Settings
+
+# A whole image goes to the device, to be cut there, up to so many times the pixels of its crop: beyond, as with a
+# camera's 12 million, copying it and the weights along its sides cost more than cutting it on the host.
+LARGEST_ON_DEVICE = 8
 
 # images (N, 3, H, W) float, labels (N, H, W), the teacher's output where it is cached
 Batch = tuple[Tensor, Tensor, tuple | None]
@@ -86,6 +90,7 @@ class FlippedBatches:
         ranks: Ranks = ALONE,
     ) -> None:
         self.order, self.device, self.precision = _Order(dataset, settings, seed, ranks), device, settings.precision
+        self.processes = ranks.world  # on one machine, as a rule: each keeps all answers
         images, labels = zip(*_same_size(dataset, 2 * settings.crop_size), strict=True)
         self.images, self.labels = torch.stack(images), torch.stack(labels)
         if settings.labelled:
@@ -106,25 +111,40 @@ class FlippedBatches:
         images = torch.where(mirrored[:, None, None, None], self.images[index].flip(-1), self.images[index])
         labels = torch.where(mirrored[:, None, None], self.labels[index].flip(-1), self.labels[index])
         answer = self._answer(index + len(self.images) * mirrored) if self.answers is not None else None
-        return _to_device(images, self.device), labels.to(self.device).long(), answer
+        return _to_device(images, self.device), moved(labels, self.device).long(), answer
 
     def _answer(self, view: Tensor) -> tuple[Tensor, list[Tensor] | None]:
-        logits, *maps = (tensor[view].to(self.device) for tensor in self.answers)
+        logits, *maps = (moved(tensor[view], self.device) for tensor in self.answers)
         return logits, maps or None
 
     def cache_teacher(self, teacher: nn.Module, maps: bool, progress: bool) -> None:
         """Ask the teacher once about every view: it is frozen, so its answers never change.
 
         Costs 4 bytes a pixel and class for the logits, and for the sample's six maps about two thirds of that again.
+        Where that is more than half of the memory that is free, nothing is kept, and the teacher is asked at every
+        step.
         """
-        answers: list[list[Tensor]] = []
+        self.answers, answers = None, None
         views = [(chunk, flipped) for flipped in (False, True) for chunk in torch.arange(len(self.images)).split(64)]
         for index, flipped in tqdm(views, desc="asking the teacher", leave=False, disable=not progress):
             images = self.images[index].flip(-1) if flipped else self.images[index]
             logits, features = ask_teacher(teacher, _to_device(images, self.device), maps, self.precision)
-            answers.append([tensor.cpu() for tensor in (logits, *(features or ()))])
-        self.answers = [
-            torch.cat(parts).contiguous(memory_format=torch.channels_last) for parts in zip(*answers, strict=True)
+            parts = (logits, *(features or ()))
+            answers = answers or self._room_for(parts)
+            if answers is None:
+                return
+            start = int(index[0]) + len(self.images) * flipped
+            for answer, part in zip(answers, parts, strict=True):
+                answer[start : start + len(part)] = part
+        self.answers = answers
+
+    def _room_for(self, parts: tuple[Tensor, ...]) -> list[Tensor] | None:
+        """Empty tensors for the answers to all views, of which some are given; None where memory is short."""
+        views, free = 2 * len(self.images), free_memory()
+        if free is not None and views * sum(part[0].nbytes for part in parts) > free / 2 / self.processes:
+            return None
+        return [
+            torch.empty((views, *part.shape[1:]), dtype=part.dtype, memory_format=torch.channels_last) for part in parts
         ]
 
 
@@ -183,8 +203,8 @@ class CroppedBatches:
 
     def _on_device(self, images: Tensor | list[Tensor], labels: Tensor | list[Tensor], *views: list) -> tuple:
         if not views:  # cut already; their channels come last, also in memory
-            return images.to(self.device, non_blocking=True).permute(0, 3, 1, 2), labels.to(self.device)
-        images, labels = ([part.to(self.device, non_blocking=True) for part in parts] for parts in (images, labels))
+            return moved(images, self.device).permute(0, 3, 1, 2), moved(labels, self.device)
+        images, labels = ([moved(part, self.device) for part in parts] for parts in (images, labels))
         crops, labels = cut_on_device(images, labels, views[0], self.settings.crop_size, self.settings.padding)
         return crops.contiguous(memory_format=torch.channels_last), labels
 
@@ -195,7 +215,8 @@ class CroppedBatches:
 class _Crops(Dataset):
     """Crop `(epoch, index)`: drawn from a stream of its own, so that it does not depend on workers or on a resume.
 
-    With `later`, the whole image and the view, for the device to cut.
+    With `later`, the whole image and the view, for the device to cut; of an image above `LARGEST_ON_DEVICE` the crop,
+    with the view that shows all of it.
     """
 
     def __init__(self, dataset: "VOCFolder | DecodedImages", settings: Settings, seed: int) -> None:
@@ -214,9 +235,11 @@ class _Crops(Dataset):
             labels = torch.full_like(labels, IGNORE_INDEX)
         stream = torch.Generator().manual_seed(hash((self.seed, epoch, index)))
         view = draw_view(*labels.shape, self.crop_size, stream)
-        if self.later:
+        if self.later and labels.numel() <= LARGEST_ON_DEVICE * self.crop_size**2:
             return image, labels, view
         image, labels = cut(image, labels, view, self.crop_size, self.padding)
+        if self.later:  # one pixel of the crop for each, so that cutting it again changes nothing
+            return image, labels, View(self.crop_size, self.crop_size, 0, 0, False, 0.0)
         return image.permute(1, 2, 0), labels
 
 
@@ -282,4 +305,4 @@ def _decode(dataset: VOCFolder, path: Path, workers: int) -> list[tuple[int, int
 
 
 def _to_device(images: Tensor, device: torch.device) -> Tensor:
-    return normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
+    return normalise(moved(images, device)).contiguous(memory_format=torch.channels_last)

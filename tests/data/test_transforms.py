@@ -14,6 +14,7 @@ from distill.data.transforms import (
     cut,
     cut_on_device,
     draw_view,
+    moved,
     normalise,
     published_crops,
 )
@@ -147,6 +148,51 @@ def test_the_device_cuts_what_the_host_cuts(padding: str) -> None:
         alone, alone_labels = cut(images[index], labels[index], view, 47, padding)
         assert (together[index].int() - alone.int()).abs().max() <= 2, view
         assert (together_labels[index] == alone_labels).float().mean() > 0.99, view
+
+
+def test_cutting_asks_the_device_for_nothing() -> None:
+    """The device `meta` computes shapes alone, and fails when it is asked for a value."""
+    images, labels = zip(*(scene(*size) for size in [(61, 83), (29, 131)]), strict=True)
+    views = [draw_view(*mask.shape, 47) for mask in labels]
+    images, labels = ([part.to("meta") for part in parts] for parts in (images, labels))
+    crops, classes = cut_on_device(images, labels, views, 47)
+    assert crops.shape == (2, 3, 47, 47) and classes.shape == (2, 47, 47)
+    assert normalise(crops).device.type == "meta"
+
+
+def test_constants_are_copied_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    with torch.inference_mode():
+        first = normalise(image)
+    monkeypatch.setattr(torch, "tensor", None)
+    assert torch.equal(normalise(image), first)
+    assert normalise(image.float().requires_grad_()).requires_grad  # also when they were made without gradients
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_gpu_is_not_waited_for(pinned: bool) -> None:
+    """What is not pinned already is, and only what is pinned can be copied in the background."""
+    called = []
+
+    class Part:
+        is_cuda = False
+
+        def is_pinned(self) -> bool:
+            return pinned
+
+        def pin_memory(self) -> "Part":
+            called.append("pinned")
+            return self
+
+        def to(self, device: torch.device, non_blocking: bool = False) -> "Part":
+            called.append(non_blocking)
+            return self
+
+    moved(Part(), torch.device("cuda"))
+    assert called == (["pinned"] if not pinned else []) + [True]
+    called.clear()
+    moved(Part(), torch.device("cpu"))
+    assert called == [False]
 
 
 def test_an_image_of_one_pixel_can_be_cut() -> None:

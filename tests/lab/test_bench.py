@@ -191,6 +191,11 @@ def test_a_step_with_kept_answers_does_not_ask(small: Bench, steps: Callable, ti
     assert step.student.decoder.conv1.weight.grad.abs().sum() > 0
 
 
+def test_a_cache_that_does_not_fit_has_no_row(small: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.training.batches.free_memory", lambda: 0)
+    assert bench.measure_cache(choose(["kd"], ["resnet18"], **SMALL)) == []
+
+
 def test_what_does_not_fit_on_a_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(step: Plain) -> None:
         raise torch.OutOfMemoryError

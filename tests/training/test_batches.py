@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from distill import Run, fit, open_dataset
-from distill.data.transforms import IGNORE_INDEX
+from distill.data.transforms import IGNORE_INDEX, normalise
 from distill.networks.deeplab import DeepLabV3Plus
+from distill.networks.teachers import ask_teacher
+from distill.training import batches as training
 from distill.training.batches import CroppedBatches, DecodedImages, FlippedBatches
+from distill.training.parallel import Ranks
 from distill.training.settings import Settings
 
 CPU = torch.device("cpu")
+SMALL = Settings(batch_size=6, crop_size=32)
 SIZES = ((40, 40), (40, 56), (33, 61), (70, 21))
 
 
@@ -108,10 +112,73 @@ def test_crops_cut_on_the_device_are_those_cut_on_the_host(folder: Path) -> None
         assert (labels == other_labels).float().mean() > 0.97  # a place between two pixels may go to either
 
 
+def test_a_large_image_is_cut_on_the_host(voc_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its crop is the host's to the bit, beside the crop of a small image that the device cuts."""
+    masks = [np.kron(np.arange(16).reshape(4, 4) % 3, np.ones((side, side), dtype=int)) for side in (24, 12)]
+    folder = voc_folder({"train": masks}, ("a", "b", "c"))  # 96 x 96 is 9 crops of 32 x 32, and 48 x 48 is 2.25
+    sent, cut_on_device = [], training.cut_on_device
+
+    def look(images: list[Tensor], *rest) -> tuple[Tensor, Tensor]:
+        sent.append(sorted(tuple(image.shape) for image in images))
+        return cut_on_device(images, *rest)
+
+    monkeypatch.setattr(training, "cut_on_device", look)
+    host, device = crops(folder), crops(folder, crop_on="device")
+    assert sent == [[(3, 32, 32), (3, 48, 48)]] * 3
+    same = [
+        torch.equal(*images) and torch.equal(*labels)
+        for one, other in zip(host, device, strict=True)
+        for images, labels in zip(zip(one[0], other[0], strict=True), zip(one[1], other[1], strict=True), strict=True)
+    ]
+    assert sum(same) >= 3
+    for (images, labels), (others, other_labels) in zip(host, device, strict=True):
+        assert (images - others).abs().max() < 2.5 / 255 / 0.224
+        assert (labels == other_labels).float().mean() > 0.97
+
+
 def test_crops_come_with_their_channels_last_in_memory(folder: Path) -> None:
     for where in ("host", "device"):
         images, _ = crops(folder, crop_on=where)[0]
         assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_the_teachers_answers_are_kept_one_by_one(maps: bool, tiny_sample: Path, tiny_teacher: DeepLabV3Plus) -> None:
+    batches = FlippedBatches(open_dataset("sample", "train", tiny_sample), SMALL, 0, CPU)
+    batches.cache_teacher(tiny_teacher, maps, progress=False)
+    for flipped, begin in ((False, 0), (True, 24)):
+        images = batches.images.flip(-1) if flipped else batches.images
+        images = normalise(images).contiguous(memory_format=torch.channels_last)
+        logits, features = ask_teacher(tiny_teacher, images, maps)
+        for kept, asked in zip(batches.answers, (logits, *(features or ())), strict=True):
+            assert kept.is_contiguous(memory_format=torch.channels_last) and len(kept) == 48
+            assert torch.equal(kept[begin : begin + 24], asked)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_answers_that_memory_has_no_room_for_are_not_kept(
+    world: int, tiny_sample: Path, tiny_teacher: DeepLabV3Plus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = FlippedBatches(open_dataset("sample", "train", tiny_sample), SMALL, 0, CPU, Ranks(0, world))
+    size = 48 * 21 * 32 * 32 * 4
+    for free, kept in ((2 * world * size - 1, False), (2 * world * size, True), (None, True)):
+        monkeypatch.setattr("distill.training.batches.free_memory", lambda free=free: free)
+        batches.cache_teacher(tiny_teacher, False, progress=False)
+        assert (batches.answers is not None) is kept and (next(batches(0))[2] is not None) is kept
+
+
+def test_a_teacher_without_kept_answers_is_asked_at_every_step(
+    tiny_sample: Path,
+    tiny_teacher: DeepLabV3Plus,
+    make_student: Callable[..., DeepLabV3Plus],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"data_root": tiny_sample, "batch_size": 8, "epochs": 1, "device": "cpu", "progress": False}
+    kept = fit(make_student(), "kd", tiny_teacher, out=tmp_path / "kept", **given)
+    monkeypatch.setattr("distill.training.batches.free_memory", lambda: 0)
+    asked = fit(make_student(), "kd", tiny_teacher, out=tmp_path / "asked", **given)
+    assert asked.history[0]["kd"] == pytest.approx(kept.history[0]["kd"], rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", [FlippedBatches, CroppedBatches])
