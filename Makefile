@@ -18,7 +18,8 @@ tutorial: $(VENV)/installed $(DATA)
 test: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --ignore tests/notebooks
+	$(BIN)/python -m pytest -q tests/notebooks
 
 lab: $(VENV)/installed $(DATA)
 	$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -419,6 +419,17 @@ def open_dataset(
     return VOCFolder(Path(root) if root else Path(data), split, limit)
 
 
+def scored_splits(data: str | Path, root: str | Path | None = None) -> Iterator[tuple[str, VOCFolder]]:
+    """What a network is scored on: val, and test where there is one whose masks are there (VOC's come without)."""
+    yield "val", open_dataset(data, "val", root)
+    try:
+        test = open_dataset(data, "test", root)
+    except DistillError:  # most folders have none
+        return
+    if test.mask_path(0).exists():
+        yield "test", test
+
+
 def make_default_sample(root: str | Path | None = None) -> Path:
     """The sample that the course uses, made on first use. A folder that already holds a sample is taken as it is."""
     root = Path(root) if root else data_root() / "sample"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from distill.data.folders import open_dataset
-from distill.errors import DistillError, Interrupted, check_number
+from distill.data.folders import open_dataset, scored_splits
+from distill.errors import Interrupted, check_number
 from distill.files import PROJECT, make_folder, read_json, write_json
 from distill.lab.comparison import STUDY_FILE, Findings, rows_of
 from distill.lab.plan import Planned, load_study, plan, plan_teacher, teacher_source
@@ -233,16 +233,7 @@ class Study:
 def score_teacher(source: str, data: str, data_root: str | None, device: str, out: str) -> None:
     """Score a teacher on val and, where there is one, on test, as a run is, and write that to the file `out`."""
     teacher = load_teacher(source, device)
-    scores = {}
-    for split in ("val", "test"):
-        try:
-            dataset = open_dataset(data, split, data_root)
-        except DistillError:
-            if split == "val":
-                raise
-            continue
-        if split == "val" or dataset.mask_path(0).exists():  # as with VOC's test images
-            scores[split] = evaluate(teacher, dataset).to_json()
+    scores = {split: evaluate(teacher, dataset).to_json() for split, dataset in scored_splits(data, data_root)}
     split = "test" if "test" in scores else "val"
     content = {
         "miou": scores[split]["miou"],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from distill.data.folders import VOCFolder, open_dataset
+from distill.data.folders import VOCFolder, open_dataset, scored_splits
 from distill.errors import DistillError, Interrupted, check_number, enough_memory
 from distill.files import write_json
 from distill.losses import IGNORE_INDEX
@@ -389,14 +389,6 @@ def _as_teacher(teacher: str | Path | nn.Module | None, device: torch.device) ->
 
 def _final_scores(loop: _Loop, data: str | Path, data_root: str | Path | None) -> dict:
     scores = {"protocol": "native", "epoch": loop.settings.epochs, "best": loop.best}
-    for split in ("val", "test"):
-        try:
-            dataset = open_dataset(data, split, data_root)
-        except DistillError:
-            if split == "val":
-                raise
-            continue  # most folders have no test split
-        if split == "test" and not dataset.mask_path(0).exists():
-            continue  # VOC's test images come without masks
+    for split, dataset in scored_splits(data, data_root):
         scores[split] = evaluate(loop.student, dataset, ranks=loop.ranks, workers=loop.settings.workers).to_json()
     return scores
