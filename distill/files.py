@@ -76,29 +76,34 @@ def is_whole(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def remove_parts(folder: Path) -> None:
-    """Delete what a process that was killed while writing may have left in a folder."""
-    for part in folder.glob(".*.part"):
+def remove_parts(folder: Path, name: str = "") -> None:
+    """Delete what a process that was killed while writing may have left in a folder, of files that begin with `name`.
+
+    Only for one who knows that no other process is writing them: see `held`.
+    """
+    for part in folder.glob(f".{name}*.part"):
         part.unlink(missing_ok=True)
 
 
 @contextmanager
-def held(path: Path, patience: float = 10.0) -> Iterator[None]:
+def held(path: Path, patience: float = 10.0) -> Iterator[bool]:
     """Hold a file, made where it is missing, as the sign that this process alone writes into its folder.
 
     It must be one that is never replaced.
 
+    Gives whether it is held: not every system and disk knows of such locks, and then any process goes on.
     The system lets go of it when the process ends, in whatever way. Raises DistillError when another process holds it
     for more than `patience` seconds; less may be what is left of one that was killed.
     """
     if fcntl is None:
-        yield
+        yield False
         return
     with path.open("ab") as file:
-        end = time.monotonic() + patience
+        end, locked = time.monotonic() + patience, False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = True
                 break
             except BlockingIOError:
                 if time.monotonic() > end:
@@ -109,7 +114,7 @@ def held(path: Path, patience: float = 10.0) -> Iterator[None]:
                 time.sleep(0.1)
             except OSError:  # some disks of networks know no locks
                 break
-        yield
+        yield locked
 
 
 def make_folder(path: Path) -> None:
@@ -119,6 +124,16 @@ def make_folder(path: Path) -> None:
     except OSError as error:
         raise DistillError(
             f"the folder {path} cannot be made ({error.strerror}); choose one that can be written to"
+        ) from None
+
+
+def make_file(path: Path) -> None:
+    """An empty file, where there is none. Raises DistillError when it may not be made."""
+    try:
+        path.touch()
+    except OSError as error:
+        raise DistillError(
+            f"{path} cannot be made ({error.strerror}); choose a folder that can be written to"
         ) from None
 
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from distill.data.folders import VOCFolder
 from distill.data.transforms import IGNORE_INDEX, View, cut, cut_on_device, draw_view, moved, normalise
 from distill.errors import DistillError
-from distill.files import free_memory, make_folder, read_json, replace_file, write_text
+from distill.files import free_memory, held, make_file, make_folder, read_json, remove_parts, replace_file, write_text
 from distill.networks.teachers import ask_teacher
 from distill.training.parallel import ALONE, Ranks
 from distill.training.settings import Settings
@@ -26,6 +26,8 @@ from distill.training.settings import Settings
 # A whole image goes to the device, to be cut there, up to so many times the pixels of its crop: beyond, as with a
 # camera's 12 million, copying it and the weights along its sides cost more than cutting it on the host.
 LARGEST_ON_DEVICE = 8
+
+PATIENCE = 3600.0  # seconds for which a process waits while another decodes the same images
 
 # images (N, 3, H, W) float, labels (N, H, W), the teacher's output where it is cached
 Batch = tuple[Tensor, Tensor, tuple | None]
@@ -252,7 +254,9 @@ class DecodedImages:
     """A data set read from one file of decoded images, which all processes of a machine share through its memory.
 
     The file is made on first use, in `folder`, and serves every run on the same images: 4 bytes a pixel, which for
-    VOC's and SBD's 10,582 images is 8 GB, against about 2 ms of decoding an image. It is replaced whole.
+    VOC's and SBD's 10,582 images is 8 GB, against about 2 ms of decoding an image. It is replaced whole, and made by
+    one process while all others wait, which holds a lock file beside it. The system lets go of that file when the
+    process ends, even if it is killed, so that whoever holds it next knows what is left of a file to be abandoned.
     """
 
     def __init__(self, dataset: VOCFolder, folder: Path, workers: int = 0) -> None:
@@ -261,12 +265,22 @@ class DecodedImages:
         name = folder / _content(dataset)
         self.path, index = name.with_suffix(".pixels"), name.with_suffix(".json")
         if not index.exists():
-            write_text(index, json.dumps({"sizes": _decode(dataset, self.path, workers)}))
+            self._make(index, workers)
         self.sizes = [tuple(size) for size in read_json(index)["sizes"]]
         self.ends = np.cumsum([4 * height * width for height, width in self.sizes])
         if not self.path.exists() or self.path.stat().st_size != self.ends[-1]:
             raise DistillError(f"{self.path} is not the file that {index.name} describes; delete both")
         self.pixels: np.ndarray | None = None
+
+    def _make(self, index: Path, workers: int) -> None:
+        lock = index.with_name(f".{index.stem}.lock")
+        make_file(lock)
+        with held(lock, PATIENCE) as alone:
+            if index.exists():  # another process made it meanwhile
+                return
+            if alone:
+                remove_parts(index.parent, index.stem)
+            write_text(index, json.dumps({"sizes": _decode(self.dataset, self.path, workers)}))
 
     def __len__(self) -> int:
         return len(self.sizes)

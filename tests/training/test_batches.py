@@ -1,5 +1,7 @@
 """What a step is fed with: decoded images from a file, crops cut on the device, labels that were taken away."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from distill import Run, fit, open_dataset
 from distill.data.transforms import IGNORE_INDEX, normalise
+from distill.files import fcntl
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.teachers import ask_teacher
 from distill.training import batches as training
@@ -50,7 +53,7 @@ def test_decoded_images_are_those_of_the_files(workers: int, folder: Path, tmp_p
     plain = crops(folder)
     for _ in range(2):  # made, and then found
         assert alike(plain, crops(folder, cache=str(cache), workers=workers))
-    files = sorted(path.suffix for path in cache.iterdir())
+    files = sorted(path.suffix for path in cache.iterdir() if path.suffix != ".lock")
     assert files == [".json", ".pixels"]
     pixels = sum(height * width for height, width in SIZES)
     assert next(cache.glob("*.pixels")).stat().st_size == 4 * pixels
@@ -100,8 +103,86 @@ def test_an_unfinished_cache_is_made_again(folder: Path, tmp_path: Path, monkeyp
 
     with pytest.raises(KeyboardInterrupt):
         DecodedImages(Stopping(), tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
     assert len(DecodedImages(dataset, tmp_path / "cache")) == 4
+
+
+DECODE = """
+import sys, time
+from pathlib import Path
+from distill import open_dataset
+from distill.data.folders import VOCFolder
+from distill.training.batches import DecodedImages
+
+read = VOCFolder.__getitem__
+
+def slow(dataset, index):
+    if index == 3:
+        print("writing", flush=True)
+        time.sleep(float(sys.argv[3]))
+    return read(dataset, index)
+
+VOCFolder.__getitem__ = slow
+DecodedImages(open_dataset(sys.argv[1], "train"), Path(sys.argv[2]))
+"""
+
+
+def decoding(folder: Path, cache: Path, seconds: float) -> subprocess.Popen:
+    """A process that is decoding into the cache, and will be for a while before its last image."""
+    words = [sys.executable, "-c", DECODE, str(folder), str(cache), str(seconds)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+@pytest.mark.skipif(fcntl is None, reason="this system has no locks")
+def test_what_a_killed_process_left_of_a_cache_is_removed(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    process = decoding(folder, cache, 60)
+    process.kill()
+    process.communicate()
+    assert len(list(cache.glob(".*.part"))) == 1
+    other = cache / ".another.pixels.abc.part"  # of other images, which a process may be decoding
+    other.touch()
+    assert len(DecodedImages(open_dataset(folder, "train"), cache)) == 4
+    assert list(cache.glob(".*.part")) == [other]
+
+
+@pytest.mark.skipif(fcntl is None, reason="this system has no locks")
+def test_a_process_that_is_decoding_is_waited_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """Its file is let be, and becomes everyone's."""
+    cache, dataset = tmp_path / "cache", open_dataset(folder, "train")
+    process = decoding(folder, cache, 2)
+    monkeypatch.setattr(training, "PATIENCE", 0.0)
+    refused(cache, "another process is writing", call=lambda: DecodedImages(dataset, cache))
+    assert len(list(cache.glob(".*.part"))) == 1
+    monkeypatch.setattr(training, "PATIENCE", 60.0)
+    monkeypatch.setattr(training, "_decode", None)  # not again
+    assert len(DecodedImages(dataset, cache)) == 4
+    process.communicate()
+    assert process.returncode == 0 and not list(cache.glob(".*.part"))
+
+
+def test_without_locks_no_part_is_removed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be that of a process that is writing."""
+    monkeypatch.setattr("distill.files.fcntl", None)
+    dataset = open_dataset(folder, "train")
+    part = tmp_path / f".{training._content(dataset)}.pixels.abc.part"
+    part.touch()
+    assert len(DecodedImages(dataset, tmp_path)) == 4 and part.exists()
+
+
+def test_a_cache_folder_that_cannot_be_written_to_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    def touch(path: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", touch)
+    words = tmp_path, "Read-only file system", "choose a folder that can be written to"
+    refused(*words, call=lambda: DecodedImages(open_dataset(folder, "train"), tmp_path))
 
 
 def test_crops_cut_on_the_device_are_those_cut_on_the_host(folder: Path) -> None:
