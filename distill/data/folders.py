@@ -378,9 +378,9 @@ def open_dataset(
 ) -> VOCFolder:
     """The split of a data set: `"sample"`, `"pascal"`, `"pascal+sbd"`, or a folder in VOC layout.
 
-    The sample is made on first use, under `root` or `data_root()/sample`. Pascal VOC is looked for under `root`, in
-    the folder that its archive unpacks to (VOCdevkit/VOC2012) or directly; SBD beside it, in `sbd` or the folder that
-    its own archive unpacks to (benchmark_RELEASE/dataset).
+    The sample lies in `root`, or by default in `data_root()/sample`, where it is made on first use. Pascal VOC is
+    looked for under `root`, in the folder that its archive unpacks to (VOCdevkit/VOC2012) or directly; SBD beside it,
+    in `sbd` or the folder that its own archive unpacks to (benchmark_RELEASE/dataset).
     """
     if data == "sample":
         return VOCFolder(make_default_sample(root), split, limit)
@@ -396,9 +396,26 @@ def open_dataset(
 
 
 def make_default_sample(root: str | Path | None = None) -> Path:
-    """The sample that the course uses, made on first use. A folder that already holds a sample is taken as it is."""
-    root = Path(root) if root else data_root() / "sample"
-    return root if (root / "sample.txt").exists() else make_sample(root, **SAMPLE_SIZES)
+    """The sample that the course uses: by default in `data_root()/sample`, where it is made on first use.
+
+    A folder `root` that holds a sample is taken as it is. Raises DistillError where it holds none: nobody who names a
+    folder wants to train on other images than are there.
+    """
+    if not root:
+        root = data_root() / "sample"
+        return root if (root / "sample.txt").exists() else make_sample(root, **SAMPLE_SIZES)
+    root = Path(root)
+    if (root / "sample.txt").exists():
+        return root
+    unfinished = (root / "sample.partial").exists()
+    if any((root / folder).is_dir() for folder in ("JPEGImages", *MASK_FOLDERS)) and not unfinished:
+        raise DistillError(f"{root} holds images, but not the sample; to use these, name them: --dataset {root}")
+    found = f"{root} holds no sample" if root.is_dir() else f"there is no folder {root}"
+    taken = root.is_dir() and any(root.iterdir()) and not unfinished
+    raise DistillError(
+        f"{found}; give --data-root a folder that holds it, such as "
+        f"`python -m distill data sample --out {root / 'sample' if taken else root}` makes"
+    )
 
 
 def check_dataset(root: str | Path, splits: Iterable[str] | None = None, progress: bool = True) -> dict[str, dict]:

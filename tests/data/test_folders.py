@@ -199,6 +199,27 @@ def test_the_sample_is_made_on_first_use_and_kept(tmp_path: Path, monkeypatch: p
     assert len(open_dataset("sample", "val")) == 1
 
 
+@pytest.mark.parametrize("made", [None, "empty", "other", "unfinished"])
+def test_no_sample_is_made_in_a_folder_that_was_named(made: str | None, tmp_path: Path, refused) -> None:
+    root = tmp_path / "mine"
+    if made:
+        root.mkdir()
+    if made == "other":
+        (root / "notes.txt").write_text("mine")
+    if made == "unfinished":
+        (root / "JPEGImages").mkdir()
+        (root / "sample.partial").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    found = "holds no sample" if made else f"there is no folder {root}"
+    place = root / "sample" if made == "other" else root  # `data sample` takes no folder with other things in it
+    refused(found, f"data sample --out {place}`", "--data-root", call=lambda: open_dataset("sample", root=root))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_images_of_ones_own_in_the_samples_place_are_named(own: Path, refused) -> None:
+    refused("not the sample", f"--dataset {own}", call=lambda: open_dataset("sample", root=own))
+
+
 def test_a_sample_of_another_size_is_taken_as_it_is(tiny_sample: Path) -> None:
     assert len(open_dataset("sample", "train", root=tiny_sample)) == 24
 
