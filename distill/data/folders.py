@@ -380,19 +380,33 @@ def open_dataset(
 
     The sample lies in `root`, or by default in `data_root()/sample`, where it is made on first use. Pascal VOC is
     looked for under `root`, in the folder that its archive unpacks to (VOCdevkit/VOC2012) or directly; SBD beside it,
-    in `sbd` or the folder that its own archive unpacks to (benchmark_RELEASE/dataset).
+    in `sbd` or the folder that its own archive unpacks to (benchmark_RELEASE/dataset). These names count as a `Path`
+    too, so a folder of your own that has one of them is given as the string `"./sample"`, or by its whole path.
+
+    Raises DistillError when what is wanted is not there, and as `VOCFolder` does.
     """
-    if data == "sample":
+    if str(data) == "sample":
         return VOCFolder(make_default_sample(root), split, limit)
-    if data in ("pascal", "pascal+sbd"):
+    if str(data) in ("pascal", "pascal+sbd"):
         folder = Path(root) if root else data_root()
-        inside = folder / "VOCdevkit" / "VOC2012"
-        voc = inside if inside.is_dir() else folder
-        if data == "pascal+sbd" and split == "train":
+        voc = _find_voc(folder)
+        if str(data) == "pascal+sbd" and split == "train":
             places = (folder / "sbd", folder / "benchmark_RELEASE" / "dataset")
             return AugmentedVOC(voc, next((place for place in places if place.is_dir()), None), limit)
         return VOCFolder(voc, split, limit)
     return VOCFolder(Path(root) if root else Path(data), split, limit)
+
+
+def _find_voc(folder: Path) -> Path:
+    inside = folder / "VOCdevkit" / "VOC2012"
+    if inside.is_dir():
+        return inside
+    if any((folder / part).is_dir() for part in ("JPEGImages", "ImageSets", *MASK_FOLDERS)):
+        return folder
+    raise DistillError(
+        f"Pascal VOC is neither in {inside} nor in {folder} itself; fetch it with "
+        f"`python -m distill data download voc --root {folder}`, or give --data-root the folder where it is"
+    )
 
 
 def make_default_sample(root: str | Path | None = None) -> Path:
