@@ -28,7 +28,7 @@ EPOCHS = 24
 def train(backbone: str, many: bool, seed: int = 0) -> dict:
     """A baseline of as many samples as the study's, on few images or on the teacher's many."""
     torch.set_num_threads(1)
-    root = PROJECT / "data" / ("sample-teacher" if many else "sample")
+    root = PROJECT / "data" / "sample-teacher" if many else None  # None: the sample, made on first use
     samples = EPOCHS * SAMPLE_SIZES["train"]
     limit = samples if many else SAMPLE_SIZES["train"]  # many: every image is seen once
     out = PROJECT / "runs" / "controls" / f"{backbone}-{limit}"

@@ -105,6 +105,16 @@ def dataset_of_a_run_is_missing(world: World) -> list:
     return world.train(dataset=world.root / "nowhere")
 
 
+@case("nowhere", "data sample --out")
+def data_root_is_missing(world: World) -> list:
+    return world.train("--data-root", world.root / "nowhere", dataset="sample")
+
+
+@case("not the sample", "--dataset")
+def data_root_is_a_folder_of_ones_own(world: World) -> list:
+    return world.train("--data-root", world.data, dataset="sample")
+
+
 @case("no folder pascl", "did you mean 'pascal'")
 def dataset_is_misspelt(world: World) -> list:
     return world.train(dataset="pascl")

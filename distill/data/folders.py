@@ -402,17 +402,19 @@ def open_dataset(
 ) -> VOCFolder:
     """The split of a data set: `"sample"`, `"pascal"`, `"pascal+sbd"`, or a folder in VOC layout.
 
-    The sample is made on first use, under `root` or `data_root()/sample`. Pascal VOC is looked for under `root`, in
-    the folder that its archive unpacks to (VOCdevkit/VOC2012) or directly; SBD beside it, in `sbd` or the folder that
-    its own archive unpacks to (benchmark_RELEASE/dataset).
+    The sample lies in `root`, or by default in `data_root()/sample`, where it is made on first use. Pascal VOC is
+    looked for under `root`, in the folder that its archive unpacks to (VOCdevkit/VOC2012) or directly; SBD beside it,
+    in `sbd` or the folder that its own archive unpacks to (benchmark_RELEASE/dataset). These names count as a `Path`
+    too, so a folder of your own that has one of them is given as the string `"./sample"`, or by its whole path.
+
+    Raises DistillError when what is wanted is not there, and as `VOCFolder` does.
     """
-    if data == "sample":
+    if str(data) == "sample":
         return VOCFolder(make_default_sample(root), split, limit)
-    if data in ("pascal", "pascal+sbd"):
+    if str(data) in ("pascal", "pascal+sbd"):
         folder = Path(root) if root else data_root()
-        inside = folder / "VOCdevkit" / "VOC2012"
-        voc = inside if inside.is_dir() else folder
-        if data == "pascal+sbd" and split == "train":
+        voc = _find_voc(folder)
+        if str(data) == "pascal+sbd" and split == "train":
             places = (folder / "sbd", folder / "benchmark_RELEASE" / "dataset")
             return AugmentedVOC(voc, next((place for place in places if place.is_dir()), None), limit)
         return VOCFolder(voc, split, limit)
@@ -430,10 +432,39 @@ def scored_splits(data: str | Path, root: str | Path | None = None) -> Iterator[
         yield "test", test
 
 
+def _find_voc(folder: Path) -> Path:
+    inside = folder / "VOCdevkit" / "VOC2012"
+    if inside.is_dir():
+        return inside
+    if any((folder / part).is_dir() for part in ("JPEGImages", "ImageSets", *MASK_FOLDERS)):
+        return folder
+    raise DistillError(
+        f"Pascal VOC is neither in {inside} nor in {folder} itself; fetch it with "
+        f"`python -m distill data download voc --root {folder}`, or give --data-root the folder where it is"
+    )
+
+
 def make_default_sample(root: str | Path | None = None) -> Path:
-    """The sample that the course uses, made on first use. A folder that already holds a sample is taken as it is."""
-    root = Path(root) if root else data_root() / "sample"
-    return root if (root / "sample.txt").exists() else make_sample(root, **SAMPLE_SIZES)
+    """The sample that the course uses: by default in `data_root()/sample`, where it is made on first use.
+
+    A folder `root` that holds a sample is taken as it is. Raises DistillError where it holds none: nobody who names a
+    folder wants to train on other images than are there.
+    """
+    if not root:
+        root = data_root() / "sample"
+        return root if (root / "sample.txt").exists() else make_sample(root, **SAMPLE_SIZES)
+    root = Path(root)
+    if (root / "sample.txt").exists():
+        return root
+    unfinished = (root / "sample.partial").exists()
+    if any((root / folder).is_dir() for folder in ("JPEGImages", *MASK_FOLDERS)) and not unfinished:
+        raise DistillError(f"{root} holds images, but not the sample; to use these, name them: --dataset {root}")
+    found = f"{root} holds no sample" if root.is_dir() else f"there is no folder {root}"
+    taken = root.is_dir() and any(root.iterdir()) and not unfinished
+    raise DistillError(
+        f"{found}; give --data-root a folder that holds it, such as "
+        f"`python -m distill data sample --out {root / 'sample' if taken else root}` makes"
+    )
 
 
 def check_dataset(root: str | Path, splits: Iterable[str] | None = None, progress: bool = True) -> dict[str, dict]:

@@ -180,8 +180,22 @@ def test_pascal_is_found_inside_what_its_archive_unpacks_to(
     assert open_dataset("pascal").num_classes == 21
 
 
-def test_a_missing_pascal_is_refused(tmp_path: Path, refused) -> None:
-    refused(tmp_path, call=lambda: open_dataset("pascal", root=tmp_path))
+@pytest.mark.parametrize("name", ["pascal", "pascal+sbd", Path("pascal")])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_missing_pascal_is_refused(name: str | Path, split: str, tmp_path: Path, refused) -> None:
+    for root in (tmp_path, tmp_path / "nowhere"):
+        command = f"data download voc --root {root}`"
+        refused(command, root / "VOCdevkit" / "VOC2012", call=lambda root=root: open_dataset(name, split, root))
+
+
+def test_a_name_counts_as_a_path_too_and_a_folder_so_called_has_a_longer_one(
+    own: Path, tiny_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert open_dataset(Path("sample"), root=tiny_sample).ids == open_dataset("sample", root=tiny_sample).ids
+    mine = own.rename(tmp_path / "sample")
+    monkeypatch.chdir(tmp_path)
+    assert open_dataset(Path("sample"), root=tiny_sample).root == tiny_sample
+    assert open_dataset("./sample").class_names == open_dataset(mine).class_names == CAMVID_LIKE
 
 
 def test_a_folder_of_ones_own_opens_by_its_path(own: Path) -> None:
@@ -197,6 +211,27 @@ def test_the_sample_is_made_on_first_use_and_kept(tmp_path: Path, monkeypatch: p
     assert dataset.class_names == SAMPLE_CLASSES
     monkeypatch.setattr(datasets, "make_sample", None)  # would fail if it made it again
     assert len(open_dataset("sample", "val")) == 1
+
+
+@pytest.mark.parametrize("made", [None, "empty", "other", "unfinished"])
+def test_no_sample_is_made_in_a_folder_that_was_named(made: str | None, tmp_path: Path, refused) -> None:
+    root = tmp_path / "mine"
+    if made:
+        root.mkdir()
+    if made == "other":
+        (root / "notes.txt").write_text("mine")
+    if made == "unfinished":
+        (root / "JPEGImages").mkdir()
+        (root / "sample.partial").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    found = "holds no sample" if made else f"there is no folder {root}"
+    place = root / "sample" if made == "other" else root  # `data sample` takes no folder with other things in it
+    refused(found, f"data sample --out {place}`", "--data-root", call=lambda: open_dataset("sample", root=root))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_images_of_ones_own_in_the_samples_place_are_named(own: Path, refused) -> None:
+    refused("not the sample", f"--dataset {own}", call=lambda: open_dataset("sample", root=own))
 
 
 def test_a_sample_of_another_size_is_taken_as_it_is(tiny_sample: Path) -> None:
