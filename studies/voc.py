@@ -2,7 +2,8 @@
 
 DIR holds VOC 2012 and SBD (python -m distill data download voc --root DIR, and sbd), the file is the published teacher.
 Runs that are finished are left as they are, and one that was interrupted goes on, so the same command can be started
-again at any time. With several GPUs as many runs go on side by side, each on one. `--dry-run` only prints the commands.
+again at any time. With several GPUs as many runs go on side by side, each on one of those that CUDA_VISIBLE_DEVICES
+names, where it is set. `--dry-run` only prints the commands.
 What follows `--` is added to every command, such as: -- --recipe published
 """
 
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from distill.cli import explained
 from distill.errors import check_number
+from distill.lab.pool import slots
 
 BACKBONES = ("resnet18", "mobilenetv2")
 METHODS = ("baseline", "kd", "at", "ofd", "sakd")
@@ -56,20 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_all(lines: list[str], gpus: int) -> list[str]:
     """Run every command, one at a time on each GPU; those that failed."""
-    side_by_side = max(1, gpus)
-    free: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for gpu in range(side_by_side):
-        free.put(gpu)
+    places = slots("cuda" if gpus else "cpu", max(1, gpus))
+    free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    for place in places:
+        free.put(place)
 
     def succeeds(line: str) -> bool:
-        gpu = free.get()
-        print(f"GPU {gpu}: {line}" if gpus else line, flush=True)
-        own = {"CUDA_VISIBLE_DEVICES": str(gpu)} if gpus else {}
-        code = subprocess.run([sys.executable, *shlex.split(line)[1:]], env=os.environ | own).returncode
-        free.put(gpu)
+        place = free.get()
+        print(f"GPU {place['CUDA_VISIBLE_DEVICES']}: {line}" if gpus else line, flush=True)
+        code = subprocess.run([sys.executable, *shlex.split(line)[1:]], env=os.environ | place).returncode
+        free.put(place)
         return code == 0
 
-    with ThreadPoolExecutor(side_by_side) as pool:
+    with ThreadPoolExecutor(len(places)) as pool:
         return [line for line, fine in zip(lines, pool.map(succeeds, lines), strict=True) if not fine]
 
 
