@@ -267,8 +267,7 @@ def teacher_source(study: dict, folder: Path) -> str | None:
 def _options(study: dict, method: str) -> dict[str, dict]:
     """The file's options for the method's terms, over those that were tuned for the data."""
     terms, given = method_terms(method), study.get("method_options", {})
-    tuned = choose_options(terms, study["data"], None)
-    return {term: tuned.get(term, {}) | given.get(term, {}) for term in terms}
+    return choose_options(terms, study["data"], {term: given[term] for term in terms if term in given})
 
 
 def variant_folder(name: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from distill.errors import DistillError, check_number, nearest
+from distill.methods import options_by_term
 from distill.networks.deeplab import DeepLabV3Plus, build_model
 from distill.training.settings import CHOICES, RANGES, Settings
 
@@ -81,12 +82,13 @@ def choose_settings(preset: str, recipe: str, given: dict) -> Settings:
     return replace(chosen, cache=str(chosen.cache))
 
 
-def choose_options(terms: list[str], data: str | Path, given: dict | None) -> dict:
-    """The given options of a method, or else those that were tuned for the data, by the term's name."""
-    if given is not None:
-        return given
+def choose_options(terms: list[str], data: str | Path, given: dict | None) -> dict[str, dict]:
+    """By the term's name, the options that were tuned for the data, and over them the given ones.
+
+    `given` has either form that `build_method` takes. Raises DistillError for options that there are not.
+    """
     tuned = TUNED.get(str(data), {})
-    return {term: tuned[term] for term in terms if term in tuned}
+    return {term: {**tuned.get(term, {}), **own} for term, own in options_by_term(terms, given or {}).items()}
 
 
 def make_student(

@@ -21,7 +21,7 @@ from distill.training import batches
 from distill.training import loop as training
 from distill.training.batches import CroppedBatches, FlippedBatches
 from distill.training.loop import lr_factor
-from distill.training.presets import PRESETS, TUNED, choose_settings
+from distill.training.presets import PRESETS, TUNED, choose_options, choose_settings
 from distill.training.settings import Settings
 
 METHODS = ("baseline", "kd", "at", "ofd", "sakd")
@@ -406,6 +406,19 @@ def test_a_run_leaves_the_documented_files(train: Callable[..., Run], tiny_sampl
     assert run.data_root == tiny_sample.resolve()
     assert json.loads((run.path / "environment.json").read_text())["torch"] == torch.__version__
     assert ["val_miou" in line for line in run.history] == [False, True, True]
+
+
+def test_a_given_option_leaves_what_was_tuned_beside_it(train: Callable[..., Run]) -> None:
+    terms = train("kd", method_options={"temperature": 2}).config["method"]["terms"]
+    assert (terms["kd"]["weight"], terms["kd"]["temperature"]) == (TUNED["sample"]["kd"]["weight"], 2)
+    tuned = {"kd": {"weight": 10.0}, "sakd": {"weight": 1.0}}
+    assert choose_options(["kd", "sakd"], "sample", None) == tuned
+    given = {"proposed": {"weight": 3.0}, "kd": {"temperature": 2}}
+    merged = {"kd": {"weight": 10.0, "temperature": 2}, "sakd": {"weight": 3.0}}
+    assert choose_options(["kd", "sakd"], "sample", given) == merged
+    assert choose_options(["sakd"], "elsewhere", {"decay": 9}) == {"sakd": {"decay": 9}}
+    assert choose_options(["sakd"], "sample", {"weight": 7.0}) == {"sakd": {"weight": 7.0}}
+    assert TUNED["sample"]["kd"] == {"weight": 10.0}
 
 
 def test_scores_belong_to_the_last_epochs_network(train: Callable[..., Run], tiny_sample: Path) -> None:
