@@ -4,11 +4,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
-from distill.errors import DistillError, check_number, nearest
+from distill.errors import DistillError, nearest
 from distill.methods import options_by_term
 from distill.networks.deeplab import DeepLabV3Plus, build_model
-from distill.training.settings import CHOICES, RANGES, Settings
+from distill.training.settings import Settings, what_to_give
 
 # `matched`: every row has the same regularisation, and losses are what their formulas say. `published`: four faults
 # of the published code put back, each also a setting by itself. Schedules are equal for all rows in both.
@@ -71,15 +72,18 @@ def choose_settings(preset: str, recipe: str, given: dict) -> Settings:
         if name not in known:
             raise DistillError(f"there is no setting {name!r}{nearest(name, known)}")
     given = {name: value for name, value in given.items() if value is not None}
-    chosen = replace(PRESETS[preset], **(RECIPES[recipe] | given))
-    for name, allowed in CHOICES.items():
-        if getattr(chosen, name) not in allowed:
-            raise DistillError(f"{name} is {getattr(chosen, name)!r}; choose {' or '.join(allowed)}")
-    for name, (least, most) in RANGES.items():
-        kind = type(getattr(Settings, name))
-        check_number(name, getattr(chosen, name), least, most, whole=kind is int)
-        chosen = replace(chosen, **{name: kind(getattr(chosen, name))})  # NumPy's numbers are no JSON
-    return replace(chosen, cache=str(chosen.cache))
+    try:
+        return replace(PRESETS[preset], **(RECIPES[recipe] | given))
+    except ValidationError as error:
+        raise DistillError(_sentence(error)) from None
+
+
+def _sentence(error: ValidationError) -> str:
+    """What the first setting is that cannot be so, and what it may be."""
+    first = error.errors(include_url=False)[0]
+    name, value = first["loc"][0], first["input"]
+    why = "; BatchNorm needs two images a batch" if (name, value) == ("batch_size", 1) else ""
+    return f"{name} is {value!r}{why}; {what_to_give(name)}"
 
 
 def choose_options(terms: list[str], data: str | Path, given: dict | None) -> dict[str, dict]:
