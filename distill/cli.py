@@ -183,8 +183,6 @@ def _train(options: argparse.Namespace) -> None:
     if options.use_sbd and options.dataset != "pascal":
         raise DistillError(f"--use-sbd belongs to --dataset pascal, not to {options.dataset}; leave one of them out")
     data = "pascal+sbd" if options.use_sbd else options.dataset
-    if data != "sample":
-        settings.setdefault("augment", "crops")
     weight = None if options.weight is None else {"weight": options.weight}
     run = fit(
         options.backbone,

@@ -32,7 +32,7 @@ from distill.networks.teachers import ask, ask_teacher, fingerprint, freeze, loa
 from distill.training.batches import Batch, batches_for
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.parallel import Ranks, explained_parting, join, pick_device, shared_layers
-from distill.training.presets import choose_options, choose_settings, make_student
+from distill.training.presets import choose_options, choose_settings, defaults_for, make_student
 from distill.training.runs import Run, environment, run_folder
 from distill.training.settings import NEUTRAL, Settings, for_device, with_every_setting
 
@@ -64,7 +64,9 @@ def fit(
     `student` is a backbone's name (built with `seed`; `weights="DEFAULT"` takes torchvision's ImageNet weights for the
     backbone) or a network, which is trained in place. `teacher` is a network, or what `load_teacher` takes. `out` is
     the run's folder, by default runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for Pascal VOC, and
-    `sample` for everything else. `recipe` is one of `RECIPES`. Every field of `Settings` can be given as a keyword.
+    `sample` for everything else; `augment` is `crops` for all data but the sample. `recipe` is one of `RECIPES`.
+    Every field of `Settings` can be given as a keyword. `method_options`, as `build_method` takes them, lie over those
+    that were tuned for the data.
 
     A run that was interrupted is resumed from its last checkpoint, and ends with the weights it would have had; a
     finished one is returned as it is. Raises DistillError when `out` holds a run of another configuration, and when
@@ -80,8 +82,8 @@ def fit(
     """
     check_number("seed", seed, 0, 2**32 - 1)
     seed = int(seed)
-    preset = preset or ("voc" if str(data).startswith("pascal") else "sample")
-    chosen, terms = choose_settings(preset, recipe, settings), method_terms(method)
+    preset = preset or defaults_for(data).preset
+    chosen, terms = choose_settings(preset, recipe, settings, data), method_terms(method)
     target = pick_device(device)
     chosen, ranks = for_device(chosen, target), join(target)
     with ranks.first_alone():  # the sample is made on first use

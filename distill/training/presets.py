@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -62,8 +63,31 @@ TUNED: dict[str, dict[str, dict]] = {
 }
 
 
-def choose_settings(preset: str, recipe: str, given: dict) -> Settings:
-    """A preset's settings, changed by a recipe, changed by what was given; None there leaves a value as it is."""
+class Defaults(NamedTuple):
+    """What follows from the data alone. `kind` is sample, pascal or folder; `augment` None leaves it to the preset;
+    `options` are those tuned for the data, by the term's name.
+    """
+
+    kind: str
+    preset: str
+    augment: str | None
+    options: dict[str, dict]
+
+
+def defaults_for(data: str | Path) -> Defaults:
+    """The defaults of what `open_dataset` opens under the name `data`: whatever is not a name there is a folder."""
+    if data == "sample":
+        return Defaults("sample", "sample", None, TUNED["sample"])
+    if data in ("pascal", "pascal+sbd"):
+        return Defaults("pascal", "voc", "crops", {})
+    return Defaults("folder", "sample", "crops", {})  # images of all sizes, and larger ones than fit in memory
+
+
+def choose_settings(preset: str, recipe: str, given: dict, data: str | Path = "sample") -> Settings:
+    """A preset's settings, changed by the data's defaults, by a recipe, and by what was given.
+
+    None there leaves a value as it is. Raises DistillError for names that there are not, and values that cannot be.
+    """
     for kind, name, known in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
         if name not in known:
             raise DistillError(f"there is no {kind} {name!r}{nearest(str(name), known)}")
@@ -72,8 +96,9 @@ def choose_settings(preset: str, recipe: str, given: dict) -> Settings:
         if name not in known:
             raise DistillError(f"there is no setting {name!r}{nearest(name, known)}")
     given = {name: value for name, value in given.items() if value is not None}
+    augment = defaults_for(data).augment or PRESETS[preset].augment
     try:
-        return replace(PRESETS[preset], **(RECIPES[recipe] | given))
+        return replace(PRESETS[preset], **({"augment": augment} | RECIPES[recipe] | given))
     except ValidationError as error:
         raise DistillError(_sentence(error)) from None
 
@@ -91,7 +116,7 @@ def choose_options(terms: list[str], data: str | Path, given: dict | None) -> di
 
     `given` has either form that `build_method` takes. Raises DistillError for options that there are not.
     """
-    tuned = TUNED.get(str(data), {})
+    tuned = defaults_for(data).options
     return {term: {**tuned.get(term, {}), **own} for term, own in options_by_term(terms, given or {}).items()}
 
 

@@ -534,15 +534,16 @@ def test_images_of_several_sizes_are_cropped_but_not_mirrored_whole(
     masks = [rng.integers(0, 3, size) for size in ((40, 40), (40, 56), (40, 40))]  # first and last are alike
     root = voc_folder({"train": masks, "val": masks[:2]}, ("a", "b", "c"))
     given = {"data": root, "data_root": None, "batch_size": 3, "teacher": None, "crop_size": 32}
-    refused("train1.jpg", "56 x 40", call=lambda: train(student=make_student("resnet18", 3), **given))
-    run = train(student=make_student("resnet18", 3), augment="crops", **given)
+    refused("train1.jpg", "56 x 40", call=lambda: train(student=make_student("resnet18", 3), augment="flip", **given))
+    run = train(student=make_student("resnet18", 3), **given)  # a folder's images are cropped unless one says flip
+    assert run.config["settings"]["augment"] == "crops"
     assert run.config["data"] == "own" and run.config["class_names"] == ["a", "b", "c"]
     assert "test" not in run.scores
 
 
 def test_large_images_are_not_kept_whole(voc_folder: Callable[..., Path], train: Callable[..., Run], refused) -> None:
     root = voc_folder({"train": [np.zeros((70, 70))] * 8, "val": [np.zeros((70, 70))]})
-    refused("70 x 70", "crops", call=lambda: train(data=root, data_root=None, crop_size=32))
+    refused("70 x 70", "crops", call=lambda: train(data=root, data_root=None, crop_size=32, augment="flip"))
 
 
 def test_a_test_list_without_masks_is_left_unscored(voc_folder: Callable[..., Path], train: Callable[..., Run]) -> None:
