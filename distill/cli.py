@@ -36,7 +36,7 @@ from distill.training.loop import fit
 from distill.training.parallel import pick_device, this_rank
 from distill.training.presets import PRESETS, RECIPES
 from distill.training.runs import Run
-from distill.training.settings import CHOICES, Settings
+from distill.training.settings import Settings, choices_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -133,7 +133,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     ):
         settings.add_argument(flag, type=kind, default=argparse.SUPPRESS)
     settings.add_argument("--out-stride", dest="output_stride", type=int, default=argparse.SUPPRESS)
-    settings.add_argument("--augment", choices=("flip", "crops"), default=argparse.SUPPRESS)
+    settings.add_argument("--augment", choices=choices_of("augment"), default=argparse.SUPPRESS)
     settings.add_argument("--nesterov", action="store_true", default=argparse.SUPPRESS)
     settings.add_argument(
         "--labelled", type=int, default=argparse.SUPPRESS, help="only so many images keep their labels (0: all)"
@@ -146,11 +146,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         default=argparse.SUPPRESS,
         help="whether students that have a teacher use ASPP's dropout, as baselines do",
     )
-    for flag, choices, meaning in (
-        ("--teacher-mode", ("eval", "train"), "train: batch statistics and dropout in the teacher"),
-        ("--divisions", ("once", "twice"), "twice: cross-entropy and KD divided by the batch once more"),
-        ("--padding", ("void", "background"), "label of what crops add beyond an image"),
+    for flag, meaning in (
+        ("--teacher-mode", "train: batch statistics and dropout in the teacher"),
+        ("--divisions", "twice: cross-entropy and KD divided by the batch once more"),
+        ("--padding", "label of what crops add beyond an image"),
     ):
+        choices = choices_of(flag[2:].replace("-", "_"))
         faults.add_argument(flag, choices=choices, default=argparse.SUPPRESS, help=meaning)
 
 
@@ -160,7 +161,7 @@ def _add_scale(group: argparse._ArgumentGroup) -> None:
         ("--crop-on", "where crops are cut, scaled and blurred"),
     ):
         name = flag[2:].replace("-", "_")
-        group.add_argument(flag, choices=CHOICES[name], default=argparse.SUPPRESS, help=meaning)
+        group.add_argument(flag, choices=choices_of(name), default=argparse.SUPPRESS, help=meaning)
     for flag, meaning in (
         ("--compile", "both networks through torch.compile"),
         ("--sync-batchnorm", "under torchrun: the statistics of the whole batch, so that results are one process's"),
@@ -182,8 +183,6 @@ def _train(options: argparse.Namespace) -> None:
     if options.use_sbd and options.dataset != "pascal":
         raise DistillError(f"--use-sbd belongs to --dataset pascal, not to {options.dataset}; leave one of them out")
     data = "pascal+sbd" if options.use_sbd else options.dataset
-    if data != "sample":
-        settings.setdefault("augment", "crops")
     weight = None if options.weight is None else {"weight": options.weight}
     run = fit(
         options.backbone,
@@ -363,7 +362,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         command.add_argument(flag, type=int, default=argparse.SUPPRESS, help=f"{meaning} (default: the preset's)")
     command.add_argument(
         "--precision",
-        choices=CHOICES["precision"],
+        choices=choices_of("precision"),
         default="auto",
         help="of our forward passes (default: what suits the device)",
     )

@@ -41,9 +41,8 @@ def check_number(name: str, value: float, least: float, most: float, whole: bool
     """DistillError where an argument is no number, or none that makes sense."""
     number = isinstance(value, Real) and not isinstance(value, bool) and least <= value <= most  # NaN never is
     if not number or (whole and value != int(value)):
-        why = "; BatchNorm needs two images a batch" if name == "batch_size" and value == 1 else ""
         kind = "a whole number" if whole else "a number"
-        raise DistillError(f"{name} is {value}{why}; give {kind} from {least:,} to {most:,}")
+        raise DistillError(f"{name} is {value}; give {kind} from {least:,} to {most:,}")
 
 
 @contextmanager

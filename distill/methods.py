@@ -273,7 +273,7 @@ def build_method(name: str, teacher: nn.Module | None, student: nn.Module, **opt
     unknown or repeated names, unknown options, and for a teacher that cannot serve the method.
     """
     names = method_terms(name)
-    by_term = _options_by_term(names, options)
+    by_term = options_by_term(names, options)
     if names:
         _check_teacher(names, teacher, student)
     terms = {term: METHODS[term](teacher, student, **by_term[term]) for term in names}
@@ -358,7 +358,10 @@ def method_terms(name: str) -> list[str]:
     return [part for part in names if METHODS[part] is not None]
 
 
-def _options_by_term(names: list[str], options: dict) -> dict[str, dict]:
+def options_by_term(names: list[str], options: dict) -> dict[str, dict]:
+    """The options of every term in `names`, from either form that `build_method` takes. Raises DistillError for those
+    that the term does not have.
+    """
     by_term = {name: {} for name in names}
     for key, value in options.items():
         term = ALIASES.get(key, key)

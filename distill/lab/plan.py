@@ -24,7 +24,7 @@ from distill.errors import DistillError, check_number, nearest
 from distill.methods import METHODS, method_terms
 from distill.networks.deeplab import BACKBONES
 from distill.training.parallel import pick_device
-from distill.training.presets import choose_options, choose_settings
+from distill.training.presets import choose_options, choose_settings, defaults_for
 from distill.training.runs import run_folder
 from distill.training.settings import Settings, for_device
 
@@ -246,7 +246,7 @@ def _planned(
 ) -> Planned:
     """`table` has the keys of the file that are `fit`'s too, and the settings."""
     target, recipe = pick_device(device), table.get("recipe", "matched")
-    preset = table.get("preset") or ("voc" if table["data"].startswith("pascal") else "sample")
+    preset = table.get("preset") or defaults_for(table["data"]).preset
     keywords = {
         **{"student": student, "method": method, "teacher": teacher, "method_options": method_options, "seed": seed},
         **{key: table.get(key) for key in ("data", "limit", "weights")},
@@ -254,7 +254,7 @@ def _planned(
         **{"device": target.type, "progress": False},
         **table["settings"],
     }
-    chosen = for_device(choose_settings(preset, recipe, table["settings"]), target)
+    chosen = for_device(choose_settings(preset, recipe, table["settings"], table["data"]), target)
     return Planned(out, table.get("name", ""), keywords, chosen)
 
 
@@ -267,8 +267,7 @@ def teacher_source(study: dict, folder: Path) -> str | None:
 def _options(study: dict, method: str) -> dict[str, dict]:
     """The file's options for the method's terms, over those that were tuned for the data."""
     terms, given = method_terms(method), study.get("method_options", {})
-    tuned = choose_options(terms, study["data"], None)
-    return {term: tuned.get(term, {}) | given.get(term, {}) for term in terms}
+    return choose_options(terms, study["data"], {term: given[term] for term in terms if term in given})
 
 
 def variant_folder(name: str) -> str:

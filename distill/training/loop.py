@@ -28,7 +28,7 @@ from distill.training.evaluation import check_classes, evaluate
 from distill.training.interrupt import CtrlC
 from distill.training.optimizer import make_optimizer, make_schedule
 from distill.training.parallel import Ranks, explained_parting, join, pick_device, seeded, shared_layers
-from distill.training.presets import choose_options, choose_settings, make_student
+from distill.training.presets import choose_options, choose_settings, defaults_for, make_student
 from distill.training.runs import Run, begun, config_of, is_finished, run_folder, write_history
 from distill.training.settings import Settings, for_device
 from distill.training.tally import Tally
@@ -61,7 +61,9 @@ def fit(
     `student` is a backbone's name (built with `seed`; `weights="DEFAULT"` takes torchvision's ImageNet weights for the
     backbone) or a network, which is trained in place. `teacher` is a network, or what `load_teacher` takes. `out` is
     the run's folder, by default runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for Pascal VOC, and
-    `sample` for everything else. `recipe` is one of `RECIPES`. Every field of `Settings` can be given as a keyword.
+    `sample` for everything else; `augment` is `crops` for all data but the sample. `recipe` is one of `RECIPES`.
+    Every field of `Settings` can be given as a keyword. `method_options`, as `build_method` takes them, lie over those
+    that were tuned for the data.
 
     A run that was interrupted is resumed from its last checkpoint, and ends with the weights it would have had; a
     finished one is returned as it is. Raises DistillError when `out` holds a run of another configuration, and when
@@ -77,8 +79,8 @@ def fit(
     """
     check_number("seed", seed, 0, 2**32 - 1)
     seed = int(seed)
-    preset = preset or ("voc" if str(data).startswith("pascal") else "sample")
-    chosen, terms = choose_settings(preset, recipe, settings), method_terms(method)
+    preset = preset or defaults_for(data).preset
+    chosen, terms = choose_settings(preset, recipe, settings, data), method_terms(method)
     target = pick_device(device)
     chosen, ranks = for_device(chosen, target), join(target)
     with ranks.first_alone():  # the sample is made on first use

@@ -2,11 +2,15 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from distill.errors import DistillError, check_number, nearest
+from pydantic import ValidationError
+
+from distill.errors import DistillError, nearest
+from distill.methods import options_by_term
 from distill.networks.deeplab import DeepLabV3Plus, build_model
 from distill.training.parallel import seeded
-from distill.training.settings import CHOICES, RANGES, Settings
+from distill.training.settings import Settings, what_to_give
 
 # `matched`: every row has the same regularisation, and losses are what their formulas say. `published`: four faults
 # of the published code put back, each also a setting by itself. Schedules are equal for all rows in both.
@@ -59,8 +63,31 @@ TUNED: dict[str, dict[str, dict]] = {
 }
 
 
-def choose_settings(preset: str, recipe: str, given: dict) -> Settings:
-    """A preset's settings, changed by a recipe, changed by what was given; None there leaves a value as it is."""
+class Defaults(NamedTuple):
+    """What follows from the data alone. `kind` is sample, pascal or folder; `augment` None leaves it to the preset;
+    `options` are those tuned for the data, by the term's name.
+    """
+
+    kind: str
+    preset: str
+    augment: str | None
+    options: dict[str, dict]
+
+
+def defaults_for(data: str | Path) -> Defaults:
+    """The defaults of what `open_dataset` opens under the name `data`: whatever is not a name there is a folder."""
+    if data == "sample":
+        return Defaults("sample", "sample", None, TUNED["sample"])
+    if data in ("pascal", "pascal+sbd"):
+        return Defaults("pascal", "voc", "crops", {})
+    return Defaults("folder", "sample", "crops", {})  # images of all sizes, and larger ones than fit in memory
+
+
+def choose_settings(preset: str, recipe: str, given: dict, data: str | Path = "sample") -> Settings:
+    """A preset's settings, changed by the data's defaults, by a recipe, and by what was given.
+
+    None there leaves a value as it is. Raises DistillError for names that there are not, and values that cannot be.
+    """
     for kind, name, known in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
         if name not in known:
             raise DistillError(f"there is no {kind} {name!r}{nearest(str(name), known)}")
@@ -69,23 +96,28 @@ def choose_settings(preset: str, recipe: str, given: dict) -> Settings:
         if name not in known:
             raise DistillError(f"there is no setting {name!r}{nearest(name, known)}")
     given = {name: value for name, value in given.items() if value is not None}
-    chosen = replace(PRESETS[preset], **(RECIPES[recipe] | given))
-    for name, allowed in CHOICES.items():
-        if getattr(chosen, name) not in allowed:
-            raise DistillError(f"{name} is {getattr(chosen, name)!r}; choose {' or '.join(allowed)}")
-    for name, (least, most) in RANGES.items():
-        kind = type(getattr(Settings, name))
-        check_number(name, getattr(chosen, name), least, most, whole=kind is int)
-        chosen = replace(chosen, **{name: kind(getattr(chosen, name))})  # NumPy's numbers are no JSON
-    return replace(chosen, cache=str(chosen.cache))
+    augment = defaults_for(data).augment or PRESETS[preset].augment
+    try:
+        return replace(PRESETS[preset], **({"augment": augment} | RECIPES[recipe] | given))
+    except ValidationError as error:
+        raise DistillError(_sentence(error)) from None
 
 
-def choose_options(terms: list[str], data: str | Path, given: dict | None) -> dict:
-    """The given options of a method, or else those that were tuned for the data, by the term's name."""
-    if given is not None:
-        return given
-    tuned = TUNED.get(str(data), {})
-    return {term: tuned[term] for term in terms if term in tuned}
+def _sentence(error: ValidationError) -> str:
+    """What the first setting is that cannot be so, and what it may be."""
+    first = error.errors(include_url=False)[0]
+    name, value = first["loc"][0], first["input"]
+    why = "; BatchNorm needs two images a batch" if (name, value) == ("batch_size", 1) else ""
+    return f"{name} is {value!r}{why}; {what_to_give(name)}"
+
+
+def choose_options(terms: list[str], data: str | Path, given: dict | None) -> dict[str, dict]:
+    """By the term's name, the options that were tuned for the data, and over them the given ones.
+
+    `given` has either form that `build_method` takes. Raises DistillError for options that there are not.
+    """
+    tuned = defaults_for(data).options
+    return {term: {**tuned.get(term, {}), **own} for term, own in options_by_term(terms, given or {}).items()}
 
 
 def make_student(

@@ -1,11 +1,39 @@
 """Every value that shapes a run."""
 
-from dataclasses import dataclass, fields, replace
+import os
+from dataclasses import fields, replace
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 
-@dataclass(frozen=True)
+def _plain(value: object) -> object:
+    """NumPy's numbers are no JSON."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _whole(value: object) -> object:
+    value = _plain(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _text(path: object) -> object:
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_plain)]
+Switch = Annotated[bool, BeforeValidator(_plain)]
+Folder = Annotated[str, BeforeValidator(_text)]
+
+
+# `strict`: "no" is no switch and "3" no number. The largest values are far beyond what makes sense: they are there for
+# slips of the hand.
+@dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False))
 class Settings:
     """Everything about training that is not the data, the networks or the method.
 
@@ -32,65 +60,54 @@ class Settings:
     `crops` add beyond an image is labelled 0 instead of void.
     """
 
-    epochs: int = 24
-    batch_size: int = 16
-    crop_size: int = 64
-    output_stride: int = 16
-    optimizer: str = "adamw"
-    lr: float = 3.2e-2
-    head_lr_factor: float = 1.0
-    weight_decay: float = 0.02
-    nesterov: bool = False
-    schedule: str = "cosine"
-    warmup: float = 0.1
-    connector_epochs: int = 0
-    clip: float = 5.0
-    augment: str = "flip"
-    evaluate_every: int = 6
-    labelled: int = 0
-    accumulate: int = 1
-    sync_batchnorm: bool = True
-    precision: str = "auto"
-    compile: bool = False
-    crop_on: str = "auto"
-    workers: int = 0
-    cache: str = ""
-    checkpoint_minutes: float = 10.0
-    tensorboard: bool = False
-    distilled_dropout: bool = True
-    teacher_mode: str = "eval"
-    divisions: str = "once"
-    padding: str = "void"
+    epochs: Annotated[Whole, Field(ge=1, le=1_000_000)] = 24
+    batch_size: Annotated[Whole, Field(ge=2, le=100_000)] = 16
+    crop_size: Annotated[Whole, Field(ge=8, le=10_000)] = 64
+    output_stride: Annotated[Literal[8, 16], BeforeValidator(_whole)] = 16
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[Number, Field(ge=1e-9, le=1000)] = 3.2e-2
+    head_lr_factor: Annotated[Number, Field(ge=1e-9, le=1e6)] = 1.0
+    weight_decay: Annotated[Number, Field(ge=0, le=100)] = 0.02
+    nesterov: Switch = False
+    schedule: Literal["cosine", "poly"] = "cosine"
+    warmup: Annotated[Number, Field(ge=0, le=1)] = 0.1
+    connector_epochs: Annotated[Whole, Field(ge=0, le=1_000_000)] = 0
+    clip: Annotated[Number, Field(ge=0, le=1e9)] = 5.0
+    augment: Literal["flip", "crops"] = "flip"
+    evaluate_every: Annotated[Whole, Field(ge=1, le=1_000_000)] = 6
+    labelled: Annotated[Whole, Field(ge=0, le=100_000_000)] = 0
+    accumulate: Annotated[Whole, Field(ge=1, le=10_000)] = 1
+    sync_batchnorm: Switch = True
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Switch = False
+    crop_on: Literal["auto", "host", "device"] = "auto"
+    workers: Annotated[Whole, Field(ge=0, le=256)] = 0
+    cache: Folder = ""
+    checkpoint_minutes: Annotated[Number, Field(ge=0, le=1e6)] = 10.0
+    tensorboard: Switch = False
+    distilled_dropout: Switch = True
+    teacher_mode: Literal["eval", "train"] = "eval"
+    divisions: Literal["once", "twice"] = "once"
+    padding: Literal["void", "background"] = "void"
 
 
-# Smallest and largest value of each number, the latter far beyond what makes sense: it is there for slips of the hand.
-RANGES: dict[str, tuple[float, float]] = {
-    "epochs": (1, 1_000_000),
-    "batch_size": (2, 100_000),
-    "crop_size": (8, 10_000),
-    "lr": (1e-9, 1000.0),
-    "head_lr_factor": (1e-9, 1e6),
-    "weight_decay": (0.0, 100.0),
-    "warmup": (0.0, 1.0),
-    "connector_epochs": (0, 1_000_000),
-    "clip": (0.0, 1e9),
-    "evaluate_every": (1, 1_000_000),
-    "labelled": (0, 100_000_000),
-    "accumulate": (1, 10_000),
-    "workers": (0, 256),
-    "checkpoint_minutes": (0.0, 1e6),
-}
+def choices_of(name: str) -> tuple:
+    """What the setting `name` may be; empty where it is not one of a few."""
+    kind = get_type_hints(Settings)[name]
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "optimizer": ("adamw", "sgd"),
-    "schedule": ("cosine", "poly"),
-    "augment": ("flip", "crops"),
-    "precision": ("auto", "float32", "bfloat16"),
-    "crop_on": ("auto", "host", "device"),
-    "teacher_mode": ("eval", "train"),
-    "divisions": ("once", "twice"),
-    "padding": ("void", "background"),
-}
+
+def what_to_give(name: str) -> str:
+    """The end of a sentence about a value that the setting `name` cannot have."""
+    kind = get_type_hints(Settings)[name]
+    if choices := choices_of(name):
+        return f"choose {' or '.join(map(str, choices))}"
+    if kind not in (int, float):
+        return "give True or False" if kind is bool else "give the path of a folder"
+    every = get_type_hints(Settings, include_extras=True)[name].__metadata__
+    least, most = next(part.metadata for part in every if isinstance(part, FieldInfo))
+    return f"give {'a whole number' if kind is int else 'a number'} from {kind(least.ge):,} to {kind(most.le):,}"
+
 
 NEUTRAL = ("workers", "cache", "checkpoint_minutes", "tensorboard")
 

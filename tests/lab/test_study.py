@@ -106,6 +106,12 @@ def test_a_run_has_the_settings_of_the_file_and_its_variant(write: Callable[...,
     assert joined.keywords["method_options"]["sakd"] == {"weight": 1.0}
 
 
+def test_a_folders_images_are_cropped_and_its_name_is_only_a_name(write: Callable[..., Path]) -> None:
+    for data, preset, augment in (("sample", "sample", "flip"), ("pascal-mini", "sample", "crops")):
+        run = plan(load_study(write('data = "sample"', f'data = "{data}"')), Path(), device="cpu")[0]
+        assert (run.keywords["preset"], run.settings.augment) == (preset, augment)
+
+
 def test_a_teacher_may_be_trained_first_and_on_other_data(write: Callable[..., Path]) -> None:
     table = 'teacher = { backbone = "resnet101", data = "other", limit = 9, settings = { lr = 0.5 } }'
     study = load_study(write('teacher = "sample"', table))

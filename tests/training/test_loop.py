@@ -24,7 +24,7 @@ from distill.training import batches
 from distill.training import loop as training
 from distill.training.batches import CroppedBatches, FlippedBatches
 from distill.training.optimizer import lr_factor
-from distill.training.presets import PRESETS, TUNED, choose_settings
+from distill.training.presets import PRESETS, TUNED, choose_options, choose_settings
 from distill.training.runs import name_of
 from distill.training.settings import Settings
 
@@ -413,6 +413,19 @@ def test_a_run_leaves_the_documented_files(train: Callable[..., Run], tiny_sampl
     assert ["val_miou" in line for line in run.history] == [False, True, True]
 
 
+def test_a_given_option_leaves_what_was_tuned_beside_it(train: Callable[..., Run]) -> None:
+    terms = train("kd", method_options={"temperature": 2}).config["method"]["terms"]
+    assert (terms["kd"]["weight"], terms["kd"]["temperature"]) == (TUNED["sample"]["kd"]["weight"], 2)
+    tuned = {"kd": {"weight": 10.0}, "sakd": {"weight": 1.0}}
+    assert choose_options(["kd", "sakd"], "sample", None) == tuned
+    given = {"proposed": {"weight": 3.0}, "kd": {"temperature": 2}}
+    merged = {"kd": {"weight": 10.0, "temperature": 2}, "sakd": {"weight": 3.0}}
+    assert choose_options(["kd", "sakd"], "sample", given) == merged
+    assert choose_options(["sakd"], "elsewhere", {"decay": 9}) == {"sakd": {"decay": 9}}
+    assert choose_options(["sakd"], "sample", {"weight": 7.0}) == {"sakd": {"weight": 7.0}}
+    assert TUNED["sample"]["kd"] == {"weight": 10.0}
+
+
 def test_scores_belong_to_the_last_epochs_network(train: Callable[..., Run], tiny_sample: Path) -> None:
     run = train(epochs=2, evaluate_every=1)
     for split in ("val", "test"):
@@ -526,15 +539,16 @@ def test_images_of_several_sizes_are_cropped_but_not_mirrored_whole(
     masks = [rng.integers(0, 3, size) for size in ((40, 40), (40, 56), (40, 40))]  # first and last are alike
     root = voc_folder({"train": masks, "val": masks[:2]}, ("a", "b", "c"))
     given = {"data": root, "data_root": None, "batch_size": 3, "teacher": None, "crop_size": 32}
-    refused("train1.jpg", "56 x 40", call=lambda: train(student=make_student("resnet18", 3), **given))
-    run = train(student=make_student("resnet18", 3), augment="crops", **given)
+    refused("train1.jpg", "56 x 40", call=lambda: train(student=make_student("resnet18", 3), augment="flip", **given))
+    run = train(student=make_student("resnet18", 3), **given)  # a folder's images are cropped unless one says flip
+    assert run.config["settings"]["augment"] == "crops"
     assert run.config["data"] == "own" and run.config["class_names"] == ["a", "b", "c"]
     assert "test" not in run.scores
 
 
 def test_large_images_are_not_kept_whole(voc_folder: Callable[..., Path], train: Callable[..., Run], refused) -> None:
     root = voc_folder({"train": [np.zeros((70, 70))] * 8, "val": [np.zeros((70, 70))]})
-    refused("70 x 70", "crops", call=lambda: train(data=root, data_root=None, crop_size=32))
+    refused("70 x 70", "crops", call=lambda: train(data=root, data_root=None, crop_size=32, augment="flip"))
 
 
 def test_a_test_list_without_masks_is_left_unscored(voc_folder: Callable[..., Path], train: Callable[..., Run]) -> None:
