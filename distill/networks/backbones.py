@@ -74,6 +74,24 @@ class ResNetBackbone(ResNet):
         low_level = self.layer1(x)
         return low_level, self.layer4(self.layer3(self.layer2(low_level)))
 
+    def with_maps(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """What `forward` gives, and the sums that leave layer1 to layer4 before their ReLU; without any hook."""
+        x, maps, outputs = self.maxpool(self.relu(self.bn1(self.conv1(images)))), [], []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            maps.append(_sum_of(stage[-1], stage[:-1](x)))
+            x = stage[-1].relu(maps[-1])
+            outputs.append(x)
+        return outputs[0], x, maps
+
+
+def _sum_of(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
+    """What a residual block gives, before its last ReLU."""
+    identity = x if block.downsample is None else block.downsample(x)
+    x = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
+    if isinstance(block, Bottleneck):
+        x = block.bn3(block.conv3(block.relu(x)))
+    return x + identity
+
 
 class MobileNetBackbone(MobileNetV2):
     """torchvision's MobileNetV2 up to `features[17]`, with scaled channels and atrous last stages.
@@ -111,3 +129,16 @@ class MobileNetBackbone(MobileNetV2):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         low_level = self.features[:4](images)
         return low_level, self.features[4:](low_level)
+
+    def with_maps(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """What `forward` gives, and the maps at `tap_names`; without any hook."""
+        low_level = x = self.features[:4](images)
+        maps = []
+        for index in (4, 7, 14):
+            block = self.features[index]
+            convolution, norm, relu = block.conv[0]
+            maps.append(norm(convolution(x)))
+            inside = block.conv[1:](relu(maps[-1]))
+            x = x + inside if block.use_res_connect else inside
+            x = self.features[index + 1 : {4: 7, 7: 14, 14: 18}[index]](x)
+        return low_level, x, [*maps, x]

@@ -78,11 +78,14 @@ class ASPP(nn.Module):
         self.dropout = nn.Dropout(0.5)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.relu(self.before_relu(x)))
+
+    def before_relu(self, x: Tensor) -> Tensor:
+        """The five branches, mixed and normalised: the map of the position `aspp`."""
         self._check_batch(x)
         branches = [self.aspp1(x), self.aspp2(x), self.aspp3(x), self.aspp4(x)]
         average = _resize(self.global_avg_pool(x), x.shape[2:])  # (N, channels, 1, 1) -> (N, channels, h, w)
-        x = self.conv1(torch.cat([*branches, average], dim=1))
-        return self.dropout(self.relu(self.bn1(x)))
+        return self.bn1(self.conv1(torch.cat([*branches, average], dim=1)))
 
     def _check_batch(self, x: Tensor) -> None:
         norm = self.global_avg_pool[2]
@@ -116,8 +119,16 @@ class Decoder(nn.Module):
         )
 
     def forward(self, x: Tensor, low_level: Tensor) -> Tensor:
+        return self.last_conv(self._joined(x, low_level))
+
+    def with_map(self, x: Tensor, low_level: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, and the map of the position `decoder`, before its ReLU."""
+        before_relu = self.last_conv[:6](self._joined(x, low_level))
+        return self.last_conv[6:](before_relu), before_relu
+
+    def _joined(self, x: Tensor, low_level: Tensor) -> Tensor:
         low_level = self.relu(self.bn1(self.conv1(low_level)))
-        return self.last_conv(torch.cat([_resize(x, low_level.shape[2:]), low_level], dim=1))
+        return torch.cat([_resize(x, low_level.shape[2:]), low_level], dim=1)
 
 
 def _initialise(head: nn.Module) -> None:
@@ -181,6 +192,8 @@ class DeepLabV3Plus(nn.Module):
         Raises:
             DistillError: the network is in training mode and the batch holds a single image.
         """
+        if return_maps and torch.compiler.is_compiling():  # each hook would break the graph
+            return self._with_maps(images)
         if return_maps:
             names = self._tap_names
             with record(self, names) as taps:
@@ -191,6 +204,12 @@ class DeepLabV3Plus(nn.Module):
     def _logits(self, images: Tensor) -> Tensor:
         low_level, x = self.backbone(images)
         return _resize(self.decoder(self.aspp(x), low_level), images.shape[2:])
+
+    def _with_maps(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        low_level, x, maps = self.backbone.with_maps(images)
+        aspp = self.aspp.before_relu(x)
+        logits, decoder = self.decoder.with_map(self.aspp.dropout(self.aspp.relu(aspp)), low_level)
+        return _resize(logits, images.shape[2:]), [*maps, aspp, decoder]
 
     @property
     def _tap_names(self) -> list[str]:

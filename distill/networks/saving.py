@@ -96,6 +96,7 @@ def _rebuild(path: Path, metadata: dict[str, str]) -> DeepLabV3Plus:
             f"'{path}' has weights but no 'config' in its metadata (found: {sorted(metadata) or 'nothing'}); "
             "build the model with build_model and save it with save_model."
         )
+    _check_config(path, metadata["config"])
     try:
         # On the meta device nothing is allocated or drawn: the weights come from the file.
         with torch.device("meta"):
@@ -105,3 +106,18 @@ def _rebuild(path: Path, metadata: dict[str, str]) -> DeepLabV3Plus:
         return model
     except Exception as error:  # a stranger's file may hold any value
         raise DistillError(f"The 'config' in '{path}' builds no model ({first_line(error)}); save it anew.") from error
+
+
+def _check_config(path: Path, text: str) -> None:
+    """DistillError for what a config of ours never holds: `weights`, for one, would have torchvision download."""
+    try:
+        config = json.loads(text)
+    except ValueError:  # said by whoever builds from it
+        return
+    known = ("backbone", "num_classes", "output_stride", "width", "head_width", "atrous_rates")
+    strange = [key for key in config if key not in known] if isinstance(config, dict) else []
+    if strange:
+        raise DistillError(
+            f"The 'config' in '{path}' has {strange[0]!r}, and only {', '.join(known)} are known; save the model anew "
+            "with save_model."
+        )

@@ -55,11 +55,18 @@ def load_teacher(
     """
     if isinstance(source, nn.Module):
         ours = isinstance(source, DeepLabV3Plus | TappedTeacher) and positions is None
+        if ours and norms is not None:
+            raise DistillError("norms without positions belong to no map of this network; give positions too")
         model = source if ours else TappedTeacher(source, positions, norms, class_names)
     elif positions is not None or norms is not None:
         raise DistillError(f"positions and norms belong to a network of your own; {source} has its own")
     else:
         model = _load(str(source))
+    if class_names and len(class_names) != model.num_classes:
+        raise DistillError(
+            f"{len(class_names)} class_names were given and the teacher knows {model.num_classes} classes; give one "
+            f"name per class"
+        )
     model.class_names = tuple(class_names) if class_names else model.class_names
     return freeze(model).to(device).to(memory_format=torch.channels_last)
 
@@ -169,6 +176,15 @@ class TappedTeacher(nn.Module):
             for handle in handles:
                 handle.remove()
         return {position: before[tap] for position, tap in self.taps.items() if hasattr(before[tap], "running_mean")}
+
+
+def taps_of(teacher: nn.Module) -> dict | None:
+    """Which layers of another library's network are tapped, and its norms, by position; None for a network of ours."""
+    if not isinstance(teacher, TappedTeacher):
+        return None
+    names = {id(module): name for name, module in teacher.network.named_modules()}
+    norms = {position: names[id(norm)] for position, norm in teacher.norms.items()}
+    return {"positions": dict(teacher.taps), "norms": norms}
 
 
 def _by_position(what: str, names: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:

@@ -38,7 +38,7 @@ from distill.files import (
 from distill.methods import Method
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import load_model
-from distill.networks.teachers import fingerprint
+from distill.networks.teachers import fingerprint, taps_of
 from distill.training.parallel import Ranks
 from distill.training.settings import NEUTRAL, Settings, with_every_setting
 
@@ -195,12 +195,20 @@ def config_of(
         "method": method.describe(),
         "seed": seed,
         "preset": preset,
-        "teacher": {"weights": fingerprint(teacher), **getattr(teacher, "config", {})} if teacher is not None else None,
+        "teacher": _teacher(teacher),
         "start": fingerprint(student),
         "settings": asdict(settings),
         # Without common statistics of BatchNorm the number of processes shapes the result.
         "processes": 1 if settings.sync_batchnorm else ranks.world,
     }
+
+
+def _teacher(teacher: nn.Module | None) -> dict | None:
+    """Its weights, what builds it and, of another library's network, which layers are tapped."""
+    if teacher is None:
+        return None
+    taps = taps_of(teacher)
+    return {"weights": fingerprint(teacher), **getattr(teacher, "config", {}), **({"taps": taps} if taps else {})}
 
 
 def name_of(data: str | Path) -> str:

@@ -3,10 +3,13 @@
 import copy
 import gc
 import weakref
+from collections.abc import Callable
+from pathlib import Path
 
 import golden_numbers
 import pytest
 import torch
+from conftest import tiny_network
 from safetensors.torch import save_file
 from torch import nn
 
@@ -414,3 +417,36 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
     monkeypatch.setattr(WeightsEnum, "get_state_dict", offline)
     with pytest.raises(DistillError, match=r"Could not download .*resnet18.*no route to host"):
         networks.build_model("resnet18", weights="IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize("backbone", networks.BACKBONES)
+def test_compiled_with_maps_it_is_one_graph_with_the_same_numbers(backbone: str) -> None:
+    """Hooks and their checks would break it into twenty or so."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def counted(graph: torch.fx.GraphModule, _: list) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    network = tiny_network(backbone).eval()
+    images = torch.randn(2, 3, 33, 33, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, maps = network(images, return_maps=True)
+        compiled_logits, compiled_maps = torch.compile(network, backend=counted, fullgraph=True)(
+            images, return_maps=True
+        )
+    assert len(graphs) == 1
+    assert torch.equal(logits, compiled_logits)
+    assert all(torch.equal(own, other) for own, other in zip(maps, compiled_maps, strict=True))
+
+
+def test_a_config_that_would_download_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import WeightsEnum
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: pytest.fail("it would download"))
+    model = networks.build_model("resnet18", width=0.25)
+    model.config = {"backbone": "resnet18", "weights": "DEFAULT"}
+    networks.save_model(model, tmp_path / "strange.safetensors")
+    with pytest.raises(DistillError, match="'weights'"):
+        networks.load_model(tmp_path / "strange.safetensors")

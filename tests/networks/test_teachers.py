@@ -550,3 +550,29 @@ def test_class_names_are_kept_with_the_weights(tmp_path: Path, make_student: Cal
     save_model(model, tmp_path / "named.safetensors")
     assert load_teacher(tmp_path / "named.safetensors").class_names == ("sky", "straße")
     assert load_teacher(tmp_path / "named.safetensors", class_names=["a", "b"]).class_names == ("a", "b")
+
+
+def test_names_of_another_number_of_classes_are_refused(refused: Callable[..., str]) -> None:
+    refused("2 class_names", "21 classes", call=lambda: load_teacher("sample", class_names=["a", "b"]))
+
+
+def test_norms_alone_are_refused_where_they_would_be_ignored(refused: Callable[..., str]) -> None:
+    network = build_model("resnet18", width=0.25)
+    refused("positions", call=lambda: load_teacher(network, norms={"aspp": "aspp.bn1"}))
+
+
+def test_other_taps_make_another_run(tmp_path: Path, tiny_sample: Path, refused: Callable[..., str]) -> None:
+    """With the same weights: which layers are compared shapes a run as much as what they hold."""
+    from conftest import tiny_network
+
+    def run(layer: str) -> distill.Run:
+        network = tiny_network("resnet18", seed=7)
+        teacher = load_teacher(network, positions={"layer4": layer})
+        options = {"positions": ["layer4"]}
+        given = {"data_root": tiny_sample, "epochs": 1, "batch_size": 8, "limit": 8, "progress": False, "device": "cpu"}
+        return distill.fit(tiny_network(), "sakd", teacher, out=tmp_path / "run", method_options=options, **given)
+
+    found = run("aspp.bn1").config["teacher"]["taps"]
+    assert found["positions"] == {"layer4": "aspp.bn1"}
+    assert found["norms"] == {"layer4": "aspp.bn1"}
+    refused("teacher", "--out", call=lambda: run("decoder.last_conv.5"))
