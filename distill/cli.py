@@ -285,11 +285,14 @@ def _add_study(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--jobs", type=int, help="runs at a time (default: one a GPU, or one a core)")
     command.add_argument("--threads", type=int, help="of each run (default: 1 on the CPU)")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    command.add_argument(
+        "--shard", metavar="K/N", help="only every N-th run from the K-th on: machines that share a disk divide a study"
+    )
     command.add_argument("--dry-run", action="store_true", help="only say what would be done, in order")
 
 
 def _study(options: argparse.Namespace) -> None:
-    study = Study(options.file, options.runs, options.results, options.data_root, options.device)
+    study = Study(options.file, options.runs, options.results, options.data_root, options.device, options.shard)
     if options.dry_run:
         print(study.to_do())
     else:

@@ -1,4 +1,7 @@
-"""Many runs side by side, each in a process of its own."""
+"""Many runs side by side, each in a process of its own, for the scripts here, whose functions return what they found.
+
+Studies have distill.lab.pool, whose jobs return nothing and outlive the crash of another.
+"""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed

@@ -1,7 +1,9 @@
 """Why does SAKD not help on the sample? Variants of its schedule and positions, on val: python studies/sakd.py
 
 The published weight, the seed and the half schedule of studies/weights.py; read the scores against its short baseline.
-Nothing here enters the table of the methods, where SAKD has the form that was published.
+Nothing here enters the table of the methods, where SAKD has the form that was published. It is a script and no study
+file because the variants differ in the method's options, and studies/report.py reads results/sample-sakd.json in the
+short form that is written here.
 """
 
 import argparse

@@ -2,6 +2,11 @@
 
 A job is a function by its name, and keywords that JSON can hold. It hears no Ctrl-C, which is its parent's to answer,
 and ends with its parent, however that ends: then its standard input is closed.
+
+It is no concurrent.futures.ProcessPoolExecutor, for three reasons. There, a child that is killed, as when memory runs
+out, breaks the pool and ends all its other children, hours into their runs; here they are finished. Its workers have
+one environment in common, while each job here has its own (CUDA_VISIBLE_DEVICES, OMP_NUM_THREADS), which must be there
+before torch is imported. And when the parent is killed, its workers go on with what they are at.
 """
 
 import importlib

@@ -3,6 +3,9 @@
 Runs lie in RUNS/STUDY[/VARIANT]/BACKBONE/METHOD/seedK, the teacher that a study trains in RUNS/STUDY/teacher. Each is
 trained in a process of its own, resumed where it was begun, and left alone where it is finished, so that the same
 command goes on after any interruption. Runs that could not stand in one table are refused before anything is trained.
+
+Machines that share a disk divide a study: shard K/N is every N-th run of the plan from the K-th on. The first shard
+trains and scores the teacher. All shards write one record, each time with all that is finished.
 """
 
 import datetime
@@ -39,7 +42,8 @@ class Study:
     """A study file, the folder of its runs, and the file that it is recorded in.
 
     `runs` is the folder of all studies' runs, by default `runs` of the clone, or of the working folder. `results` is by
-    default results/STUDY.json of the clone for a file that lies in it, else results.json beside the runs.
+    default results/STUDY.json of the clone for a file that lies in it, else results.json beside the runs. `own` are
+    the runs that are trained here: all, or those of the `shard`, which is a text such as "1/3".
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Study:
         results: str | Path | None = None,
         data_root: str | None = None,
         device: str = "auto",
+        shard: str | None = None,
     ) -> None:
         self.path, self.device, self.data_root = Path(path), device, data_root
         self.content = load_study(self.path)
@@ -59,6 +64,9 @@ class Study:
         self.results = Path(results or usual)
         self.teacher_run = plan_teacher(self.content, self.folder, data_root, device)
         self.runs = plan(self.content, self.folder, data_root, device)
+        self.number, of = _shard(shard, len(self.runs)) if shard is not None else (1, 1)
+        self.own = self.runs[self.number - 1 :: of]
+        self.shard = shard
         self.before = checked(read_json(self.results), {}, self.results, "a record") if self.results.exists() else {}
         self.records: dict[Path, dict] = {}
         self.environments: list[dict] = []
@@ -80,15 +88,17 @@ class Study:
             check_number("threads", threads, 1, 1000)
         elif pick_device(self.device).type == "cpu":
             threads = 1
-        everything = [*([self.teacher_run] if self.teacher_run else []), *self.runs]
+        self._check_teacher_is_there()
+        everything = [*self._own_teacher(), *self.own]
         self._look_at_data()
         make_folder(self.folder)
         total = sum(run.settings.epochs for run in everything)
         done = sum(run.settings.epochs for run in everything if run.finished)
+        log = "failed.txt" if self.shard is None else f"failed-{self.number}.txt"
         try:
             with progress_bar(total, done) as bar:
                 for stage in (self._first_jobs, self._jobs):
-                    run_all(stage(), places, threads, bar, self.folder / "failed.txt")
+                    run_all(stage(), places, threads, bar, self.folder / log)
         except KeyboardInterrupt:
             raise Interrupted(f"the study was interrupted {self._so_far()}") from None
         self.record()
@@ -97,7 +107,18 @@ class Study:
     def _so_far(self) -> str:
         """Record what there is, and say how much it is."""
         self.record()
-        return f"after {sum(run.finished for run in self.runs)} of {len(self.runs)} runs; the same command goes on"
+        return f"after {sum(run.finished for run in self.own)} of {len(self.own)} runs; the same command goes on"
+
+    def _own_teacher(self) -> list[Planned]:
+        return [self.teacher_run] if self.teacher_run is not None and self.number == 1 else []
+
+    def _check_teacher_is_there(self) -> None:
+        if self.number > 1 and self.teacher_run is not None and not self.teacher_run.finished:
+            first = f"--shard 1/{self.shard.partition('/')[2]}"
+            raise DistillError(
+                f"the teacher of the study {self.path} is not trained yet, and shard {self.shard} does not train it; "
+                f"train the teacher first with {first}, and start this shard when {self.teacher_run.folder} is finished"
+            )
 
     def _look_at_data(self) -> None:
         """Before all processes do, of which several would make the sample; and its size, for figures."""
@@ -108,8 +129,7 @@ class Study:
         self.image_size = list(image.shape[-2:])
 
     def _first_jobs(self) -> list[Job]:
-        run = self.teacher_run
-        return [] if run is None or run.finished else [self._job(run, "teacher")]
+        return [self._job(run, "teacher") for run in self._own_teacher() if not run.finished]
 
     def _jobs(self) -> list[Job]:
         """Scoring the teacher, which takes no epochs, and then the runs that are not finished."""
@@ -119,13 +139,13 @@ class Study:
             teacher = load_teacher(source)
             check_classes("teacher", teacher, open_dataset(self.content["data"], "train", self.root))
             self.weights = fingerprint(teacher)
-            if self._teacher_scores() is None:
+            if self.number == 1 and self._teacher_scores() is None:
                 asked = {"source": source, "data": self.content["data"], "data_root": self.root}
                 asked |= {"device": pick_device(self.device).type, "out": str(self.folder / "teacher.json")}
                 jobs.append(Job("scoring the teacher", "distill.lab.study.score_teacher", asked))
         self.check()
         self.record()
-        return jobs + [self._job(run, run.name) for run in self.runs if not run.finished]
+        return jobs + [self._job(run, run.name) for run in self.own if not run.finished]
 
     def _job(self, run: Planned, name: str) -> Job:
         def finished() -> None:
@@ -171,10 +191,10 @@ class Study:
     def to_do(self) -> str:
         """What `run` would do, in order, and what is there."""
         self.check()
-        lines = [(self.teacher_run, "teacher")] if self.teacher_run else []
-        lines += [(run, run.name) for run in self.runs]
-        finished, begun = (sum(getattr(run, state) for run in self.runs) for state in ("finished", "begun"))
-        head = f"{self.folder}: {len(self.runs)} runs, {finished} of them finished, {begun - finished} begun"
+        lines = [(run, "teacher") for run in self._own_teacher()] + [(run, run.name) for run in self.own]
+        finished, begun = (sum(getattr(run, state) for run in self.own) for state in ("finished", "begun"))
+        where = f"{self.folder}, shard {self.shard}" if self.shard is not None else self.folder
+        head = f"{where}: {len(self.own)} runs, {finished} of them finished, {begun - finished} begun"
         return "\n".join([head, *(f"{_state(run):>18}  {name}" for run, name in lines)])
 
     # ------------------------------------------------------------------------------------------ the record
@@ -189,8 +209,16 @@ class Study:
 
         A record with more runs than there are yet, such as one that came with the clone, stays until all are there.
         """
-        write_json(self.folder / STUDY_FILE, self._described())
-        runs = self._finished()
+        found = self._finished(), self._described()
+        self._write(*found)
+        # Another shard may have written in between, and this one an older record over its newer one. As whoever writes
+        # looks again afterwards, the last record written has all that is finished.
+        while found != (again := (self._finished(), self._described())):
+            self._write(*again)
+            found = again
+
+    def _write(self, runs: list[dict], described: dict) -> None:
+        write_json(self.folder / STUDY_FILE, described)
         recorded = len(self.before.get("runs", ()))
         if not runs or (len(runs) < len(self.runs) and len(runs) < recorded):
             return
@@ -199,7 +227,7 @@ class Study:
             "date": datetime.date.today().isoformat(),
             "environment": self.environments[0],
             **({"environments": self.environments} if len(self.environments) > 1 else {}),
-            **self._described(),
+            **described,
         }
         kept = {key: value for key, value in self.before.items() if key not in (*content, "environments", "runs")}
         make_folder(self.results.parent)
@@ -228,6 +256,17 @@ class Study:
                 if {key: surroundings.get(key) for key in _SAME} not in alike:
                     self.environments.append(surroundings)
         return [self.records[run.folder] for run in self.runs if run.folder in self.records]
+
+
+def _shard(text: str, runs: int) -> tuple[int, int]:
+    """K and N of "K/N". Raises DistillError where a study of so many runs has no such shard."""
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of) <= runs):
+        raise DistillError(
+            f"the shard is {text!r}, and the study has {runs} runs; give K/N, such as 1/2, with K from 1 to N and N at "
+            f"most {runs}"
+        )
+    return int(number), int(of)
 
 
 def score_teacher(source: str, data: str, data_root: str | None, device: str, out: str) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from distill import Run, fit
 from distill.cli import main
 from distill.files import PROJECT, read_json, write_json
 from distill.lab import pool
+from distill.lab import study as study_module
 from distill.lab.comparison import by_labels, figures, milliseconds, read_findings, tables
 from distill.lab.plan import Planned, load_study, plan, plan_teacher
 from distill.lab.pool import Job, progress_bar, run_all, slots
@@ -394,6 +395,100 @@ def test_figures_and_a_page_are_written(interrupted: Interrupted, tmp_path: Path
     page = (tmp_path / "page.md").read_text()
     assert page.count("![") == len(names) and "](figures/16-labels/gains.png)" in page
     assert "Gain over the baseline by class" in page and capfd.readouterr().err == ""
+
+
+# ------------------------------------------------------------------------------------------------- shards
+
+FOUR = """
+data = "sample"
+students = ["resnet18"]
+methods = ["baseline"]
+seeds = 4
+limit = 8
+
+[settings]
+epochs = 1
+batch_size = 8
+"""
+
+
+def _in_this_process(jobs: Iterable[Job], *_: object) -> None:
+    for job in jobs:
+        fit(**job.keywords)
+        job.finished()
+
+
+def test_shards_one_after_the_other_give_the_record_of_the_whole(
+    tmp_path: Path, tiny_sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "run_all", _in_this_process)
+    (tmp_path / "four.toml").write_text(FOUR)
+    records = []
+    for place, shards in (("whole", [None]), ("shards", ["2/3", "1/3", "3/3"])):
+        there = (tmp_path / "four.toml", tmp_path / place, tmp_path / f"{place}.json", str(tiny_sample), "cpu")
+        for count, shard in enumerate(shards, 1):
+            Study(*there, shard).run(jobs=1)
+            records.append(read_json(tmp_path / f"{place}.json"))
+            assert len(records[-1]["runs"]) == (4 if shard is None else (1, 3, 4)[count - 1])
+    whole, *_, divided = records
+    for run in (*whole["runs"], *divided["runs"]):
+        del run["seconds"]
+    assert {**whole, "date": ""} == {**divided, "date": ""}
+
+
+def test_shards_at_the_same_time_train_nothing_twice(tmp_path: Path, tiny_sample: Path) -> None:
+    (tmp_path / "four.toml").write_text(FOUR)
+    words = [sys.executable, "-m", "distill", "study", str(tmp_path / "four.toml"), "--runs", str(tmp_path / "runs")]
+    words += ["--results", str(tmp_path / "four.json"), "--data-root", str(tiny_sample), "--device", "cpu"]
+    both = [
+        subprocess.Popen([*words, "--jobs", "1", "--shard", shard], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for shard in ("1/2", "2/2")
+    ]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    for seeds, (out, _) in zip(((0, 2), (1, 3)), said, strict=True):
+        lines = [line for line in out.decode().splitlines() if ": test mIoU" in line]
+        assert [line.split(":")[0] for line in lines] == [f"resnet18/baseline/seed{seed}" for seed in seeds]
+    assert [run["seed"] for run in read_json(tmp_path / "four.json")["runs"]] == [0, 1, 2, 3]
+
+
+def test_a_record_written_late_takes_no_run_of_another_shard_away(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While this shard writes what it read, another one finishes a run and records it."""
+    study = Study(write(), tmp_path / "runs", tmp_path / "new.json", device="cpu", shard="1/2")
+    study.folder.mkdir(parents=True)
+    study.environments = [{"torch": "2"}]
+    read = iter([1, 2])
+    monkeypatch.setattr(study, "_finished", lambda: [{"seed": seed} for seed in range(next(read, 2))])
+    study.record()
+    assert len(read_json(tmp_path / "new.json")["runs"]) == 2
+
+
+def test_a_dry_run_lists_only_the_runs_of_the_shard(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY.replace("seeds = 1", "seeds = 2"))
+    listed = []
+    for shard in ("1/2", "2/2"):
+        assert main(["study", str(path), "--runs", str(tmp_path / "runs"), "--dry-run", "--shard", shard]) == 0
+        head, *lines = capsys.readouterr().out.splitlines()
+        assert f"shard {shard}: 3 runs, 0 of them finished" in head
+        listed.append([line.split("  ")[-1] for line in lines])
+    everything = [run.name for run in plan(load_study(path), tmp_path)]
+    assert listed == [["teacher", *everything[::2]], everything[1::2]]
+
+
+def test_only_the_first_shard_trains_the_teacher(tmp_path: Path, refused) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    study = Study(path, tmp_path / "runs", device="cpu", shard="2/3")
+    refused("teacher of the study", "not trained yet", "first with --shard 1/3", call=study.run)
+    assert not (tmp_path / "runs").exists() and Study(path, tmp_path / "runs", shard="1/3")._own_teacher()
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1/15", "2", "1/", "/2", "a/b", "1/2/3", "-1/2", ""])
+def test_a_shard_that_there_is_not_is_one_sentence(shard: str, write: Callable[..., Path], tmp_path, refused) -> None:
+    refused(f"the shard is {shard!r}", "14 runs", "K/N", call=lambda: Study(write(), tmp_path / "runs", shard=shard))
 
 
 # ------------------------------------------------------------------------------------------------- the pool
