@@ -204,7 +204,7 @@ class _Loop:
         ranks: Ranks,
     ) -> None:
         self.student, self.teacher, self.method, self.on_epoch = student, teacher, method, on_epoch
-        method.divide_twice = settings.divisions == "twice"
+        method.divide_twice, method.pieces = settings.divisions == "twice", settings.accumulate
         if settings.teacher_mode == "train" and teacher is not None:
             self.teacher = copy.deepcopy(teacher).train()  # the caller's statistics must not drift
         self.settings, self.seed, self.device, self.folder, self.ranks = settings, seed, device, folder, ranks

@@ -421,6 +421,12 @@ def test_a_given_option_leaves_what_was_tuned_beside_it(train: Callable[..., Run
     assert TUNED["sample"]["kd"] == {"weight": 10.0}
 
 
+def test_terms_count_the_optimizers_steps_in_however_many_pieces(train: Callable[..., Run]) -> None:
+    for pieces in (1, 4):
+        run = train("kd", f"in{pieces}", accumulate=pieces, method_options={"warmup": 3})
+        assert torch.load(run.path / "last.pt", weights_only=True)["method"]["terms.kd.calls"] == 2
+
+
 def test_scores_belong_to_the_last_epochs_network(train: Callable[..., Run], tiny_sample: Path) -> None:
     run = train(epochs=2, evaluate_every=1)
     for split in ("val", "test"):
