@@ -279,6 +279,7 @@ def build_method(name: str, teacher: nn.Module | None, student: nn.Module, **opt
     names = method_terms(name)
     by_term = options_by_term(names, options)
     if names:
+        check_apart(teacher, student)
         _check_teacher(names, teacher, student)
     terms = {term: METHODS[term](teacher, student, **by_term[term]) for term in names}
     method = Method(terms)
@@ -385,6 +386,13 @@ def options_by_term(names: list[str], options: dict) -> dict[str, dict]:
             if key not in known:
                 raise DistillError(f"The method {name} has no option {key!r}{nearest(key, known)}.")
     return by_term
+
+
+def check_apart(teacher: nn.Module | None, student: nn.Module) -> None:
+    """DistillError where both have weights in common: a teacher is frozen, and a student is to learn."""
+    own = {id(weight) for weight in student.parameters()}
+    if teacher is not None and any(id(weight) in own for weight in teacher.parameters()):
+        raise DistillError("The teacher and the student are one network; give as teacher another, or a copy.deepcopy.")
 
 
 def _check_teacher(names: list[str], teacher: nn.Module | None, student: nn.Module) -> None:

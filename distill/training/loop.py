@@ -24,7 +24,7 @@ from distill.data.folders import VOCFolder, open_dataset
 from distill.errors import DistillError, Interrupted, check_number, enough_memory
 from distill.files import held, make_folder, remove_parts, replace_file, write_json, write_text
 from distill.losses import IGNORE_INDEX
-from distill.methods import Method, build_method, method_terms
+from distill.methods import Method, build_method, check_apart, method_terms
 from distill.networks.deeplab import DeepLabV3Plus, parameter_groups
 from distill.networks.saving import save_model
 from distill.networks.taps import eval_mode
@@ -52,7 +52,7 @@ def fit(
     data_root: str | Path | None = None,
     limit: int | None = None,
     weights: str | None = None,
-    device: str = "auto",
+    device: str | int | torch.device = "auto",
     resume: bool = True,
     progress: bool = True,
     method_options: dict | None = None,
@@ -93,6 +93,8 @@ def fit(
     student = student.to(target, memory_format=torch.channels_last)
     _check_student(student, train)
     student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others
+    if terms and isinstance(teacher, nn.Module):
+        check_apart(teacher, student)  # before the teacher is frozen
     teacher = _as_teacher(teacher, target) if terms else None
     if teacher is not None:
         check_classes("teacher", teacher, train)

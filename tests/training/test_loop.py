@@ -680,6 +680,15 @@ def test_a_student_of_other_classes_is_refused(
     refused("3", "21", call=lambda: train("kd", student=make_student("resnet18", 3)))
 
 
+def test_a_network_cannot_teach_itself(
+    train: Callable[..., Run], make_student: Callable[..., DeepLabV3Plus], tmp_path: Path, refused
+) -> None:
+    student = make_student()
+    refused("one network", "copy", call=lambda: train("kd", student=student, teacher=student))
+    assert all(weight.requires_grad for weight in student.parameters()) and not (tmp_path / "run").exists()
+    assert train("kd", student=student, teacher=copy.deepcopy(student)).finished
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused(train: Callable[..., Run], refused) -> None:
     refused("no GPU", "--device cpu", call=lambda: train(device="cuda"))
