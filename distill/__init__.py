@@ -1,5 +1,7 @@
 """Distil segmentation networks: teachers, students, losses, one trainer, and scores."""
 
+import sys
+
 try:
     import torchvision  # noqa: F401 (only to see whether it can be imported)
 except (ImportError, RuntimeError, OSError) as error:
@@ -7,6 +9,11 @@ except (ImportError, RuntimeError, OSError) as error:
         f"torchvision cannot be imported ({error}), most likely because it was built for another version of torch; "
         f"run: pip install --force-reinstall torch torchvision"
     ) from error
+except KeyboardInterrupt:  # `python -m distill` comes here, and spends its seconds here, before it reads __main__
+    if sys.argv[0] != "-m":
+        raise
+    print("distill: interrupted", file=sys.stderr)
+    raise SystemExit(130) from None
 
 from distill.data import open_dataset
 from distill.errors import DistillError

@@ -38,6 +38,7 @@ class Term(nn.Module):
     The weight rises linearly over the first `warmup` calls in training mode, reaching full size at call
     number `warmup`. With `decay` > 0 it then falls linearly and is 0 from call number `decay` on. The calls
     are counted in a buffer, so a resumed run continues where it stopped; in eval mode the count stands still.
+    A batch that comes in several pieces (see `Method`) counts as one call.
     """
 
     needs_maps = False  # of teacher and student
@@ -211,6 +212,7 @@ class Method(nn.Module):
     `loss` is cross-entropy (void ignored) plus the weighted terms; `parts` holds the same summands by name,
     detached. Its parameters are the connectors' alone: teacher and student stay outside. With `divide_twice` set,
     cross-entropy is divided by the batch once more, and KD by classes and batch, as in the published code.
+    `pieces` says in how many calls a batch comes: the schedules of the terms move on at the first of them.
     """
 
     def __init__(self, terms: dict[str, Term]):
@@ -221,6 +223,7 @@ class Method(nn.Module):
         self.needs_maps = any(term.needs_maps for term in terms.values())
         self.needs_logits = any(term.needs_logits for term in terms.values())
         self.divide_twice = False
+        self.pieces, self._piece = 1, 0  # the second is 0 between steps, where checkpoints are made
 
     def forward(
         self, student_output, teacher_output, labels: Tensor, count: Tensor | None = None
@@ -230,10 +233,11 @@ class Method(nn.Module):
         """
         student, teacher = _as_output(student_output), _as_output(teacher_output)
         self._check_outputs(student, teacher)
+        step = int(self.training and self._piece == 0)  # all pieces of a batch have the weights of one step
+        self._piece = (self._piece + self.training) % self.pieces
         summands = {"ce": losses.cross_entropy(student.logits, labels, count=count)}
         for name, term in self.terms.items():
-            if self.training:
-                term.calls += 1
+            term.calls += step
             summands[name] = term.current_weight() * term(student, teacher, labels)
         if self.divide_twice:
             batch, classes = student.logits.shape[:2]
@@ -275,6 +279,7 @@ def build_method(name: str, teacher: nn.Module | None, student: nn.Module, **opt
     names = method_terms(name)
     by_term = options_by_term(names, options)
     if names:
+        check_apart(teacher, student)
         _check_teacher(names, teacher, student)
     terms = {term: METHODS[term](teacher, student, **by_term[term]) for term in names}
     method = Method(terms)
@@ -381,6 +386,13 @@ def options_by_term(names: list[str], options: dict) -> dict[str, dict]:
             if key not in known:
                 raise DistillError(f"The method {name} has no option {key!r}{nearest(key, known)}.")
     return by_term
+
+
+def check_apart(teacher: nn.Module | None, student: nn.Module) -> None:
+    """DistillError where both have weights in common: a teacher is frozen, and a student is to learn."""
+    own = {id(weight) for weight in student.parameters()}
+    if teacher is not None and any(id(weight) in own for weight in teacher.parameters()):
+        raise DistillError("The teacher and the student are one network; give as teacher another, or a copy.deepcopy.")
 
 
 def _check_teacher(names: list[str], teacher: nn.Module | None, student: nn.Module) -> None:

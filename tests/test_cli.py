@@ -1,6 +1,7 @@
 """The command line: what it prints and writes, and how it speaks of mistakes."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from PIL import Image
 from distill import Run, evaluate, open_dataset, save_model
 from distill.cli import main
 from distill.data.sample import voc_palette
+from distill.files import PROJECT
 from distill.networks.deeplab import DeepLabV3Plus
 
 
@@ -248,6 +250,14 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr("distill.cli.fit", interrupted)
     assert main(["train"]) == 130
     assert "start the same command again" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_libraries_are_imported_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "torchvision.py").write_text("raise KeyboardInterrupt")  # as if it came in the middle of it
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PROJECT)])}
+    words = [sys.executable, "-m", "distill", "doctor"]
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "distill: interrupted\n")
 
 
 def test_use_sbd_belongs_to_pascal(mistaken: Callable[..., None], tiny_sample: Path, tmp_path: Path) -> None:

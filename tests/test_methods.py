@@ -353,6 +353,14 @@ def test_eval_mode_does_not_advance_the_schedule():
     assert parts[0] == parts[1] and method.terms["kd"].calls == 1
 
 
+def test_pieces_of_a_batch_advance_the_schedule_once():
+    teacher, student, method = make("kd", weight=2.0, warmup=4)
+    raw = losses.kd(student.logits, teacher.logits, 4.0).item()
+    method.pieces = 2
+    weights = [method(student(), teacher(), LABELS)[1]["kd"].item() / raw for _ in range(5)]
+    assert weights == pytest.approx([0.5, 0.5, 1, 1, 1.5]) and method.terms["kd"].calls == 3
+
+
 def test_state_dict_resumes_exactly():
     teacher, student, method = make("kd+ofd+sakd", kd={"warmup": 5}, sakd={"warmup": 3, "decay": 9})
     for _ in range(2):

@@ -15,7 +15,7 @@ from distill.data.folders import VOCFolder, open_dataset, scored_splits
 from distill.errors import DistillError, Interrupted, check_number, enough_memory
 from distill.files import write_json
 from distill.losses import IGNORE_INDEX
-from distill.methods import Method, build_method, method_terms
+from distill.methods import Method, build_method, check_apart, method_terms
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import save_model
 from distill.networks.taps import eval_mode
@@ -49,7 +49,7 @@ def fit(
     data_root: str | Path | None = None,
     limit: int | None = None,
     weights: str | None = None,
-    device: str = "auto",
+    device: str | int | torch.device = "auto",
     resume: bool = True,
     progress: bool = True,
     method_options: dict | None = None,
@@ -91,6 +91,8 @@ def fit(
     named, student = isinstance(given, str), student.to(target, memory_format=torch.channels_last)
     check_student(student, train)
     student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others
+    if terms and isinstance(teacher, nn.Module):
+        check_apart(teacher, student)  # before the teacher is frozen
     teacher = _as_teacher(teacher, target) if terms else None
     if teacher is not None:
         check_classes("teacher", teacher, train)
@@ -169,7 +171,7 @@ class _Loop:
         ranks: Ranks,
     ) -> None:
         self.student, self.teacher, self.method, self.on_epoch = student, teacher, method, on_epoch
-        method.divide_twice = settings.divisions == "twice"
+        method.divide_twice, method.pieces = settings.divisions == "twice", settings.accumulate
         if settings.teacher_mode == "train" and teacher is not None:
             self.teacher = copy.deepcopy(teacher).train()  # the caller's statistics must not drift
         self.settings, self.seed, self.device, self.folder, self.ranks = settings, seed, device, folder, ranks

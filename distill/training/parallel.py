@@ -169,8 +169,14 @@ def shared_layers(ranks: Ranks, modules: list[nn.Module], norms: bool) -> Iterat
             module.__class__ = kind
 
 
-def pick_device(device: str) -> torch.device:
-    """The device of that name; `auto` is a GPU where there is one, and under torchrun the GPU of this process."""
+def pick_device(device: str | int | torch.device) -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one, and under torchrun the GPU of this process.
+
+    A number is that of a GPU. Raises DistillError for a device that there is not, and for one that cannot train.
+    """
+    if not isinstance(device, str | int | torch.device) or isinstance(device, bool):
+        raise DistillError(f"device is {device!r}; choose auto, cpu or cuda, or give a GPU's number")
+    device = f"cuda:{device}" if isinstance(device, int) else str(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     ranks = this_rank()
@@ -185,6 +191,10 @@ def pick_device(device: str) -> torch.device:
         raise DistillError(
             f"the device {device} was asked for and PyTorch finds no GPU; use --device cpu, or install a CUDA build"
         )
+    if device.startswith("mps") and not torch.backends.mps.is_available():
+        raise DistillError(f"the device {device} was asked for and PyTorch finds no Apple GPU; use --device cpu")
+    if device.startswith("meta"):
+        raise DistillError(f"the device {device} computes nothing; choose auto, cpu or cuda")
     try:
         return torch.device(device)
     except RuntimeError:

@@ -426,6 +426,12 @@ def test_a_given_option_leaves_what_was_tuned_beside_it(train: Callable[..., Run
     assert TUNED["sample"]["kd"] == {"weight": 10.0}
 
 
+def test_terms_count_the_optimizers_steps_in_however_many_pieces(train: Callable[..., Run]) -> None:
+    for pieces in (1, 4):
+        run = train("kd", f"in{pieces}", accumulate=pieces, method_options={"warmup": 3})
+        assert torch.load(run.path / "last.pt", weights_only=True)["method"]["terms.kd.calls"] == 2
+
+
 def test_scores_belong_to_the_last_epochs_network(train: Callable[..., Run], tiny_sample: Path) -> None:
     run = train(epochs=2, evaluate_every=1)
     for split in ("val", "test"):
@@ -677,6 +683,15 @@ def test_a_student_of_other_classes_is_refused(
 ) -> None:
     refused("3 classes", "21", call=lambda: train(student=make_student("resnet18", 3)))
     refused("3", "21", call=lambda: train("kd", student=make_student("resnet18", 3)))
+
+
+def test_a_network_cannot_teach_itself(
+    train: Callable[..., Run], make_student: Callable[..., DeepLabV3Plus], tmp_path: Path, refused
+) -> None:
+    student = make_student()
+    refused("one network", "copy", call=lambda: train("kd", student=student, teacher=student))
+    assert all(weight.requires_grad for weight in student.parameters()) and not (tmp_path / "run").exists()
+    assert train("kd", student=student, teacher=copy.deepcopy(student)).finished
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

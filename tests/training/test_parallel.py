@@ -174,3 +174,18 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, refu
     assert pick_device("auto") == torch.device("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
     refused("2 GPUs", "--nproc-per-node", call=lambda: pick_device("auto"))
+
+
+def test_a_device_is_a_name_a_number_or_torchs_own(monkeypatch: pytest.MonkeyPatch, refused) -> None:
+    assert pick_device(torch.device("cpu")) == pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refused("cuda:0", "no GPU", "--device cpu", call=lambda: pick_device(0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device(0) == pick_device(torch.device("cuda", 0)) == torch.device("cuda:0")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    refused("mps", "Apple", "--device cpu", call=lambda: pick_device("mps"))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("mps") == torch.device("mps")
+    refused("meta", "computes nothing", "cpu", call=lambda: pick_device("meta"))
+    for wrong in (None, True, 1.5, -1):
+        refused("cuda", call=lambda wrong=wrong: pick_device(wrong))
