@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from distill.data.folders import open_dataset, scored_splits
-from distill.errors import Interrupted, check_number
+from distill.errors import DistillError, Interrupted, check_number
 from distill.files import PROJECT, make_folder, read_json, write_json
 from distill.lab.comparison import STUDY_FILE, Findings, rows_of
 from distill.lab.plan import Planned, load_study, plan, plan_teacher, teacher_source

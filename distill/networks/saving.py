@@ -118,6 +118,6 @@ def _check_config(path: Path, text: str) -> None:
     strange = [key for key in config if key not in known] if isinstance(config, dict) else []
     if strange:
         raise DistillError(
-            f"The 'config' in '{path}' has {strange[0]!r}, and only {', '.join(known)} are known; save the model anew "
-            "with save_model."
+            f"The 'config' in '{path}' builds no model (it has {strange[0]!r}, and only {', '.join(known)} are known); "
+            "save it anew with save_model."
         )

@@ -68,7 +68,8 @@ def load_teacher(
             f"name per class"
         )
     model.class_names = tuple(class_names) if class_names else model.class_names
-    return freeze(model).to(device).to(memory_format=torch.channels_last)
+    # In float32, whatever it came in: images are, and `precision` chooses what its passes are computed in.
+    return freeze(model).float().to(device).to(memory_format=torch.channels_last)
 
 
 def _load(source: str) -> nn.Module:

@@ -388,7 +388,7 @@ class _Loop:
 def _as_teacher(teacher: str | Path | nn.Module | None, device: torch.device) -> nn.Module | None:
     if teacher is None:
         return None
-    return freeze(teacher).to(device) if isinstance(teacher, nn.Module) else load_teacher(teacher, device)
+    return freeze(teacher).float().to(device) if isinstance(teacher, nn.Module) else load_teacher(teacher, device)
 
 
 def _final_scores(loop: _Loop, data: str | Path, data_root: str | Path | None) -> dict:

@@ -76,6 +76,7 @@ class Defaults(NamedTuple):
 
 def defaults_for(data: str | Path) -> Defaults:
     """The defaults of what `open_dataset` opens under the name `data`: whatever is not a name there is a folder."""
+    data = str(data)
     if data == "sample":
         return Defaults("sample", "sample", None, TUNED["sample"])
     if data in ("pascal", "pascal+sbd"):

@@ -576,3 +576,11 @@ def test_other_taps_make_another_run(tmp_path: Path, tiny_sample: Path, refused:
     assert found["positions"] == {"layer4": "aspp.bn1"}
     assert found["norms"] == {"layer4": "aspp.bn1"}
     refused("teacher", "--out", call=lambda: run("decoder.last_conv.5"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_teacher_in_half_precision_answers_in_float32(dtype: torch.dtype) -> None:
+    network = build_model("resnet18", width=0.25).to(dtype)
+    teacher = load_teacher(network)
+    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float32}
+    assert teacher(torch.zeros(1, 3, 33, 33)).dtype == torch.float32

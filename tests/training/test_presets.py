@@ -15,8 +15,9 @@ from distill.training.presets import TUNED, choose_options, choose_settings, def
         ("pascal+sbd", "pascal", "voc", "crops"),
         ("pascal-mini", "folder", "sample", "crops"),
         ("data/pascal", "folder", "sample", "crops"),
-        (Path("pascal"), "folder", "sample", "crops"),
-        (Path("sample"), "folder", "sample", "crops"),
+        (Path("pascal"), "pascal", "voc", "crops"),
+        (Path("sample"), "sample", "sample", None),
+        (Path("./my/sample"), "folder", "sample", "crops"),
     ],
 )
 def test_only_the_names_that_open_a_data_set_have_its_defaults(
