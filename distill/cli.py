@@ -13,15 +13,9 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from distill.data.check import check_dataset
 from distill.data.download import download
-from distill.data.folders import (
-    check_dataset,
-    make_default_sample,
-    open_dataset,
-    read_class_names,
-    read_image,
-    repeated,
-)
+from distill.data.folders import make_default_sample, open_dataset, read_class_names, read_image, repeated
 from distill.data.sample import SAMPLE_SIZES, make_sample, voc_palette
 from distill.doctor import examine
 from distill.errors import DistillError, enough_memory, first_line, nearest

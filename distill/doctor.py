@@ -11,7 +11,8 @@ import torch
 import torchvision
 from packaging.requirements import Requirement
 
-from distill.data.folders import check_dataset, data_root
+from distill.data.check import check_dataset
+from distill.data.folders import data_root
 from distill.data.sample import SAMPLE_SIZES
 from distill.errors import DistillError
 from distill.files import free_memory

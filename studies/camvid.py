@@ -17,7 +17,8 @@ from PIL import Image
 from distill import evaluate
 from distill.cli import explained
 from distill.cli import main as distill
-from distill.data.folders import check_dataset, open_dataset
+from distill.data.check import check_dataset
+from distill.data.folders import open_dataset
 from distill.files import PROJECT, write_json
 from distill.lab.tables import record
 from distill.training.evaluation import PROTOCOLS

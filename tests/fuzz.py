@@ -26,7 +26,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from distill import DistillError, build_model, load_teacher
-from distill.data.folders import VOCFolder, check_dataset, read_image, read_mask
+from distill.data.check import check_dataset
+from distill.data.folders import VOCFolder, read_image, read_mask
 from distill.data.sample import voc_palette
 from distill.files import PROJECT, write_json
 from distill.lab.tables import compare, markdown_table, read_study, record

@@ -22,7 +22,6 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from tqdm.auto import tqdm
 
 from distill.data.sample import SAMPLE_SIZES, make_sample
 from distill.data.transforms import IGNORE_INDEX
@@ -465,42 +464,3 @@ def make_default_sample(root: str | Path | None = None) -> Path:
         f"{found}; give --data-root a folder that holds it, such as "
         f"`python -m distill data sample --out {root / 'sample' if taken else root}` makes"
     )
-
-
-def check_dataset(root: str | Path, splits: Iterable[str] | None = None, progress: bool = True) -> dict[str, dict]:
-    """Read every image and mask of a folder in VOC layout and report, split by split.
-
-    Returns for each split: `images`, `sizes` (smallest and largest, width x height), `class_share` (share of the
-    labelled pixels by class), `void_share` and `problems` (one sentence each).
-    """
-    root = Path(root)
-    names = read_class_names(root)
-    found = sorted(p.stem for p in (root / "ImageSets" / "Segmentation").glob("*.txt"))
-    splits = splits or found or ["train", "val"]
-    return {split: _check_split(_open_split(root, split), names, progress) for split in splits}
-
-
-def _open_split(root: Path, split: str) -> VOCFolder:
-    """A split of a folder; for SBD's list, with the masks that belong to it."""
-    augmented = f"{split}.txt" in AUGMENTED_LISTS and (root / "SegmentationClassAug").is_dir()
-    return AugmentedVOC(root) if augmented else VOCFolder(root, split)
-
-
-def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> dict:
-    counts, sizes, problems = np.zeros(256, dtype=np.int64), [], []
-    for index in tqdm(range(len(dataset)), desc=f"checking {dataset.split}", unit="image", disable=not progress):
-        try:
-            image, labels = dataset[index]
-        except DistillError as error:
-            problems.append(str(error))
-            continue
-        sizes.append((image.shape[2], image.shape[1]))
-        counts += np.bincount(labels.numpy().ravel(), minlength=256)
-    labelled = max(1, counts[:IGNORE_INDEX].sum())
-    return {
-        "images": len(dataset),
-        "problems": problems,
-        "sizes": [min(sizes), max(sizes)] if sizes else [],
-        "class_share": {name: float(counts[label] / labelled) for label, name in enumerate(names)},
-        "void_share": float(counts[IGNORE_INDEX] / max(1, counts.sum())),
-    }

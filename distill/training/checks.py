@@ -10,6 +10,11 @@ from distill.networks.deeplab import DeepLabV3Plus
 
 def check_student(student: DeepLabV3Plus, train: VOCFolder) -> None:
     """A student may come from other data, so only the number of its classes has to fit."""
+    if not isinstance(student, DeepLabV3Plus):
+        raise DistillError(
+            f"the student is a {type(student).__name__}; give a backbone's name, such as resnet18, or a network that "
+            f"build_model or make_student made"
+        )
     if student.num_classes != train.num_classes:
         raise DistillError(
             f"the student has {student.num_classes} classes and {train.root} names {train.num_classes}; build it with "

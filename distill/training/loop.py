@@ -88,8 +88,8 @@ def fit(
     given = student
     if isinstance(student, str):
         student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights)
-    named, student = isinstance(given, str), student.to(target, memory_format=torch.channels_last)
     check_student(student, train)
+    named, student = isinstance(given, str), student.to(target, memory_format=torch.channels_last)
     student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others
     if terms and isinstance(teacher, nn.Module):
         check_apart(teacher, student)  # before the teacher is frozen

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from distill.data import folders as datasets
-from distill.data.folders import VOC_CLASSES, VOCFolder, augmented_ids, check_dataset, data_root, open_dataset
+from distill.data.check import check_dataset
+from distill.data.folders import VOC_CLASSES, VOCFolder, augmented_ids, data_root, open_dataset
 from distill.data.sample import SAMPLE_CLASSES
 
 CAMVID_LIKE = ("sky", "building", "pole", "road")

@@ -968,3 +968,8 @@ def test_seeds_leave_the_callers_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded_gpus.append)
     distill.make_student("resnet18", 21)
     assert not seeded_gpus
+
+
+@pytest.mark.parametrize("student", [nn.Conv2d(3, 21, 1), Path("run"), 3])
+def test_what_cannot_be_a_student_is_told_so(student: object, train: Callable[..., Run], refused) -> None:
+    refused(type(student).__name__, "build_model", call=lambda: train(student=student))
