@@ -15,7 +15,8 @@ tutorial: $(VENV)/installed $(DATA)
 	$(BIN)/python -m distill compare results/sample.json
 	@echo "The executed notebooks are in executed/. Open the course with: make lab"
 
-test: $(VENV)/installed-for-tests
+# The sample is made first: several processes would make it at once.
+test: $(VENV)/installed-for-tests $(DATA)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --ignore tests/notebooks
