@@ -24,7 +24,7 @@ from distill.lab.tables import check_comparable, described, record
 from distill.networks.teachers import fingerprint, load_teacher
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.parallel import pick_device
-from distill.training.runs import Run, checked
+from distill.training.runs import Run, checked, name_of
 
 _SAME = (
     "python",
@@ -181,7 +181,7 @@ class Study:
             "name": f"the study {self.path}",
             "variant": run.variant,
             "method": "",
-            "data": Path(asked["data"]).name,
+            "data": name_of(asked["data"]),
             "preset": asked["preset"],
             **known,
             "teacher": {"weights": self.weights},

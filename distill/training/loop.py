@@ -85,11 +85,11 @@ def fit(
     chosen, ranks = for_device(chosen, target), join(target)
     with ranks.first_alone():  # the sample is made on first use
         train = open_dataset(data, "train", data_root, limit)
-    given = student
-    if isinstance(student, str):
+    named = isinstance(student, str)
+    if named:
         student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights)
     check_student(student, train)
-    named, student = isinstance(given, str), student.to(target, memory_format=torch.channels_last)
+    student = student.to(target, memory_format=torch.channels_last)
     student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others
     if terms and isinstance(teacher, nn.Module):
         check_apart(teacher, student)  # before the teacher is frozen

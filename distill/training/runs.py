@@ -213,7 +213,7 @@ def _teacher(teacher: nn.Module | None) -> dict | None:
 
 def name_of(data: str | Path) -> str:
     """What data are called: the name of a data set, or of a folder, wherever it is seen from."""
-    return Path(data).resolve().name or "data"
+    return Path(os.path.abspath(data)).name or "data"  # a link keeps its own name
 
 
 def is_finished(folder: Path, config: dict, resume: bool) -> bool:

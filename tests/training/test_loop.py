@@ -960,6 +960,8 @@ def test_a_folder_above_does_not_lead_a_run_out_of_runs(tmp_path: Path, monkeypa
     assert name_of("..") == "photos"
     assert name_of("pascal+sbd") == "pascal+sbd"
     assert name_of("/") == "data"
+    (tmp_path / "camvid").symlink_to(tmp_path / "photos")
+    assert name_of(tmp_path / "camvid") == "camvid"
 
 
 def test_seeds_leave_the_callers_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
