@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_train(commands: argparse._SubParsersAction) -> None:
+def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     train = commands.add_parser(
         "train",
         help="train a student, with or without a teacher",
@@ -203,7 +203,7 @@ def _train(options: argparse.Namespace) -> None:
     print(f"run: {run.path}")
 
 
-def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser("evaluate", help="score a run, a weights file or a teacher")
     command.set_defaults(command=_evaluate)
     command.add_argument(
@@ -239,7 +239,7 @@ def _network(source: str) -> nn.Module:
     return load_model(path).eval() if path.suffix == ".safetensors" else load_teacher(source)
 
 
-def _add_predict(commands: argparse._SubParsersAction) -> None:
+def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser("predict", help="coloured masks and overlays of any images")
     command.set_defaults(command=_predict)
     command.add_argument("run", help="a run's folder, a weights file, or a teacher: sample, torchvision")
@@ -265,7 +265,7 @@ def _predict(options: argparse.Namespace) -> None:
         print(options.out / f"{path.stem}_mask.png", options.out / f"{path.stem}_overlay.png")
 
 
-def _add_study(commands: argparse._SubParsersAction) -> None:
+def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "study",
         help="train what a study file asks for and is not there yet; goes on after any interruption",
@@ -294,7 +294,7 @@ def _study(options: argparse.Namespace) -> None:
         print(f"recorded in {study.results}", file=sys.stderr)
 
 
-def _add_compare(commands: argparse._SubParsersAction) -> None:
+def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser("compare", help="a table from many runs: mean, 95 %% interval, paired gain")
     command.set_defaults(command=_compare)
     command.add_argument("runs", nargs="+", type=Path, help="folders with runs below them, or a recorded study (.json)")
@@ -317,12 +317,12 @@ def _compare(options: argparse.Namespace) -> None:
         write_text(options.markdown, report(found, drawn, options.markdown.parent))
 
 
-def _no_nan(row: dict) -> dict:
+def _no_nan(row: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: the interval of a single seed is null."""
     return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in row.items()}
 
 
-def _add_data(commands: argparse._SubParsersAction) -> None:
+def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     data = commands.add_parser("data", help="make the sample, check a folder, or download Pascal VOC")
     kinds = data.add_subparsers(required=True, metavar="what")
     sample = kinds.add_parser(
@@ -344,7 +344,7 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     fetch.add_argument("--root", type=Path, help="where it goes, and later --data-root (default: data/)")
 
 
-def _add_bench(commands: argparse._SubParsersAction) -> None:
+def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "bench",
         help="how fast training is here, and how much memory it takes, beside the plain recipe",
@@ -428,7 +428,7 @@ def _check(options: argparse.Namespace) -> None:
         raise DistillError(f"{options.folder} has {problems} faulty files; mend them as listed above")
 
 
-def _print_split(split: str, found: dict) -> None:
+def _print_split(split: str, found: dict[str, Any]) -> None:
     sizes = " to ".join(f"{width} x {height}" for width, height in found["sizes"])
     print(f"{split}: {found['images']} images, {sizes} pixels, {found['void_share']:.1%} void")
     for name, share in found["class_share"].items():

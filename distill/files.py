@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -166,7 +167,7 @@ NUMBER = (int, float)
 _ANEW = "restore it, or run again into another folder"
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     return _parse(_read_text(path), path)
 
 
@@ -177,7 +178,7 @@ def _read_text(path: Path) -> str:
         raise DistillError(f"{path} cannot be read as JSON ({first_line(error)}); {_ANEW}") from None
 
 
-def _parse(text: str, path: Path, line: int | None = None) -> dict:
+def _parse(text: str, path: Path, line: int | None = None) -> dict[str, Any]:
     where = f"{path}, line {line}," if line else f"{path}"
     try:
         return json.loads(text)
@@ -185,7 +186,7 @@ def _parse(text: str, path: Path, line: int | None = None) -> dict:
         raise DistillError(f"{where} cannot be read as JSON ({first_line(error)}); {_ANEW}") from None
 
 
-def checked(value: object, shape: object, path: Path, what: str) -> dict:
+def checked(value: object, shape: object, path: Path, what: str) -> dict[str, Any]:
     """`value` itself, where it is a dict with what `shape` asks for; DistillError for all else.
 
     `shape` is a dict of further shapes, or a type (or several) of which a value has to be.

@@ -8,7 +8,7 @@ name, which is all that `build_method` and `describe` need to know about it.
 import inspect
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -245,7 +245,7 @@ class Method(nn.Module):
             summands = {name: value / divisors.get(name, 1) for name, value in summands.items()}
         return sum(summands.values()), {name: value.detach() for name, value in summands.items()}
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """JSON-able: the name, and every option of every term; `build_method(name, …, **terms)` builds it
         again.
         """
@@ -363,7 +363,7 @@ def method_terms(name: str) -> list[str]:
     return [part for part in names if METHODS[part] is not None]
 
 
-def options_by_term(names: list[str], options: dict) -> dict[str, dict]:
+def options_by_term(names: list[str], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The options of every term in `names`, from either form that `build_method` takes. Raises DistillError for those
     that the term does not have.
     """
@@ -418,7 +418,7 @@ def _as_output(output) -> Output:
     return Output(logits, maps)
 
 
-def _default_options(term: type[Term]) -> dict:
+def _default_options(term: type[Term]) -> dict[str, Any]:
     """A term's options and their defaults: the keyword-only arguments of its constructor."""
     parameters = inspect.signature(term).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -11,7 +12,9 @@ from distill.errors import DistillError
 from distill.losses import IGNORE_INDEX
 
 
-def check_dataset(root: str | Path, splits: Iterable[str] | None = None, progress: bool = True) -> dict[str, dict]:
+def check_dataset(
+    root: str | Path, splits: Iterable[str] | None = None, progress: bool = True
+) -> dict[str, dict[str, Any]]:
     """Read every image and mask of a folder in VOC layout and report, split by split.
 
     Returns for each split: `images`, `sizes` (smallest and largest, width x height), `class_share` (share of the
@@ -30,7 +33,7 @@ def _open_split(root: Path, split: str) -> VOCFolder:
     return AugmentedVOC(root) if augmented else VOCFolder(root, split)
 
 
-def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> dict:
+def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> dict[str, Any]:
     counts, sizes, problems = np.zeros(256, dtype=np.int64), [], []
     for index in tqdm(range(len(dataset)), desc=f"checking {dataset.split}", unit="image", disable=not progress):
         try:

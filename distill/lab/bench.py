@@ -17,6 +17,7 @@ from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ def choose(
     return Bench(tuple(names), tuple(dict.fromkeys(students)), preset, chosen, target, seed, steps, progress)
 
 
-def measure(bench: Bench, data: str | Path | None = None, cache: bool = False) -> dict:
+def measure(bench: Bench, data: str | Path | None = None, cache: bool = False) -> dict[str, Any]:
     """All of it, as JSON values: steps, loading (from the folder `data`, or made-up pictures), on request the cache."""
     if cache and bench.settings.augment != "flip":
         raise DistillError(
@@ -100,7 +101,7 @@ def measure(bench: Bench, data: str | Path | None = None, cache: bool = False) -
 # -------------------------------------------------------------------------------------------------- one step
 
 
-def measure_steps(bench: Bench) -> list[dict]:
+def measure_steps(bench: Bench) -> list[dict[str, Any]]:
     """One row a student and method."""
     batch = random_batch(bench)
     teacher = make_teacher(bench, batch[0])
@@ -129,7 +130,7 @@ def make_teacher(bench: Bench, images: Tensor) -> nn.Module:
     return freeze(teacher)
 
 
-def _step_row(bench: Bench, backbone: str, method: str, teacher: nn.Module, batch: Batch) -> dict:
+def _step_row(bench: Bench, backbone: str, method: str, teacher: nn.Module, batch: Batch) -> dict[str, Any]:
     """Ours and the plain recipe in turns; None stands for what the memory of a GPU does not hold."""
     row = {"backbone": backbone, "method": method, "ours": None, "plain": None}
     kinds: dict[str, Callable[..., Step]] = {"ours": Ours, "plain": Plain}
@@ -157,7 +158,7 @@ def _step_row(bench: Bench, backbone: str, method: str, teacher: nn.Module, batc
     return row
 
 
-def _warm(make: Callable[[], Step], device: torch.device, compiled: bool) -> tuple[Step, dict] | None:
+def _warm(make: Callable[[], Step], device: torch.device, compiled: bool) -> tuple[Step, dict[str, Any]] | None:
     """A step after two calls, and the memory it needs; None where a GPU has not as much."""
     gpu, facts = device.type == "cuda", {}
     if gpu:
@@ -184,7 +185,7 @@ def _warm(make: Callable[[], Step], device: torch.device, compiled: bool) -> tup
 # --------------------------------------------------------------------------------------------------- loading
 
 
-def measure_loading(bench: Bench, data: str | Path | None = None) -> list[dict]:
+def measure_loading(bench: Bench, data: str | Path | None = None) -> list[dict[str, Any]]:
     """Images a second that one process with one thread loads, at the crop of the steps and at the published one."""
     with tempfile.TemporaryDirectory() as folder, _one_thread():
         dataset = VOCFolder(data or plain.write_pictures(Path(folder), 24, VOC_SIZE, bench.seed), "train", limit=24)
@@ -193,7 +194,7 @@ def measure_loading(bench: Bench, data: str | Path | None = None) -> list[dict]:
         return [_loading(bench, dataset, size) for size in sizes]
 
 
-def _loading(bench: Bench, dataset: VOCFolder, crop_size: int) -> dict:
+def _loading(bench: Bench, dataset: VOCFolder, crop_size: int) -> dict[str, Any]:
     count, places = min(8, len(dataset)), range(len(dataset))
     settings = replace(PRESETS["voc"], crop_size=crop_size, batch_size=count, workers=0, crop_on="host")
     ours = CroppedBatches(dataset, settings, bench.seed, torch.device("cpu"))
@@ -230,7 +231,7 @@ def _one_thread() -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------- cache
 
 
-def measure_cache(bench: Bench) -> list[dict]:
+def measure_cache(bench: Bench) -> list[dict[str, Any]]:
     """What it costs to ask the teacher once about 64 images and their mirror images, and what a step saves by it."""
     size, count = bench.settings.crop_size, max(64, bench.settings.batch_size)
     with tempfile.TemporaryDirectory() as folder:
@@ -243,7 +244,9 @@ def measure_cache(bench: Bench) -> list[dict]:
     return [row for row in rows if row is not None]
 
 
-def _cache_row(bench: Bench, batches: FlippedBatches, teacher: nn.Module, backbone: str, method: str) -> dict | None:
+def _cache_row(
+    bench: Bench, batches: FlippedBatches, teacher: nn.Module, backbone: str, method: str
+) -> dict[str, Any] | None:
     """None where the answers would not fit in memory."""
     batches.answers = None
     step = Ours(backbone, method, bench.preset, bench.settings, bench.seed, teacher, next(batches(0))[:2])
@@ -271,21 +274,21 @@ def _cache_row(bench: Bench, batches: FlippedBatches, teacher: nn.Module, backbo
 # --------------------------------------------------------------------------------------------- tables
 
 
-def _exhaust(items: Iterable) -> None:
+def _exhaust(items: Iterable[Any]) -> None:
     for _ in items:
         pass
 
 
-def _summary(times: list[float], images: int) -> dict:
+def _summary(times: list[float], images: int) -> dict[str, Any]:
     middle = median(times)
     return {"seconds": middle, "fastest": min(times), "slowest": max(times), "images_per_second": images / middle}
 
 
-def _quotient(above: dict | None, below: dict | None) -> float | None:
+def _quotient(above: dict[str, Any] | None, below: dict[str, Any] | None) -> float | None:
     return above["seconds"] / below["seconds"] if above and below else None
 
 
-def report(result: dict) -> str:
+def report(result: dict[str, Any]) -> str:
     """The Markdown tables of `measure`'s result."""
     options, machine = result["options"], result["environment"]
     where = f"{machine['threads']} threads" if machine["device"] == "cpu" else machine["device"]
@@ -299,20 +302,20 @@ def report(result: dict) -> str:
     return "\n\n".join([head, *tables])
 
 
-def _lines(rows: list[dict], names: tuple[str, ...]) -> list[dict]:
+def _lines(rows: list[dict[str, Any]], names: tuple[str, ...]) -> list[dict[str, Any]]:
     """One line for each of `names` that a row has."""
     return [{**row, "kind": name, **(row[name] or {})} for row, name in product(rows, names) if name in row]
 
 
-Columns = dict[str, Callable[[dict], object]]
+Columns = dict[str, Callable[[dict[str, Any]], object]]
 
 
-def _table(lines: list[dict], columns: Columns) -> str:
+def _table(lines: list[dict[str, Any]], columns: Columns) -> str:
     cells = [list(columns), ["---"] * len(columns), *([str(cell(line)) for cell in columns.values()] for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-def _spread(found: dict) -> str:
+def _spread(found: dict[str, Any]) -> str:
     if "seconds" not in found:
         return "out of memory"
     middle, least, most = (_ms(found[name]) for name in ("seconds", "fastest", "slowest"))
@@ -323,22 +326,22 @@ def _ms(time: float) -> str:
     return f"{1000 * time:.{1 if time < 0.1 else 0}f}"
 
 
-def _rate(line: dict) -> str:
+def _rate(line: dict[str, Any]) -> str:
     return f"{line['images_per_second']:.0f}" if "seconds" in line else "–"
 
 
-def _ratio(line: dict) -> str:
+def _ratio(line: dict[str, Any]) -> str:
     """To the plain recipe, in its own line to itself."""
     ratio = _quotient(line["plain"], line if "seconds" in line else None)
     return "–" if ratio is None else f"{ratio:.2f}"
 
 
-def _megabytes(line: dict) -> str:
+def _megabytes(line: dict[str, Any]) -> str:
     kinds = {"peak_bytes": "at the peak", "saved_for_backward_bytes": "saved for backward"}
     return next((f"{line[key] / 1e6:.0f} {kind}" for key, kind in kinds.items() if key in line), "–")
 
 
-def _share(part: str, line: dict) -> str:
+def _share(part: str, line: dict[str, Any]) -> str:
     return f"{line['parts'][part] / line['seconds']:.1%}"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -31,12 +32,12 @@ _WHAT = "a recorded study"
 class Findings:
     """Records of runs, and what the study says about them."""
 
-    records: list[dict] = field(default_factory=list)
-    variants: list[dict] = field(default_factory=list)  # as in the study file; none where it has none
-    teacher: dict | None = None
+    records: list[dict[str, Any]] = field(default_factory=list)
+    variants: list[dict[str, Any]] = field(default_factory=list)  # as in the study file; none where it has none
+    teacher: dict[str, Any] | None = None
     image_size: tuple[int, int] | None = None
 
-    def add(self, records: Sequence[dict], described: dict, path: Path) -> None:
+    def add(self, records: Sequence[dict[str, Any]], described: dict[str, Any], path: Path) -> None:
         """Further records, and what a study file or a recorded study at `path` says about them."""
         self.records += records
         study = checked(described.get("study") or {}, {}, path, _WHAT)
@@ -86,17 +87,17 @@ def _study_of(run: Run) -> Path | None:
     return next((above[up] for up in (0, 2, 3) if up < len(above) and (above[up] / STUDY_FILE).exists()), None)
 
 
-def _variants(described: dict) -> list[dict]:
+def _variants(described: dict[str, Any]) -> list[dict[str, Any]]:
     found = described["study"].get("variants")
     return [variant for variant in found if isinstance(variant, dict)] if isinstance(found, list) else []
 
 
-def in_order(records: Sequence[dict], study: dict) -> list[dict]:
+def in_order(records: Sequence[dict[str, Any]], study: dict[str, Any]) -> list[dict[str, Any]]:
     """Records in the order of a study file's variants, students, methods and seeds, baselines first."""
     lists = [[v.get("name") for v in _variants({"study": study})], study.get("students"), study.get("methods")]
     orders = [{str(name): place for place, name in enumerate(names or [])} for names in lists]
 
-    def key(entry: dict) -> tuple:
+    def key(entry: dict[str, Any]) -> tuple[Any, ...]:
         names = (entry.get("variant"), entry["backbone"], entry["method"])
         places = [order.get(str(name), len(order)) for order, name in zip(orders, names, strict=True)]
         return places[0], places[1], *_baseline_first(entry), places[2], entry["seed"]
@@ -104,14 +105,14 @@ def in_order(records: Sequence[dict], study: dict) -> list[dict]:
     return sorted(records, key=key)
 
 
-def _baseline_first(entry: dict) -> tuple[bool]:
+def _baseline_first(entry: dict[str, Any]) -> tuple[bool]:
     return (entry["method"] != "baseline",)
 
 
 # ----------------------------------------------------------------------------------------------- tables
 
 
-def tables(findings: Findings) -> dict[str, list[dict]]:
+def tables(findings: Findings) -> dict[str, list[dict[str, Any]]]:
     """The rows of `runs.compare` for every variant by its name, or under "" where a study has none.
 
     Raises DistillError where runs of one table differ in more than they may: see `check_comparable`.
@@ -120,7 +121,7 @@ def tables(findings: Findings) -> dict[str, list[dict]]:
     return {name: compare(rows_of(findings, name), miou) for name in _names(findings)}
 
 
-def rows_of(findings: Findings, name: str) -> list[dict]:
+def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
     """The records of one variant, after the baselines of another that it names as its `baseline`; comparable."""
     own = [entry for entry in findings.records if (entry.get("variant") or "") == name]
     check_comparable(own)
@@ -134,7 +135,7 @@ def rows_of(findings: Findings, name: str) -> list[dict]:
     return [*lent, *own]
 
 
-def _declared(variant: dict) -> set[str]:
+def _declared(variant: dict[str, Any]) -> set[str]:
     """What the runs of a variant may have that those of another have not, as `check_comparable` calls it."""
     settings = {**RECIPES.get(variant.get("recipe"), {}), **(variant.get("settings") or {})}
     return {"images", "samples", *(f"settings.{name}" for name in settings)}
@@ -258,7 +259,7 @@ def _nested(gains: dict[tuple[str, str], dict[str, float]]) -> dict[str, dict[st
 
 def _curves(findings: Findings, name: str) -> Figure | str:
     """Of a variant's own runs: baselines of another may have other epochs."""
-    students: dict[str, dict[str, list]] = {}
+    students: dict[str, dict[str, list[Any]]] = {}
     for entry in findings.records:
         if (entry.get("variant") or "") == name and entry.get("history"):
             students.setdefault(entry["backbone"], {}).setdefault(entry["method"], []).append(entry["history"])
@@ -286,7 +287,9 @@ class _Costs:
         found = milliseconds(list(self.configs.values()), self.size) if self.size else []
         return dict(zip(self.configs, found, strict=False))
 
-    def charts(self, prefix: str, name: str, rows: list[dict], of: str) -> Iterator[tuple[str, Figure | str, str]]:
+    def charts(
+        self, prefix: str, name: str, rows: list[dict[str, Any]], of: str
+    ) -> Iterator[tuple[str, Figure | str, str]]:
         records = {(entry["backbone"], entry["method"]): entry for entry in rows_of(self.findings, name)}
         points = []
         for row in rows:
@@ -311,13 +314,13 @@ class _Costs:
         alt = f"mIoU against parameters and latency{of}: teacher, and each student by method."
         yield f"{prefix}sizes", charts.cost_chart(points, label), alt
 
-    def _costs(self, parameters: int | None, config: dict | None) -> dict:
+    def _costs(self, parameters: int | None, config: dict[str, Any] | None) -> dict[str, Any]:
         costs = {"parameters": parameters} if parameters else {}
         known = self.latencies if config else {}
         return costs | ({"milliseconds": known[str(config)]} if str(config) in known else {})
 
 
-def _config(teacher: dict | None) -> dict | None:
+def _config(teacher: dict[str, Any] | None) -> dict[str, Any] | None:
     """What builds a teacher's network; None for one of another library."""
     if not teacher or "backbone" not in teacher:
         return None
@@ -325,7 +328,7 @@ def _config(teacher: dict | None) -> dict | None:
 
 
 @torch.inference_mode()
-def milliseconds(configs: Sequence[dict], size: tuple[int, int], seconds: float = 1.0) -> list[float]:
+def milliseconds(configs: Sequence[dict[str, Any]], size: tuple[int, int], seconds: float = 1.0) -> list[float]:
     """The median time that each network, built from its config, takes on this machine's CPU for one image (H, W).
 
     They take turns, about `seconds` each, so that whatever else the machine does slows all of them down alike.

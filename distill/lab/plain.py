@@ -7,6 +7,7 @@ picture with Pillow. Everything is in float32, one operation at a time, channels
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def _distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (F.normalize(student.flatten(1), dim=1) - F.normalize(teacher.flatten(1), dim=1)).pow(2).mean()
 
 
-def loss(method: Method, student: tuple, teacher: tuple | None, labels: Tensor) -> Tensor:
+def loss(method: Method, student: tuple[Any, ...], teacher: tuple[Any, ...] | None, labels: Tensor) -> Tensor:
     """Cross-entropy and the terms of `method`, whose weights, dividers, connectors and margins are taken.
 
     `student` and `teacher` are what the networks returned: logits and the six maps.
@@ -71,7 +72,7 @@ def loss(method: Method, student: tuple, teacher: tuple | None, labels: Tensor) 
     return total
 
 
-def _term(name: str, term: Term, student: tuple, teacher: tuple) -> Tensor:
+def _term(name: str, term: Term, student: tuple[Any, ...], teacher: tuple[Any, ...]) -> Tensor:
     if name == "kd":
         return kd(student[0], teacher[0], term.temperature)
     total = 0.0

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distill.data.folders import repeated
 from distill.errors import DistillError, check_number, nearest
@@ -64,7 +65,7 @@ class Planned:
 
     folder: Path
     variant: str
-    keywords: dict
+    keywords: dict[str, Any]
     settings: Settings
 
     @property
@@ -89,7 +90,7 @@ class Planned:
 # ------------------------------------------------------------------------------------------------ the file
 
 
-def load_study(path: Path) -> dict:
+def load_study(path: Path) -> dict[str, Any]:
     """The content of a study file. Raises DistillError for everything in it that is not what it should be."""
     try:
         study = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -123,7 +124,7 @@ def _in(place: object) -> Iterator[None]:
         raise DistillError(f"{place}: {error}") from None
 
 
-def _check_keys(table: dict, known: dict) -> None:
+def _check_keys(table: dict[str, Any], known: dict[str, Any]) -> None:
     for key, value in table.items():
         if key not in known:
             raise DistillError(f"there is no key {key!r}{nearest(key, known)}")
@@ -131,18 +132,18 @@ def _check_keys(table: dict, known: dict) -> None:
             raise DistillError(f"{key} is {value!r}; give {' or '.join(map(_called, known[key]))}")
 
 
-def _is_a(value: object, kind: type | list) -> bool:
+def _is_a(value: object, kind: type | list[Any]) -> bool:
     if isinstance(kind, list):
         return isinstance(value, list) and bool(value) and all(_is_a(item, kind[0]) for item in value)
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _called(kind: type | list) -> str:
+def _called(kind: type | list[Any]) -> str:
     words = {str: "a text", int: "a whole number", dict: "a table"}
     return f"a list, each of it {words[kind[0]]}" if isinstance(kind, list) else words[kind]
 
 
-def _check_values(study: dict) -> None:
+def _check_values(study: dict[str, Any]) -> None:
     variants = study.get("variants", [])
     names = [variant.get("name", "") for variant in variants]
     folders = [variant_folder(name) for name in names]
@@ -167,7 +168,7 @@ def _check_values(study: dict) -> None:
         raise DistillError(f'teacher is missing, and {" and ".join(sorted(used))} learn from one; name it, as "sample"')
 
 
-def _check_options(by_term: dict) -> None:
+def _check_options(by_term: dict[str, Any]) -> None:
     _check_names("method with options", by_term, [name for name in METHODS if METHODS[name]])
     for term, options in by_term.items():
         if not isinstance(options, dict):
@@ -186,7 +187,7 @@ def _check_names(kind: str, names: Iterable[str], known: Sequence[str]) -> None:
             raise DistillError(f"there is no {kind} {name!r}{nearest(name, known)}")
 
 
-def seeds_of(study: dict) -> list[int]:
+def seeds_of(study: dict[str, Any]) -> list[int]:
     seeds = study["seeds"]
     if isinstance(seeds, int):
         check_number("seeds", seeds, 1, 1000)
@@ -199,7 +200,7 @@ def seeds_of(study: dict) -> list[int]:
 # ------------------------------------------------------------------------------------------------ the plan
 
 
-def plan(study: dict, folder: Path, data_root: str | None = None, device: str = "auto") -> list[Planned]:
+def plan(study: dict[str, Any], folder: Path, data_root: str | None = None, device: str = "auto") -> list[Planned]:
     """Every run of a study in the order in which they are trained: after each seed there is a whole table.
 
     `folder` is that of the study's runs. Raises DistillError for settings that there are not.
@@ -218,7 +219,9 @@ def plan(study: dict, folder: Path, data_root: str | None = None, device: str = 
     return runs
 
 
-def plan_teacher(study: dict, folder: Path, data_root: str | None = None, device: str = "auto") -> Planned | None:
+def plan_teacher(
+    study: dict[str, Any], folder: Path, data_root: str | None = None, device: str = "auto"
+) -> Planned | None:
     """The run that trains the teacher, where the file has a table for it: a baseline, without the study's limit."""
     if not isinstance(study.get("teacher"), dict):
         return None
@@ -234,7 +237,7 @@ def plan_teacher(study: dict, folder: Path, data_root: str | None = None, device
 
 
 def _planned(
-    table: dict,
+    table: dict[str, Any],
     out: Path,
     student: str,
     seed: int,
@@ -242,7 +245,7 @@ def _planned(
     device: str,
     method: str = "baseline",
     teacher: str | None = None,
-    method_options: dict | None = None,
+    method_options: dict[str, Any] | None = None,
 ) -> Planned:
     """`table` has the keys of the file that are `fit`'s too, and the settings."""
     target, recipe = pick_device(device), table.get("recipe", "matched")
@@ -258,13 +261,13 @@ def _planned(
     return Planned(out, table.get("name", ""), keywords, chosen)
 
 
-def teacher_source(study: dict, folder: Path) -> str | None:
+def teacher_source(study: dict[str, Any], folder: Path) -> str | None:
     """What `load_teacher` takes; None where no method needs one."""
     given = study.get("teacher")
     return str(folder / "teacher" / "student.safetensors") if isinstance(given, dict) else given
 
 
-def _options(study: dict, method: str) -> dict[str, dict]:
+def _options(study: dict[str, Any], method: str) -> dict[str, dict[str, Any]]:
     """The file's options for the method's terms, over those that were tuned for the data."""
     terms, given = method_terms(method), study.get("method_options", {})
     return choose_options(terms, study["data"], {term: given[term] for term in terms if term in given})

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from tqdm.auto import tqdm
@@ -40,7 +40,7 @@ class Job:
 
     name: str
     function: str
-    keywords: dict
+    keywords: dict[str, Any]
     units: int = 0
     progress: Callable[[], int] = lambda: 0
     finished: Callable[[], None] = lambda: None
@@ -49,7 +49,7 @@ class Job:
 @dataclass
 class _Child:
     job: Job
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     slot: dict[str, str]
     said: IO[bytes]
 
@@ -67,7 +67,9 @@ def slots(device: str, jobs: int | None = None) -> list[dict[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} for place in range(jobs or len(gpus))]
 
 
-def run_all(jobs: Iterable[Job], places: list[dict[str, str]], threads: int | None, bar: tqdm, log: Path) -> None:
+def run_all(
+    jobs: Iterable[Job], places: list[dict[str, str]], threads: int | None, bar: "tqdm[Any]", log: Path
+) -> None:
     """Do the jobs in their order, as many at a time as there are places.
 
     After a failure nothing new is begun, what runs is finished, and a DistillError says what failed, and why; a failure
@@ -140,7 +142,7 @@ def _reason(child: _Child, log: Path) -> str:
 
 
 @contextmanager
-def progress_bar(total: int, done: int) -> Iterator[tqdm]:
+def progress_bar(total: int, done: int) -> Iterator["tqdm[Any]"]:
     """The bar of a whole study, in epochs; one line a minute where nobody watches."""
     often = 0.5 if sys.stderr.isatty() else 60
     with tqdm(total=total, initial=done, unit="epoch", dynamic_ncols=True, mininterval=often, miniters=0) as bar:

@@ -11,6 +11,7 @@ network's.
 import copy
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ class Ours(Step):
     def __init__(self, *arguments, compiled: bool = False) -> None:
         super().__init__(*arguments)
         self.asked, self.answer = self.teacher, self.student
-        self.answers: tuple | None = None
+        self.answers: tuple[Any, ...] | None = None
         if compiled:
             torch.compiler.reset()  # PyTorch gives up on code that it has compiled for several networks
             self.asked, self.answer = torch.compile(self.teacher), torch.compile(self.student)
@@ -103,12 +104,12 @@ class Ours(Step):
         teacher = self.ask_teacher()
         return self.method(self.ask_student(), teacher, self.labels)[0]
 
-    def ask_teacher(self) -> tuple | None:
+    def ask_teacher(self) -> tuple[Any, ...] | None:
         if self.answers is not None or not self.method.needs_teacher:
             return self.answers
         return ask_teacher(self.asked, self.images, self.method.needs_maps, self.settings.precision)
 
-    def ask_student(self) -> tuple:
+    def ask_student(self) -> tuple[Any, ...]:
         return ask(self.answer, self.images, self.method.needs_maps, self.settings.precision)
 
     def dissect(self) -> dict[str, float]:
@@ -138,7 +139,7 @@ class Ours(Step):
             watch.seconds["loss"] += self._alone(term, given) if isinstance(term, MapTerm) else 0.0
         return watch.seconds
 
-    def _alone(self, term: MapTerm, given: tuple) -> float:
+    def _alone(self, term: MapTerm, given: tuple[Any, ...]) -> float:
         """Seconds of a term's losses on the maps that it compares, forwards and backwards."""
         compared = []
         term.compare = lambda *maps: compared.append(maps) or 0.0  # hides the method of its class

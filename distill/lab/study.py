@@ -11,6 +11,7 @@ trains and scores the teacher. All shards write one record, each time with all t
 import datetime
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -68,8 +69,8 @@ class Study:
         self.own = self.runs[self.number - 1 :: of]
         self.shard = shard
         self.before = checked(read_json(self.results), {}, self.results, "a record") if self.results.exists() else {}
-        self.records: dict[Path, dict] = {}
-        self.environments: list[dict] = []
+        self.records: dict[Path, dict[str, Any]] = {}
+        self.environments: list[dict[str, Any]] = []
         self.weights: str | None = None  # the teacher's fingerprint
         self.image_size: list[int] | None = None
 
@@ -171,7 +172,7 @@ class Study:
         if teacher is not None and teacher.begun:
             check_comparable([self._asked(teacher), described(Run(teacher.folder)) | {"name": "its teacher's run"}])
 
-    def _asked(self, run: Planned) -> dict:
+    def _asked(self, run: Planned) -> dict[str, Any]:
         """What the file says about all runs of a variant, as a record does."""
         known, asked = {}, run.keywords
         if self.image_size is not None:  # the data were looked at
@@ -217,7 +218,7 @@ class Study:
             self._write(*again)
             found = again
 
-    def _write(self, runs: list[dict], described: dict) -> None:
+    def _write(self, runs: list[dict[str, Any]], described: dict[str, Any]) -> None:
         write_json(self.folder / STUDY_FILE, described)
         recorded = len(self.before.get("runs", ()))
         if not runs or (len(runs) < len(self.runs) and len(runs) < recorded):
@@ -237,16 +238,16 @@ class Study:
         path = self.path.resolve()
         return path.relative_to(PROJECT).as_posix() if path.is_relative_to(PROJECT) else path.name
 
-    def _described(self) -> dict:
+    def _described(self) -> dict[str, Any]:
         return {"study": self.content, "image_size": self.image_size, "teacher": self._teacher_scores()}
 
-    def _teacher_scores(self) -> dict | None:
+    def _teacher_scores(self) -> dict[str, Any] | None:
         """What `score_teacher` found, if it was this teacher."""
         path = self.folder / "teacher.json"
         found = read_json(path) if path.exists() else {}
         return found if found.get("weights") == self.weights and found else None
 
-    def _finished(self) -> list[dict]:
+    def _finished(self) -> list[dict[str, Any]]:
         for run in self.runs:
             if run.finished and run.folder not in self.records:
                 done = Run(run.folder)

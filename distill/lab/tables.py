@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def results_file(name: str) -> Path:
     return path
 
 
-def read_study(path: Path) -> tuple[list[dict], float | None]:
+def read_study(path: Path) -> tuple[list[dict[str, Any]], float | None]:
     """A recorded study: what `record` gave for each of its runs, and the teacher's mIoU where it is known."""
     what = "a recorded study"
     study = checked(read_json(path), {"runs": list}, path, what)
@@ -38,7 +39,7 @@ def read_study(path: Path) -> tuple[list[dict], float | None]:
     return runs, checked(study, {"teacher": {"miou": NUMBER}}, path, what)["teacher"]["miou"]
 
 
-def described(run: Run) -> dict:
+def described(run: Run) -> dict[str, Any]:
     """What a run is, finished or not: the part of its record that comes before its scores."""
     config = run.config
     return {
@@ -59,7 +60,7 @@ def described(run: Run) -> dict:
     }
 
 
-def record(run: Run) -> dict:
+def record(run: Run) -> dict[str, Any]:
     """The part of a run that tables and figures are made of, small enough to be kept in `results/`."""
     scores, history = run.scores, run.history
     split = "test" if "test" in scores else "val"
@@ -76,7 +77,7 @@ def record(run: Run) -> dict:
     }
 
 
-def _in_short(history: list[dict], most: int = 50) -> list[dict]:
+def _in_short(history: list[dict[str, Any]], most: int = 50) -> list[dict[str, Any]]:
     """Losses and scores of about `most` epochs, evenly chosen, and of all that were evaluated."""
     step = -(-len(history) // most)
     return [
@@ -86,13 +87,13 @@ def _in_short(history: list[dict], most: int = 50) -> list[dict]:
     ]
 
 
-def check_comparable(records: list[dict], apart: Container[str] = ()) -> None:
+def check_comparable(records: list[dict[str, Any]], apart: Container[str] = ()) -> None:
     """DistillError where runs of one table differ in more than student, method and seed, or in what is `apart`.
 
     What a record does not have is not compared: old ones lack some of it. A setting that did not exist yet when a run
     was made had its default. A record may have a `name` to be called by.
     """
-    seen: dict[tuple, tuple[object, dict]] = {}
+    seen: dict[tuple[Any, ...], tuple[object, dict[str, Any]]] = {}
     for entry in records:
         for key, value in _in_common(entry):
             if value is None or key[0] in apart:
@@ -105,7 +106,7 @@ def check_comparable(records: list[dict], apart: Container[str] = ()) -> None:
                 )
 
 
-def _in_common(entry: dict) -> Iterator[tuple[tuple, object]]:
+def _in_common(entry: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], object]]:
     """What has to be equal in all runs of a table, or in those of one student, method or seed: (what, of whom), value.
 
     Rows that are paired by their seed start from the same weights.
@@ -125,7 +126,7 @@ def _weights(teacher: object) -> object:
     return teacher.get("weights") if isinstance(teacher, dict) else None
 
 
-def _called(entry: dict) -> str:
+def _called(entry: dict[str, Any]) -> str:
     parts = (entry.get("variant"), entry.get("backbone"), entry.get("method"), f"seed{entry.get('seed')}")
     return entry.get("name") or f"the run {'/'.join(str(part) for part in parts if part)}"
 
@@ -139,13 +140,13 @@ def interval95(values: list[float]) -> float:
     return quantile * float(np.std(values, ddof=1)) / len(values) ** 0.5
 
 
-def compare(records: list[dict], teacher_miou: float | None = None) -> list[dict]:
+def compare(records: list[dict[str, Any]], teacher_miou: float | None = None) -> list[dict[str, Any]]:
     """One row per data set, student and method: mean mIoU and its interval, and the gain over the baseline.
 
     The gain is paired: each seed's score less the baseline's of the same seed. `closed` is the share of the gap
     between baseline and teacher that the method closes. Scores are shares between 0 and 1.
     """
-    groups: dict[tuple, dict[int, dict]] = {}
+    groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for entry in records:
         seeds = groups.setdefault((entry["data"], entry["backbone"], entry["method"]), {})
         if entry["seed"] in seeds:
@@ -161,7 +162,12 @@ def compare(records: list[dict], teacher_miou: float | None = None) -> list[dict
     ]
 
 
-def _row(key: tuple, seeds: dict[int, dict], baseline: dict[int, dict], teacher_miou: float | None) -> dict:
+def _row(
+    key: tuple[Any, ...],
+    seeds: dict[int, dict[str, Any]],
+    baseline: dict[int, dict[str, Any]],
+    teacher_miou: float | None,
+) -> dict[str, Any]:
     scores = [entry["miou"] for entry in seeds.values()]
     gains = [entry["miou"] - baseline[seed]["miou"] for seed, entry in seeds.items() if seed in baseline]
     row = dict(
@@ -181,7 +187,7 @@ def _row(key: tuple, seeds: dict[int, dict], baseline: dict[int, dict], teacher_
     return row
 
 
-def class_gains(records: list[dict]) -> dict[tuple[str, str], dict[str, float]]:
+def class_gains(records: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, float]]:
     """By student and method, the mean paired gain in IoU of every class that both runs of each pair have."""
     scored = [entry for entry in records if isinstance(entry.get("per_class_iou"), dict)]
     baselines = {(r["backbone"], r["seed"]): r["per_class_iou"] for r in scored if r["method"] == "baseline"}
@@ -197,7 +203,7 @@ def class_gains(records: list[dict]) -> dict[tuple[str, str], dict[str, float]]:
     return {row: {name: float(np.mean(found)) for name, found in classes.items()} for row, classes in gains.items()}
 
 
-def markdown_table(rows: list[dict]) -> str:
+def markdown_table(rows: list[dict[str, Any]]) -> str:
     """Rows of `compare` as a Markdown table, in points of mIoU."""
     lines = [
         "| student | method | mIoU | gain over baseline | gap closed | seeds | seconds a run |",

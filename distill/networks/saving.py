@@ -19,7 +19,7 @@ from distill.networks.deeplab import DeepLabV3Plus, build_model
 
 def save_model(
     model: DeepLabV3Plus,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     metadata: dict[str, str] | None = None,
     half: bool = False,
 ) -> None:
@@ -52,7 +52,7 @@ def _storable(name: str, tensor: Tensor, half: bool) -> Tensor:
     return tensor.half()
 
 
-def load_model(path: str | os.PathLike) -> DeepLabV3Plus:
+def load_model(path: str | os.PathLike[str]) -> DeepLabV3Plus:
     """Rebuild a network from a file that `save_model` wrote: on the CPU, in training mode, in float32 if it
     was stored in half precision. Draws no random numbers.
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -179,7 +180,7 @@ class TappedTeacher(nn.Module):
         return {position: before[tap] for position, tap in self.taps.items() if hasattr(before[tap], "running_mean")}
 
 
-def taps_of(teacher: nn.Module) -> dict | None:
+def taps_of(teacher: nn.Module) -> dict[str, Any] | None:
     """Which layers of another library's network are tapped, and its norms, by position; None for a network of ours."""
     if not isinstance(teacher, TappedTeacher):
         return None

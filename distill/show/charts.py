@@ -5,6 +5,7 @@ Methods differ in marker as well as in colour.
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.patheffects
@@ -34,7 +35,7 @@ _X_AXES = {
 }
 
 
-def gain_chart(rows: Sequence[dict]) -> Figure:
+def gain_chart(rows: Sequence[dict[str, Any]]) -> Figure:
     """Mean gain over the baseline with its 95 % interval, in points of mIoU, a panel for each student.
 
     `rows` are those of `lab.tables.compare`; rows without a gain are left out. A single seed has no interval.
@@ -44,7 +45,7 @@ def gain_chart(rows: Sequence[dict]) -> Figure:
     )
 
 
-def closed_chart(rows: Sequence[dict]) -> Figure:
+def closed_chart(rows: Sequence[dict[str, Any]]) -> Figure:
     """The share of the gap between baseline and teacher that each method closes, with the gain's 95 % interval.
 
     `rows` are those of `lab.tables.compare` with a teacher's score; 0 % is the baseline, 100 % the teacher.
@@ -53,15 +54,15 @@ def closed_chart(rows: Sequence[dict]) -> Figure:
     return _dot_panels(rows, "closed", "share of the gap to the teacher closed, %", 1.0, "teacher", start=0.0)
 
 
-def score_chart(rows: Sequence[dict], teacher_miou: float) -> Figure:
+def score_chart(rows: Sequence[dict[str, Any]], teacher_miou: float) -> Figure:
     """Mean mIoU of every method with its 95 % interval, and the teacher's (a share) as a dashed line."""
     return _dot_panels(rows, "miou", "mIoU, %", teacher_miou, "teacher")
 
 
 def _dot_panels(
-    rows: Sequence[dict], key: str, xlabel: str, line: float, line_name: str, start: float | None = None
+    rows: Sequence[dict[str, Any]], key: str, xlabel: str, line: float, line_name: str, start: float | None = None
 ) -> Figure:
-    panels: dict[str, list[dict]] = {}
+    panels: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         panels.setdefault(row["backbone"], []).append(row)
     longest = max((len(panel) for panel in panels.values()), default=1)
@@ -87,7 +88,7 @@ def _dot_panels(
     return figure
 
 
-def variant_chart(tables: Mapping[str, Sequence[dict]]) -> Figure:
+def variant_chart(tables: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     """The gains of a study's variants below each other, `tables[variant]` as from `compare`, a panel a student."""
     rows = [row for table in tables.values() for row in table if "gain" in row]
     names = [name for name, table in tables.items() if any("gain" in row for row in table)]
@@ -156,7 +157,7 @@ def label_chart(lines: Mapping[str, Mapping[int, tuple[float, float]]], teacher_
     return figure
 
 
-def size_chart(points: Sequence[dict], x: str = "parameters") -> Figure:
+def size_chart(points: Sequence[dict[str, Any]], x: str = "parameters") -> Figure:
     """mIoU against the number of parameters, or against `"milliseconds"`, on a logarithmic axis.
 
     A point has `name`, `method` ("teacher", "baseline", …), `miou` (a share) and the number that `x` names. Points of
@@ -192,7 +193,7 @@ def size_chart(points: Sequence[dict], x: str = "parameters") -> Figure:
     return figure
 
 
-def cost_chart(points: Sequence[dict], milliseconds: str = "milliseconds an image") -> Figure:
+def cost_chart(points: Sequence[dict[str, Any]], milliseconds: str = "milliseconds an image") -> Figure:
     """mIoU against parameters and, where points have them, against milliseconds: what each network costs and gives.
 
     `points` are those of `size_chart`, with a backbone as `network` in place of a name; the legend names methods. A
@@ -231,9 +232,9 @@ def cost_chart(points: Sequence[dict], milliseconds: str = "milliseconds an imag
     return figure
 
 
-def _preferable(points: Sequence[dict], key: str) -> list[dict]:
+def _preferable(points: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     """From cheap to dear, the points that are better than every cheaper one."""
-    best: list[dict] = []
+    best: list[dict[str, Any]] = []
     for point in sorted(points, key=lambda point: (point[key], -point["miou"])):
         if not best or point["miou"] > best[-1]["miou"]:
             best.append(point)
@@ -302,7 +303,7 @@ def class_chart(panels: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
-def learning_curves(histories: Mapping[str, Sequence[dict]], keys: Mapping[str, str]) -> Figure:
+def learning_curves(histories: Mapping[str, Sequence[dict[str, Any]]], keys: Mapping[str, str]) -> Figure:
     """Lines over the epochs, a panel for each of `keys` (history's key to the panel's title), a line a run.
 
     `histories[label]` is `Run.history`; a label that begins with a method's name gets its looks. Epochs without the
@@ -325,7 +326,9 @@ def learning_curves(histories: Mapping[str, Sequence[dict]], keys: Mapping[str, 
     return figure
 
 
-def curve_bands(students: Mapping[str, Mapping[str, Sequence[Sequence[dict]]]], keys: Mapping[str, str]) -> Figure:
+def curve_bands(
+    students: Mapping[str, Mapping[str, Sequence[Sequence[dict[str, Any]]]]], keys: Mapping[str, str]
+) -> Figure:
     """Learning curves over seeds: `students[student][method]` are histories as `learning_curves` takes them.
 
     A row of panels a student, a panel for each of `keys`; lines are means, bands go from the lowest seed to the
@@ -357,7 +360,7 @@ def _plain_tick(value: float, place: int | None) -> str:
     return f"{value:g}" if f"{value:e}"[0] in "125" else ""
 
 
-def _draw_band(axis: Axes, method: str, histories: Sequence[Sequence[dict]], key: str, dashes: str) -> None:
+def _draw_band(axis: Axes, method: str, histories: Sequence[Sequence[dict[str, Any]]], key: str, dashes: str) -> None:
     scale = 100 if key.endswith("miou") else 1
     values: dict[int, list[float]] = {}
     for history in histories:

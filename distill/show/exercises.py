@@ -6,6 +6,7 @@ cases whose answers can be had in another way.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ from distill import losses
 from distill.networks.teachers import fingerprint
 from distill.training.evaluation import Scores
 
-CHECKS: dict[str, Callable[[Callable], None]] = {}
+CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {}
 
 
-def check(answer: Callable) -> None:
+def check(answer: Callable[..., Any]) -> None:
     """Try the function that answers an exercise; print `OK` or one sentence on what is missing.
 
     The exercise is found by the function's name. Whatever the function raises is caught: an unfinished answer never
@@ -29,7 +30,7 @@ def check(answer: Callable) -> None:
     print(f"not yet: {lacking}" if lacking else f"OK: {answer.__name__}")
 
 
-def what_is_missing(answer: Callable) -> str:
+def what_is_missing(answer: Callable[..., Any]) -> str:
     """One sentence that begins with the exercise's name; empty when the answer passes."""
     name = answer.__name__.removeprefix("solution_")
     if name not in CHECKS:
@@ -53,7 +54,7 @@ def _reason(error: Exception) -> str:
     return f"it raised {type(error).__name__}: {error}"
 
 
-def _exercise(test: Callable[[Callable], None]) -> Callable[[Callable], None]:
+def _exercise(test: Callable[[Callable[..., Any]], None]) -> Callable[[Callable[..., Any]], None]:
     """Register a check under its function's name."""
     CHECKS[test.__name__] = test
     return test
@@ -68,7 +69,7 @@ def _expect(condition: object, sentence: str) -> None:
 
 
 @_exercise
-def hardest_class(answer: Callable) -> None:
+def hardest_class(answer: Callable[..., Any]) -> None:
     # By rows the truth, by columns the answers: IoU 6/8 for sky, 1/3 for kite; there is no fish.
     confusion = np.array([[0, 0, 0], [0, 6, 1], [0, 1, 1]])
     _expect(answer(Scores(confusion[1:, 1:], ("sky", "kite"))) == "kite", "the kite's IoU is 1/3, the sky's 6/8")
@@ -82,7 +83,7 @@ def hardest_class(answer: Callable) -> None:
 
 
 @_exercise
-def images_won(answer: Callable) -> None:
+def images_won(answer: Callable[..., Any]) -> None:
     truth, ours, theirs = np.array([[1, 2, 255, 255]]), np.array([[1, 2, 3, 3]]), np.array([[1, 0, 255, 255]])
     one, other = ({"truth": truth, "a": a, "b": b} for a, b in ((ours, theirs), (theirs, ours)))
     _expect(
@@ -97,7 +98,7 @@ def images_won(answer: Callable) -> None:
 
 
 @_exercise
-def class_shares(answer: Callable) -> None:
+def class_shares(answer: Callable[..., Any]) -> None:
     labels = torch.tensor([[0, 0, 0, 2], [255, 255, 2, 3]])
     shares = answer(labels, 5)
     _expect(isinstance(shares, torch.Tensor) and shares.shape == (5,), "return a tensor with one share a class")
@@ -107,7 +108,7 @@ def class_shares(answer: Callable) -> None:
 
 
 @_exercise
-def mirror(answer: Callable) -> None:
+def mirror(answer: Callable[..., Any]) -> None:
     image, labels = torch.arange(24).view(3, 2, 4), torch.tensor([[0, 1, 2, 3], [4, 5, 255, 7]])
     result = answer(image, labels)
     _expect(isinstance(result, tuple | list) and len(result) == 2, "return the image and the labels, as a pair")
@@ -121,7 +122,7 @@ def mirror(answer: Callable) -> None:
 
 
 @_exercise
-def entropy(answer: Callable) -> None:
+def entropy(answer: Callable[..., Any]) -> None:
     logits = torch.zeros(2, 4, 1, 3)
     logits[0, 0] = 1000.0  # in the first image one class has everything
     values = answer(logits)
@@ -134,7 +135,7 @@ def entropy(answer: Callable) -> None:
 
 
 @_exercise
-def second_choice(answer: Callable) -> None:
+def second_choice(answer: Callable[..., Any]) -> None:
     logits = torch.tensor([[5.0, 1.0, -2.0], [4.0, 3.0, -1.0], [0.0, 2.0, -3.0]]).view(1, 3, 1, 3)
     choice = answer(logits)
     _expect(isinstance(choice, torch.Tensor) and choice.shape == (1, 1, 3), "return a tensor (N, H, W)")
@@ -152,7 +153,7 @@ _TWO_GROUPS = (
 
 
 @_exercise
-def multiply_adds(answer: Callable) -> None:
+def multiply_adds(answer: Callable[..., Any]) -> None:
     plain = nn.Conv2d(3, 8, 5)
     _expect(answer(plain, 4, 7) == 3 * 8 * 25 * 4 * 7, "3 to 8 channels, kernel 5, at 4 x 7 places: 16,800")
     depthwise = nn.Conv2d(6, 6, 3, groups=6)
@@ -162,7 +163,7 @@ def multiply_adds(answer: Callable) -> None:
 
 
 @_exercise
-def widest_within(answer: Callable) -> None:
+def widest_within(answer: Callable[..., Any]) -> None:
     for limit, count, budget in (
         (0.5, lambda width: 100 * width, 50),
         (0.3, lambda width: round(1e6 * width**2), 90_000),
@@ -201,7 +202,7 @@ def _tiny_network(seed: int, dropout: float = 0.0) -> nn.Sequential:
 
 
 @_exercise
-def repair_kd_scale(answer: Callable) -> None:
+def repair_kd_scale(answer: Callable[..., Any]) -> None:
     student, teacher = _two_tensors(2, 5, 3, 3)
 
     def pull(temperature: float) -> float:
@@ -219,7 +220,7 @@ def repair_kd_scale(answer: Callable) -> None:
 
 
 @_exercise
-def repair_kd_reduction(answer: Callable) -> None:
+def repair_kd_reduction(answer: Callable[..., Any]) -> None:
     pair = _two_tensors(2, 5, 3, 3)
     loss = _scalar(answer(*pair, 4))
     dead = torch.full((2, 15, 3, 3), -1000.0)
@@ -234,7 +235,7 @@ def repair_kd_reduction(answer: Callable) -> None:
 
 
 @_exercise
-def repair_void(answer: Callable) -> None:
+def repair_void(answer: Callable[..., Any]) -> None:
     logits, other = _two_tensors(2, 3, 2, 4)
     labels = torch.tensor([[[0, 1, 2, 255], [255, 255, 0, 1]], [[2, 2, 0, 0], [1, 255, 255, 2]]])
     void, given = labels == 255, labels.clone()
@@ -251,7 +252,7 @@ def repair_void(answer: Callable) -> None:
 
 
 @_exercise
-def repair_teacher_mode(answer: Callable) -> None:
+def repair_teacher_mode(answer: Callable[..., Any]) -> None:
     images = _two_tensors(4, 3, 6, 6)[0].float()
     teacher, student = _tiny_network(0, dropout=0.5), _tiny_network(1)
     before, buffer = fingerprint(teacher), student[1].running_mean.clone()
@@ -272,7 +273,7 @@ def repair_teacher_mode(answer: Callable) -> None:
 
 
 @_exercise
-def repair_teacher_gradient(answer: Callable) -> None:
+def repair_teacher_gradient(answer: Callable[..., Any]) -> None:
     images = _two_tensors(4, 3, 6, 6)[0].float()
     teacher, student = _tiny_network(0).eval(), _tiny_network(1)
     parameters = [*teacher.parameters(), *student.parameters()]
@@ -293,7 +294,7 @@ _SEES_NONE = "SAKD sees no difference: permuted channels and a turn by 180° cha
 
 
 @_exercise
-def rearrange_alike(answer: Callable) -> None:
+def rearrange_alike(answer: Callable[..., Any]) -> None:
     maps = _two_tensors(2, 3, 5, 5)
     moved = answer(*(each.clone() for each in maps))
     _expect(isinstance(moved, tuple | list) and len(moved) == 2, "it has to return two maps, student's and teacher's")
@@ -306,7 +307,7 @@ def rearrange_alike(answer: Callable) -> None:
 
 
 @_exercise
-def quiet_student(answer: Callable) -> None:
+def quiet_student(answer: Callable[..., Any]) -> None:
     target = torch.tensor([[[[2.0, -1.0], [0.0, 0.5]], [[-3.0, 1.0], [-0.25, 4.0]]]])  # (1, 2, 2, 2)
     quiet = answer(target.clone())
     _expect(isinstance(quiet, torch.Tensor) and quiet.shape == target.shape, "it has to return a map (N, C, H, W)")
@@ -321,7 +322,7 @@ def quiet_student(answer: Callable) -> None:
 
 
 @_exercise
-def average_gradients(answer: Callable) -> None:
+def average_gradients(answer: Callable[..., Any]) -> None:
     weight, bias = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([10.0, -10.0])
     gradients = [[weight, bias], [torch.zeros(2, 2), torch.tensor([2.0, 6.0])]]
     whole = answer(gradients, [1, 3])
@@ -341,7 +342,7 @@ def average_gradients(answer: Callable) -> None:
 
 
 @_exercise
-def warmed_lr(answer: Callable) -> None:
+def warmed_lr(answer: Callable[..., Any]) -> None:
     rates = [answer(step, 10, 0.1, 8, 32) for step in range(30)]
     _expect(np.isclose(rates[0], 0.1), "step 0 has the rate that is right for a single batch")
     _expect(np.isclose(rates[10], 0.4), "a global batch of 32 in place of 8 has four times the rate when warmed up")
@@ -355,7 +356,7 @@ def warmed_lr(answer: Callable) -> None:
 
 
 @_exercise
-def seeds_needed(answer: Callable) -> None:
+def seeds_needed(answer: Callable[..., Any]) -> None:
     # From a table of Student's t, e.g. 3 seeds: 4.303 / sqrt(3) = 2.484; 5 seeds: 2.776 / sqrt(5) = 1.241
     for seeds, needed in {2: 3, 3: 5, 5: 13, 10: 33}.items():
         count = answer(seeds)
@@ -363,7 +364,7 @@ def seeds_needed(answer: Callable) -> None:
 
 
 @_exercise
-def pairing_factor(answer: Callable) -> None:
+def pairing_factor(answer: Callable[..., Any]) -> None:
     for method, baseline, gain, factor in ((0.03, 0.04, 0.02, 2.5), (0.05, 0.12, 0.26, 0.5)):
         rows = {"miou_interval": method, "gain_interval": gain}, {"miou_interval": baseline}
         value = answer(*rows)
@@ -377,7 +378,7 @@ def pairing_factor(answer: Callable) -> None:
 
 
 @_exercise
-def disagreement_share(answer: Callable) -> None:
+def disagreement_share(answer: Callable[..., Any]) -> None:
     first, second = np.array([[0, 1], [2, 3]]), np.array([[0, 5], [2, 7]])
     _expect(answer(first, second, np.zeros((2, 2), int)) == 0.5, "two of four pixels differ, so the share is 0.5")
     half_void = np.array([[0, 1], [255, 255]])
@@ -387,7 +388,7 @@ def disagreement_share(answer: Callable) -> None:
 
 
 @_exercise
-def inherited_errors(answer: Callable) -> None:
+def inherited_errors(answer: Callable[..., Any]) -> None:
     labels = np.array([[0, 0, 0, 0], [1, 1, 1, 255]])
     student = np.array([[0, 2, 2, 3], [1, 4, 1, 5]])  # wrong at four labelled pixels
     teacher = np.array([[0, 2, 0, 4], [1, 4, 2, 5]])  # gives the same wrong class at two of them
@@ -399,14 +400,14 @@ def inherited_errors(answer: Callable) -> None:
 
 
 @_exercise
-def steps_of_a_run(answer: Callable) -> None:
+def steps_of_a_run(answer: Callable[..., Any]) -> None:
     _expect(answer(100, 10, 3) == 30, "100 images in batches of 10 make 10 steps an epoch, 30 in three epochs")
     _expect(answer(109, 10, 3) == 30, "the incomplete last batch of every epoch is left out")
     _expect(answer(10_582, 12, 50) == 44_050, "10,582 images in batches of 12 make 881 steps an epoch")
 
 
 @_exercise
-def best_epoch_bias(answer: Callable) -> None:
+def best_epoch_bias(answer: Callable[..., Any]) -> None:
     scores = np.array([[1.0, 4.0, 2.0], [3.0, 2.0, 1.0]])  # best 4 and 3, last 2 and 1
     _expect(np.isclose(answer(scores), 2.0), "the best epochs are 4 and 3, the last 2 and 1: the mean rises by 2")
     _expect(np.isclose(answer(np.full((4, 7), 0.7)), 0.0), "where nothing scatters, nothing is gained")

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ LARGEST_ON_DEVICE = 8
 PATIENCE = 3600.0  # seconds for which a process waits while another decodes the same images
 
 # images (N, 3, H, W) float, labels (N, H, W), the teacher's output where it is cached
-Batch = tuple[Tensor, Tensor, tuple | None]
+Batch = tuple[Tensor, Tensor, tuple[Any, ...] | None]
 
 
 def batches_for(
@@ -203,7 +204,9 @@ class CroppedBatches:
         except DistillError as error:  # a worker's comes with its traceback in the message
             raise DistillError(str(error).strip().splitlines()[-1].split("DistillError: ", 1)[-1]) from None
 
-    def _on_device(self, images: Tensor | list[Tensor], labels: Tensor | list[Tensor], *views: list) -> tuple:
+    def _on_device(
+        self, images: Tensor | list[Tensor], labels: Tensor | list[Tensor], *views: list[Any]
+    ) -> tuple[Any, ...]:
         if not views:  # cut already; their channels come last, also in memory
             return moved(images, self.device).permute(0, 3, 1, 2), moved(labels, self.device)
         images, labels = ([moved(part, self.device) for part in parts] for parts in (images, labels))
@@ -228,7 +231,7 @@ class _Crops(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
         epoch, index = key
         image, labels = (part.as_subclass(Tensor) for part in self.dataset[index])
         self.dataset.check_proportions(index, labels)
@@ -245,7 +248,7 @@ class _Crops(Dataset):
         return image.permute(1, 2, 0), labels
 
 
-def _as_lists(items: list[tuple]) -> tuple[list, ...]:
+def _as_lists(items: list[tuple[Any, ...]]) -> tuple[list[Any], ...]:
     """Images of different sizes make no tensor."""
     return tuple(list(part) for part in zip(*items, strict=True))
 

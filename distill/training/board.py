@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distill.errors import DistillError
 
@@ -20,7 +20,7 @@ class Board:
     def __enter__(self) -> Board:
         return self
 
-    def add(self, line: dict) -> None:
+    def add(self, line: dict[str, Any]) -> None:
         """A line of the history."""
         if self.writer is not None:
             for name, value in line.items():

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ PARTS = ("student", "method", "optimizer", "schedule")  # of a run, each with a 
 
 
 def write_checkpoint(
-    path: Path, parts: dict[str, object], told: dict, device: torch.device, teacher: nn.Module | None
+    path: Path, parts: dict[str, object], told: dict[str, Any], device: torch.device, teacher: nn.Module | None
 ) -> None:
     """Replace the file by the states of all parts and of the random numbers, and `told`, which are plain values."""
     state = {name: part.state_dict() for name, part in parts.items()} | told | {"random": torch.get_rng_state()}
@@ -31,7 +32,7 @@ def read_checkpoint(
     device: torch.device,
     teacher: nn.Module | None = None,
     content: bytes | None = None,
-) -> tuple[list[dict], dict, dict]:
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
     """Bring networks, optimizer, schedule and random numbers to where a checkpoint left them.
 
     Gives its history, the best epoch, and where it was in an epoch. `content` is that of the file, if it is known.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class Scores:
         total = self.confusion.sum()
         return float(np.trace(self.confusion) / total) if total else float("nan")
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         iou = {name: None if np.isnan(value) else value for name, value in self.per_class_iou.items()}
         return {
             "miou": self.miou,

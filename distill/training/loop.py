@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from distill.training.runs import Run, begun, config_of, is_finished, run_folder
 from distill.training.settings import Settings, for_device
 from distill.training.tally import Tally
 
-OnEpoch = Callable[[dict, DeepLabV3Plus], None]
+OnEpoch = Callable[[dict[str, Any], DeepLabV3Plus], None]
 
 
 def fit(
@@ -52,7 +53,7 @@ def fit(
     device: str | int | torch.device = "auto",
     resume: bool = True,
     progress: bool = True,
-    method_options: dict | None = None,
+    method_options: dict[str, Any] | None = None,
     on_epoch: OnEpoch | None = None,
     **settings,
 ) -> Run:
@@ -147,7 +148,7 @@ class _Step(nn.Module):
         self.answer = torch.compile(student) if compiled else student
 
     def forward(
-        self, images: Tensor, labels: Tensor, teacher_output: tuple | None, count: Tensor | None
+        self, images: Tensor, labels: Tensor, teacher_output: tuple[Any, ...] | None, count: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         student_output = ask(self.answer, images, self.method.needs_maps, self.precision)
         return self.method(student_output, teacher_output, labels, count)
@@ -179,11 +180,11 @@ class _Loop:
         self.batches = batches_for(train, settings, seed, device, ranks)
         self.optimizer = make_optimizer(student, method, settings)
         self.schedule = make_schedule(self.optimizer, settings.epochs * len(self.batches), settings)
-        self.history: list[dict] = []
+        self.history: list[dict[str, Any]] = []
         self.saved = 0  # epochs in the checkpoint
         self.ctrl_c = CtrlC()
         self.best = {"epoch": 0, "val_miou": -1.0}
-        self.partial: dict = {}  # of the epoch that a checkpoint was in: its `step`, `sums` and `seconds`
+        self.partial: dict[str, Any] = {}  # of the epoch that a checkpoint was in: its `step`, `sums` and `seconds`
         self.asked = torch.compile(self.teacher) if settings.compile and teacher is not None else self.teacher
 
     def run(self, val: VOCFolder) -> None:
@@ -351,7 +352,7 @@ class _Loop:
         """Gradients of all pieces but the last are kept, and exchanged with the last's."""
         return self.step.no_sync() if wait and self.ranks.world > 1 else nullcontext()
 
-    def _keep_best(self, line: dict) -> None:
+    def _keep_best(self, line: dict[str, Any]) -> None:
         if line["val_miou"] > self.best["val_miou"]:
             self.best = {"epoch": line["epoch"], "val_miou": line["val_miou"]}
             if self.ranks.first:
@@ -391,7 +392,7 @@ def _as_teacher(teacher: str | Path | nn.Module | None, device: torch.device) ->
     return freeze(teacher).float().to(device) if isinstance(teacher, nn.Module) else load_teacher(teacher, device)
 
 
-def _final_scores(loop: _Loop, data: str | Path, data_root: str | Path | None) -> dict:
+def _final_scores(loop: _Loop, data: str | Path, data_root: str | Path | None) -> dict[str, Any]:
     scores = {"protocol": "native", "epoch": loop.settings.epochs, "best": loop.best}
     for split, dataset in scored_splits(data, data_root):
         scores[split] = evaluate(loop.student, dataset, ranks=loop.ranks, workers=loop.settings.workers).to_json()

@@ -2,7 +2,7 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -14,7 +14,7 @@ from distill.training.settings import Settings, what_to_give
 
 # `matched`: every row has the same regularisation, and losses are what their formulas say. `published`: four faults
 # of the published code put back, each also a setting by itself. Schedules are equal for all rows in both.
-RECIPES: dict[str, dict] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "matched": {},
     "published": {
         "distilled_dropout": False,
@@ -49,7 +49,7 @@ PRESETS: dict[str, Settings] = {
 
 
 # The slim networks of the sample preset; the published networks are build_model's own defaults.
-SLIM: dict[str, dict] = {
+SLIM: dict[str, dict[str, Any]] = {
     "resnet101": {"width": 0.25, "atrous_rates": (2, 3, 4), "zero_init_residual": True},
     "resnet18": {"width": 0.25, "atrous_rates": (2, 3, 4), "zero_init_residual": True},
     "mobilenetv2": {"width": 0.35, "head_width": 0.125, "atrous_rates": (2, 3, 4)},
@@ -58,7 +58,7 @@ SLIM: dict[str, dict] = {
 
 # By data set: weights for the sample's small maps, chosen on its val split by studies/weights.py. On other data the
 # published weights hold.
-TUNED: dict[str, dict[str, dict]] = {
+TUNED: dict[str, dict[str, dict[str, Any]]] = {
     "sample": {"kd": {"weight": 10.0}, "at": {"weight": 5.0}, "ofd": {"weight": 3.2e-2}, "sakd": {"weight": 1.0}},
 }
 
@@ -71,7 +71,7 @@ class Defaults(NamedTuple):
     kind: str
     preset: str
     augment: str | None
-    options: dict[str, dict]
+    options: dict[str, dict[str, Any]]
 
 
 def defaults_for(data: str | Path) -> Defaults:
@@ -84,7 +84,7 @@ def defaults_for(data: str | Path) -> Defaults:
     return Defaults("folder", "sample", "crops", {})  # images of all sizes, and larger ones than fit in memory
 
 
-def choose_settings(preset: str, recipe: str, given: dict, data: str | Path = "sample") -> Settings:
+def choose_settings(preset: str, recipe: str, given: dict[str, Any], data: str | Path = "sample") -> Settings:
     """A preset's settings, changed by the data's defaults, by a recipe, and by what was given.
 
     None there leaves a value as it is. Raises DistillError for names that there are not, and values that cannot be.
@@ -112,7 +112,7 @@ def _sentence(error: ValidationError) -> str:
     return f"{name} is {value!r}{why}; {what_to_give(name)}"
 
 
-def choose_options(terms: list[str], data: str | Path, given: dict | None) -> dict[str, dict]:
+def choose_options(terms: list[str], data: str | Path, given: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     """By the term's name, the options that were tuned for the data, and over them the given ones.
 
     `given` has either form that `build_method` takes. Raises DistillError for options that there are not.

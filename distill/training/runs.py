@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,18 +70,18 @@ class Run:
             )
 
     @property
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
         """Every value that shaped the run."""
         path = self.path / "config.json"
         return checked(read_json(path), CONFIG, path, "the config of a run")
 
     @property
-    def environment(self) -> dict:
+    def environment(self) -> dict[str, Any]:
         """Versions, hardware and commit, to be published with the scores; without the folders of this machine."""
         return {key: value for key, value in self._surroundings.items() if key != "data_root"}
 
     @property
-    def _surroundings(self) -> dict:
+    def _surroundings(self) -> dict[str, Any]:
         path = self.path / "environment.json"
         return checked(read_json(path), {}, path, "the environment of a run") if path.exists() else {}
 
@@ -91,7 +92,7 @@ class Run:
         return Path(root) if isinstance(root, str) and os.path.isdir(root) else None
 
     @property
-    def scores(self) -> dict:
+    def scores(self) -> dict[str, Any]:
         """`val` and, where there is a test split, `test`: the last epoch's; `best`: the best epoch seen on val."""
         path = self.path / "scores.json"
         if not is_whole(path):
@@ -106,7 +107,7 @@ class Run:
         return is_whole(self.path / "scores.json")
 
     @property
-    def history(self) -> list[dict]:
+    def history(self) -> list[dict[str, Any]]:
         """One dict an epoch: epoch, lr, loss, each part of the loss, seconds, and at times val_miou."""
         path = self.path / "history.jsonl"
         lines = _read_text(path).splitlines() if path.exists() else []
@@ -133,7 +134,7 @@ def find_runs(*folders: str | Path) -> list[Run]:
     return runs
 
 
-def environment(device: torch.device) -> dict:
+def environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware and commit of this process, as JSON values."""
     return {
         "python": platform.python_version(),
@@ -183,7 +184,7 @@ def config_of(
     preset: str,
     settings: Settings,
     ranks: Ranks,
-) -> dict:
+) -> dict[str, Any]:
     """Every value that shapes a run, the content of its images and masks included."""
     return {
         "data": name_of(data),
@@ -203,7 +204,7 @@ def config_of(
     }
 
 
-def _teacher(teacher: nn.Module | None) -> dict | None:
+def _teacher(teacher: nn.Module | None) -> dict[str, Any] | None:
     """Its weights, what builds it and, of another library's network, which layers are tapped."""
     if teacher is None:
         return None
@@ -216,7 +217,7 @@ def name_of(data: str | Path) -> str:
     return Path(os.path.abspath(data)).name or "data"  # a link keeps its own name
 
 
-def is_finished(folder: Path, config: dict, resume: bool) -> bool:
+def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
     """Whether the folder holds this run, finished; DistillError if it holds another, or one not to be resumed."""
     if not is_whole(folder / "config.json"):
         return False
@@ -237,7 +238,7 @@ def is_finished(folder: Path, config: dict, resume: bool) -> bool:
 
 @contextmanager
 def begun(
-    folder: Path, config: dict, resume: bool, data_root: Path, device: torch.device, ranks: Ranks
+    folder: Path, config: dict[str, Any], resume: bool, data_root: Path, device: torch.device, ranks: Ranks
 ) -> Iterator[bool]:
     """Hold the folder of a run for this process alone; gives whether the run is finished already.
 
@@ -256,16 +257,16 @@ def begun(
         yield finished
 
 
-def _write_config(folder: Path, config: dict, data_root: Path, device: torch.device, ranks: Ranks) -> None:
+def _write_config(folder: Path, config: dict[str, Any], data_root: Path, device: torch.device, ranks: Ranks) -> None:
     if not is_whole(folder / "config.json"):
         about = {**environment(device), "processes": ranks.world, "data_root": str(data_root.resolve())}
         write_json(folder / "environment.json", about)
         write_json(folder / "config.json", config)
 
 
-def _as_json(value: dict) -> dict:
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(value))
 
 
-def write_history(folder: Path, history: list[dict]) -> None:
+def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import fields, replace
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class Settings:
     padding: Literal["void", "background"] = "void"
 
 
-def choices_of(name: str) -> tuple:
+def choices_of(name: str) -> tuple[Any, ...]:
     """What the setting `name` may be; empty where it is not one of a few."""
     kind = get_type_hints(Settings)[name]
     return get_args(kind) if get_origin(kind) is Literal else ()
@@ -124,6 +124,6 @@ def for_device(settings: Settings, device: torch.device) -> Settings:
     return replace(settings, precision=precision, crop_on=crop_on)
 
 
-def with_every_setting(settings: dict) -> dict:
+def with_every_setting(settings: dict[str, Any]) -> dict[str, Any]:
     """The recorded settings of a run, with those that were added to `Settings` since it was made."""
     return {field.name: BEFORE.get(field.name, field.default) for field in fields(Settings)} | settings

@@ -1,6 +1,7 @@
 """The losses of an epoch so far, and its clock; a checkpoint within the epoch keeps both."""
 
 import time
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ class Tally:
     `partial` is what a checkpoint within the epoch kept, {} at its start; `first` is the step to go on from.
     """
 
-    def __init__(self, partial: dict) -> None:
+    def __init__(self, partial: dict[str, Any]) -> None:
         self.start = time.perf_counter() - partial.get("seconds", 0.0)
         self.saved = time.perf_counter()
         self.first: int = partial.get("step", 0)
@@ -35,7 +36,7 @@ class Tally:
     def unsaved_seconds(self) -> float:
         return time.perf_counter() - self.saved
 
-    def partial(self, step: int) -> dict:
+    def partial(self, step: int) -> dict[str, Any]:
         """What a checkpoint keeps before this step; the clock of unsaved work begins anew."""
         self.saved = time.perf_counter()
         return {"step": step, "sums": self.sums, "seconds": time.perf_counter() - self.start}
