@@ -37,6 +37,12 @@ def first_line(error: Exception) -> str:
     return line if len(line) <= 200 else f"{line[:200]}…"
 
 
+def shortened(value: object) -> str:
+    """A value as a sentence shows it."""
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}…"
+
+
 def check_number(name: str, value: float, least: float, most: float, whole: bool = True) -> None:
     """DistillError where an argument is no number, or none that makes sense."""
     number = isinstance(value, Real) and not isinstance(value, bool) and least <= value <= most  # NaN never is

@@ -6,17 +6,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from distill.errors import DistillError, first_line
+from distill.errors import DistillError, first_line, shortened
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 PROJECT = Path(__file__).resolve().parent.parent  # the clone that this package runs from; else where it is installed
 
@@ -160,58 +162,56 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-# What a file that a program goes on with must hold, by name: a type, or what stands below that name.
-NUMBER = (int, float)
-
+# A number that a run can have: not infinite, and not what a damaged file makes of one.
+Number = Annotated[float, Field(gt=-1e15, lt=1e15)]
 
 _ANEW = "restore it, or run again into another folder"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    return _parse(_read_text(path), path)
+def read_json(path: Path) -> Any:
+    return _parsed(_content(path), f"{path}")
 
 
-def _read_text(path: Path) -> str:
+def read_json_lines(path: Path) -> list[Any]:
+    """One value a line."""
+    return [_parsed(line, f"{path}, line {number},") for number, line in enumerate(_content(path).splitlines(), 1)]
+
+
+def _content(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DistillError(f"{path} cannot be read as JSON ({first_line(error)}); {_ANEW}") from None
 
 
-def _parse(text: str, path: Path, line: int | None = None) -> dict[str, Any]:
-    where = f"{path}, line {line}," if line else f"{path}"
+def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DistillError(f"{where} cannot be read as JSON ({first_line(error)}); {_ANEW}") from None
 
 
-def checked(value: object, shape: object, path: Path, what: str) -> dict[str, Any]:
-    """`value` itself, where it is a dict with what `shape` asks for; DistillError for all else.
+def checked(value: Any, kind: Any, path: Path, what: str) -> Any:
+    """`value` itself, where it is what the type `kind` says, as a rule a TypedDict; DistillError for all else.
 
-    `shape` is a dict of further shapes, or a type (or several) of which a value has to be.
+    Keys that the type does not name may hold anything.
     """
-    if not isinstance(value, dict):
-        raise DistillError(f"{path} is not {what}: it holds {_short(value)} instead of a dict; {_ANEW}")
-    for name, asked in shape.items():
-        if name not in value:
-            raise DistillError(f"{path} is not {what}: {name} is missing; {_ANEW}")
-        if isinstance(asked, dict):
-            checked(value[name], asked, path, what)
-        elif not _is_a(value[name], asked):
-            raise DistillError(f"{path} is not {what}: {name} is {_short(value[name])}; {_ANEW}")
+    try:
+        _adapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name = next((str(step) for step in reversed(fault["loc"]) if isinstance(step, str)), None)
+        if name is None:
+            wrong = f"it holds {shortened(fault['input'])} instead of a dict"
+        else:
+            wrong = f"{name} is {'missing' if fault['type'] == 'missing' else shortened(fault['input'])}"
+        raise DistillError(f"{path} is not {what}: {wrong}; {_ANEW}") from None
     return value
 
 
-def _is_a(value: object, asked: type | tuple[type, ...]) -> bool:
-    """Whether a value is of a type; no bool is a number, and neither is one that no run can have."""
-    number = isinstance(value, NUMBER) and not isinstance(value, bool)
-    return isinstance(value, asked) and (number and abs(value) < 1e15 if asked in (int, NUMBER) else True)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:60]}…"
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -10,22 +10,49 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from matplotlib.figure import Figure
+from pydantic import Field
+from typing_extensions import NotRequired, TypedDict
 
 from distill.errors import DistillError
-from distill.files import make_folder, read_json
-from distill.lab.plan import variant_folder
-from distill.lab.tables import check_comparable, class_gains, compare, markdown_table, read_study, record
+from distill.files import checked, make_folder, read_json
+from distill.lab.study_file import variant_folder
+from distill.lab.tables import (
+    RecordedTeacher,
+    check_comparable,
+    class_gains,
+    compare,
+    markdown_table,
+    read_study,
+    record,
+)
 from distill.networks.deeplab import build_model
 from distill.show import charts, plots
 from distill.training.presets import RECIPES
-from distill.training.runs import NUMBER, Run, checked, find_runs
+from distill.training.runs import Run, find_runs
 
 STUDY_FILE = "study.json"
 _WHAT = "a recorded study"
+
+
+class _Variant(TypedDict):
+    name: str
+    baseline: NotRequired[str]
+
+
+class _Content(TypedDict):
+    variants: NotRequired[list[_Variant]]
+
+
+class _Described(TypedDict):
+    """What is known of a study, all of it only where it is one."""
+
+    study: NotRequired[_Content | None]
+    teacher: NotRequired[RecordedTeacher | None]
+    image_size: NotRequired[list[Annotated[int, Field(gt=0, lt=10_000)]] | None]
 
 
 @dataclass
@@ -39,17 +66,13 @@ class Findings:
 
     def add(self, records: Sequence[dict[str, Any]], described: dict[str, Any], path: Path) -> None:
         """Further records, and what a study file or a recorded study at `path` says about them."""
+        checked(described, _Described, path, _WHAT)
         self.records += records
-        study = checked(described.get("study") or {}, {}, path, _WHAT)
-        for variant in study.get("variants") or []:
-            known = [entry["name"] for entry in self.variants]
-            if checked(variant, {"name": str}, path, _WHAT)["name"] not in known:
-                self.variants.append(variant)
-        if described.get("teacher"):
-            self.teacher = checked(described, {"teacher": {"miou": NUMBER}}, path, _WHAT)["teacher"]
-        size = described.get("image_size")
-        if isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side < 10_000 for side in size):
-            self.image_size = tuple(size)
+        known = [entry["name"] for entry in self.variants]
+        self.variants += [variant for variant in _variants(described) if variant["name"] not in known]
+        self.teacher = described.get("teacher") or self.teacher
+        if size := described.get("image_size"):
+            self.image_size = (size[0], size[-1])
 
 
 def read_findings(paths: Sequence[Path]) -> Findings:
@@ -73,12 +96,12 @@ def _add_runs(findings: Findings, folder: Path) -> None:
         if home is None:
             findings.add(sorted(map(record, runs), key=_baseline_first), {}, folder)
             continue
-        described = checked(read_json(home / STUDY_FILE), {"study": dict}, home / STUDY_FILE, _WHAT)
+        described = checked(read_json(home / STUDY_FILE), _Described, home / STUDY_FILE, _WHAT)
         own = [run for run in runs if run.path.resolve().parent != home]  # its teacher's run is no row of a table
-        names = {variant_folder(str(variant.get("name"))): variant["name"] for variant in _variants(described)}
+        names = {variant_folder(variant["name"]): variant["name"] for variant in _variants(described)}
         places = [run.path.resolve().relative_to(home).parts[0] for run in own]
         records = [record(run) | {"variant": names.get(place, "")} for run, place in zip(own, places, strict=True)]
-        findings.add(in_order(records, described["study"]), described, home / STUDY_FILE)
+        findings.add(in_order(records, described.get("study") or {}), described, home / STUDY_FILE)
 
 
 def _study_of(run: Run) -> Path | None:
@@ -88,13 +111,12 @@ def _study_of(run: Run) -> Path | None:
 
 
 def _variants(described: dict[str, Any]) -> list[dict[str, Any]]:
-    found = described["study"].get("variants")
-    return [variant for variant in found if isinstance(variant, dict)] if isinstance(found, list) else []
+    return (described.get("study") or {}).get("variants") or []
 
 
 def in_order(records: Sequence[dict[str, Any]], study: dict[str, Any]) -> list[dict[str, Any]]:
     """Records in the order of a study file's variants, students, methods and seeds, baselines first."""
-    lists = [[v.get("name") for v in _variants({"study": study})], study.get("students"), study.get("methods")]
+    lists = [[v["name"] for v in study.get("variants", [])], study.get("students"), study.get("methods")]
     orders = [{str(name): place for place, name in enumerate(names or [])} for names in lists]
 
     def key(entry: dict[str, Any]) -> tuple[Any, ...]:
@@ -117,8 +139,12 @@ def tables(findings: Findings) -> dict[str, list[dict[str, Any]]]:
 
     Raises DistillError where runs of one table differ in more than they may: see `check_comparable`.
     """
-    miou = findings.teacher and findings.teacher["miou"]
+    miou = _teacher_miou(findings)
     return {name: compare(rows_of(findings, name), miou) for name in _names(findings)}
+
+
+def _teacher_miou(findings: Findings) -> float | None:
+    return findings.teacher["miou"] if findings.teacher else None
 
 
 def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
@@ -137,7 +163,7 @@ def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
 
 def _declared(variant: dict[str, Any]) -> set[str]:
     """What the runs of a variant may have that those of another have not, as `check_comparable` calls it."""
-    settings = {**RECIPES.get(variant.get("recipe"), {}), **(variant.get("settings") or {})}
+    settings = {**RECIPES.get(variant.get("recipe", ""), {}), **(variant.get("settings") or {})}
     return {"images", "samples", *(f"settings.{name}" for name in settings)}
 
 
@@ -207,8 +233,8 @@ def figures(findings: Findings) -> Iterator[tuple[str, Figure | str, str]]:
     if sum(any("gain" in row for row in rows) for rows in found.values()) > 1:
         yield "variants", charts.variant_chart(found), "Gains of each method with 95 % intervals, variant by variant."
     if lines := by_labels(findings):
-        miou = findings.teacher and findings.teacher["miou"]
-        yield "labels", charts.label_chart(lines, miou), "Mean mIoU against the number of labelled images, by method."
+        alt = "Mean mIoU against the number of labelled images, by method."
+        yield "labels", charts.label_chart(lines, _teacher_miou(findings)), alt
     for name, rows in found.items():
         prefix = f"{variant_folder(name)}/" if name else ""
         of = f" of the variant {name}" if name else ""

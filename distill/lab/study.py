@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from distill.data.folders import open_dataset, scored_splits
 from distill.errors import DistillError, Interrupted, check_number
-from distill.files import PROJECT, make_folder, read_json, write_json
+from distill.files import PROJECT, checked, make_folder, read_json, write_json
 from distill.lab.comparison import STUDY_FILE, Findings, rows_of
 from distill.lab.plan import Planned, load_study, plan, plan_teacher, teacher_source
 from distill.lab.pool import Job, progress_bar, run_all, slots
@@ -25,7 +25,7 @@ from distill.lab.tables import check_comparable, described, record
 from distill.networks.teachers import fingerprint, load_teacher
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.parallel import pick_device
-from distill.training.runs import Run, checked, name_of
+from distill.training.runs import Run, name_of
 
 _SAME = (
     "python",
@@ -65,18 +65,22 @@ class Study:
         self.results = Path(results or usual)
         self.teacher_run = plan_teacher(self.content, self.folder, data_root, device)
         self.runs = plan(self.content, self.folder, data_root, device)
-        self.number, of = _shard(shard, len(self.runs)) if shard is not None else (1, 1)
-        self.own = self.runs[self.number - 1 :: of]
+        self.number, self.of = _shard(shard, len(self.runs)) if shard is not None else (1, 1)
+        self.own = self.runs[self.number - 1 :: self.of]
         self.shard = shard
-        self.before = checked(read_json(self.results), {}, self.results, "a record") if self.results.exists() else {}
+        self.before = self._recorded()
         self.records: dict[Path, dict[str, Any]] = {}
         self.environments: list[dict[str, Any]] = []
         self.weights: str | None = None  # the teacher's fingerprint
         self.image_size: list[int] | None = None
 
+    def _recorded(self) -> dict[str, Any]:
+        known = self.results.exists()
+        return checked(read_json(self.results), dict[str, Any], self.results, "a record") if known else {}
+
     @property
     def root(self) -> str | None:
-        return self.data_root or self.content.get("data_root")
+        return self.data_root or self.content.data_root
 
     def run(self, jobs: int | None = None, threads: int | None = None) -> Findings:
         """Train what is missing, `jobs` runs at a time (default: one a GPU, or one a core), and record it.
@@ -115,7 +119,7 @@ class Study:
 
     def _check_teacher_is_there(self) -> None:
         if self.number > 1 and self.teacher_run is not None and not self.teacher_run.finished:
-            first = f"--shard 1/{self.shard.partition('/')[2]}"
+            first = f"--shard 1/{self.of}"
             raise DistillError(
                 f"the teacher of the study {self.path} is not trained yet, and shard {self.shard} does not train it; "
                 f"train the teacher first with {first}, and start this shard when {self.teacher_run.folder} is finished"
@@ -126,7 +130,7 @@ class Study:
         if self.teacher_run is not None:
             asked = self.teacher_run.keywords
             open_dataset(asked["data"], "train", asked["data_root"])
-        image, _ = open_dataset(self.content["data"], "val", self.root)[0]
+        image, _ = open_dataset(self.content.data, "val", self.root)[0]
         self.image_size = list(image.shape[-2:])
 
     def _first_jobs(self) -> list[Job]:
@@ -135,13 +139,13 @@ class Study:
     def _jobs(self) -> list[Job]:
         """Scoring the teacher, which takes no epochs, and then the runs that are not finished."""
         jobs = []
-        if any(run.keywords["teacher"] for run in self.runs):
-            source = teacher_source(self.content, self.folder)
+        source = teacher_source(self.content, self.folder)
+        if source is not None and any(run.keywords["teacher"] for run in self.runs):
             teacher = load_teacher(source)
-            check_classes("teacher", teacher, open_dataset(self.content["data"], "train", self.root))
+            check_classes("teacher", teacher, open_dataset(self.content.data, "train", self.root))
             self.weights = fingerprint(teacher)
             if self.number == 1 and self._teacher_scores() is None:
-                asked = {"source": source, "data": self.content["data"], "data_root": self.root}
+                asked = {"source": source, "data": self.content.data, "data_root": self.root}
                 asked |= {"device": pick_device(self.device).type, "out": str(self.folder / "teacher.json")}
                 jobs.append(Job("scoring the teacher", "distill.lab.study.score_teacher", asked))
         self.check()
@@ -161,7 +165,8 @@ class Study:
         """DistillError where runs that are there differ from each other, or from the file, in more than they may."""
         there = [(run, described(Run(run.folder)) | {"variant": run.variant}) for run in self.runs if run.begun]
         asked = {run.variant: self._asked(run) for run in self.runs}
-        findings = Findings([*asked.values(), *(entry for _, entry in there)], self.content.get("variants", []))
+        variants = self.content.as_written().get("variants", [])
+        findings = Findings([*asked.values(), *(entry for _, entry in there)], variants)
         for variant in asked:
             rows_of(findings, variant)
         for run, entry in there:
@@ -239,7 +244,7 @@ class Study:
         return path.relative_to(PROJECT).as_posix() if path.is_relative_to(PROJECT) else path.name
 
     def _described(self) -> dict[str, Any]:
-        return {"study": self.content, "image_size": self.image_size, "teacher": self._teacher_scores()}
+        return {"study": self.content.as_written(), "image_size": self.image_size, "teacher": self._teacher_scores()}
 
     def _teacher_scores(self) -> dict[str, Any] | None:
         """What `score_teacher` found, if it was this teacher."""

@@ -5,13 +5,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import NotRequired, TypedDict
 
-from distill.errors import DistillError
-from distill.files import NUMBER, PROJECT, _is_a, _short, checked, read_json
+from distill.errors import DistillError, shortened
+from distill.files import PROJECT, Number, checked, read_json
 from distill.training.runs import Run
 from distill.training.settings import NEUTRAL, with_every_setting
 
-RECORD = {"data": str, "backbone": str, "method": str, "seed": int, "split": str, "miou": NUMBER, "seconds": NUMBER}
+
+class _Recorded(TypedDict):
+    """What must be in the record of a run; there is more in it."""
+
+    data: str
+    backbone: str
+    method: str
+    seed: int
+    split: str
+    miou: Number
+    seconds: Number
+
+
+class RecordedTeacher(TypedDict):
+    miou: Number
+
+
+class _RecordedStudy(TypedDict):
+    runs: list[_Recorded]
+    teacher: NotRequired[RecordedTeacher | None]
 
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; scipy would be a heavy way to have nine numbers.
@@ -31,12 +51,8 @@ def results_file(name: str) -> Path:
 
 def read_study(path: Path) -> tuple[list[dict[str, Any]], float | None]:
     """A recorded study: what `record` gave for each of its runs, and the teacher's mIoU where it is known."""
-    what = "a recorded study"
-    study = checked(read_json(path), {"runs": list}, path, what)
-    runs = [checked(entry, RECORD, path, what) for entry in study["runs"]]
-    if not study.get("teacher"):
-        return runs, None
-    return runs, checked(study, {"teacher": {"miou": NUMBER}}, path, what)["teacher"]["miou"]
+    study = checked(read_json(path), _RecordedStudy, path, "a recorded study")
+    return study["runs"], (study.get("teacher") or {}).get("miou")
 
 
 def described(run: Run) -> dict[str, Any]:
@@ -73,15 +89,15 @@ def record(run: Run) -> dict[str, Any]:
         "val_miou": scores["val"]["miou"],
         "best_val_miou": scores["best"]["val_miou"],
         "seconds": round(sum(line["seconds"] for line in history), 1),
-        "history": _in_short(history),
+        "history": _inshortened(history),
     }
 
 
-def _in_short(history: list[dict[str, Any]], most: int = 50) -> list[dict[str, Any]]:
+def _inshortened(history: list[dict[str, Any]], most: int = 50) -> list[dict[str, Any]]:
     """Losses and scores of about `most` epochs, evenly chosen, and of all that were evaluated."""
     step = -(-len(history) // most)
     return [
-        {name: round(line[name], 5) for name in ("epoch", "loss", "ce", "val_miou") if _is_a(line.get(name), NUMBER)}
+        {name: round(line[name], 5) for name in ("epoch", "loss", "ce", "val_miou") if name in line}
         for number, line in enumerate(history)
         if number % step == 0 or "val_miou" in line
     ]
@@ -101,8 +117,9 @@ def check_comparable(records: list[dict[str, Any]], apart: Container[str] = ()) 
             other, first = seen.setdefault(key, (value, entry))
             if other != value:
                 raise DistillError(
-                    f"{_called(first)} and {_called(entry)} cannot stand in one table: {key[0]} is {_short(other)} in "
-                    f"the one and {_short(value)} in the other; compare them apart, or train one anew in another folder"
+                    f"{_called(first)} and {_called(entry)} cannot stand in one table: {key[0]} is "
+                    f"{shortened(other)} in the one and {shortened(value)} in the other; compare them apart, or train "
+                    f"one anew in another folder"
                 )
 
 

@@ -19,19 +19,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import NotRequired, TypedDict  # pydantic wants these before Python 3.12
 
 from distill.data.folders import VOCFolder
 from distill.errors import DistillError
 from distill.files import (
-    NUMBER,
     PROJECT,
-    _parse,
-    _read_text,
+    Number,
     checked,
     held,
     is_whole,
     make_folder,
     read_json,
+    read_json_lines,
     remove_parts,
     write_json,
     write_text,
@@ -43,17 +43,56 @@ from distill.networks.teachers import fingerprint, taps_of
 from distill.training.parallel import Ranks
 from distill.training.settings import NEUTRAL, Settings, with_every_setting
 
-SCORE = {"miou": NUMBER, "pixel_accuracy": NUMBER, "per_class_iou": dict}
-CONFIG = {
-    "data": str,
-    "images": int,
-    "model": {"backbone": str},
-    "method": {"name": str, "terms": dict},
-    "seed": int,
-    "start": str,
-    "parameters": int,
-    "settings": {"epochs": int},
-}
+
+# What must be in the files that a program goes on with; there is more in them.
+class _Score(TypedDict):
+    miou: Number
+    pixel_accuracy: Number
+    per_class_iou: dict[str, Any]
+
+
+class _Best(TypedDict):
+    val_miou: Number
+
+
+class _Scores(TypedDict):
+    best: _Best
+    val: _Score
+    test: NotRequired[_Score]
+
+
+class _Epoch(TypedDict):
+    """A line of the history: also the rate and each part of the loss."""
+
+    seconds: Number
+    epoch: NotRequired[int]
+    loss: NotRequired[Number]
+    ce: NotRequired[Number]
+    val_miou: NotRequired[Number]
+
+
+class _Model(TypedDict):
+    backbone: str
+
+
+class _Method(TypedDict):
+    name: str
+    terms: dict[str, Any]
+
+
+class _Settings(TypedDict):
+    epochs: int
+
+
+class _Config(TypedDict):
+    data: str
+    images: int
+    model: _Model
+    method: _Method
+    seed: int
+    start: str
+    parameters: int
+    settings: _Settings
 
 
 @dataclass(frozen=True)
@@ -73,7 +112,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """Every value that shaped the run."""
         path = self.path / "config.json"
-        return checked(read_json(path), CONFIG, path, "the config of a run")
+        return checked(read_json(path), _Config, path, "the config of a run")
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -83,7 +122,7 @@ class Run:
     @property
     def _surroundings(self) -> dict[str, Any]:
         path = self.path / "environment.json"
-        return checked(read_json(path), {}, path, "the environment of a run") if path.exists() else {}
+        return checked(read_json(path), dict[str, Any], path, "the environment of a run") if path.exists() else {}
 
     @property
     def data_root(self) -> Path | None:
@@ -99,8 +138,7 @@ class Run:
             raise DistillError(
                 f"{self.path} has no scores.json: the run is not finished; start the same command to resume it"
             )
-        scores = checked(read_json(path), {"best": {"val_miou": NUMBER}, "val": SCORE}, path, "the scores of a run")
-        return checked(scores, {"test": SCORE}, path, "the scores of a run") if "test" in scores else scores
+        return checked(read_json(path), _Scores, path, "the scores of a run")
 
     @property
     def finished(self) -> bool:
@@ -110,11 +148,8 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """One dict an epoch: epoch, lr, loss, each part of the loss, seconds, and at times val_miou."""
         path = self.path / "history.jsonl"
-        lines = _read_text(path).splitlines() if path.exists() else []
-        return [
-            checked(_parse(line, path, number), {"seconds": NUMBER}, path, f"line {number} of a history")
-            for number, line in enumerate(lines, 1)
-        ]
+        lines = read_json_lines(path) if path.exists() else []
+        return [checked(line, _Epoch, path, f"line {number} of a history") for number, line in enumerate(lines, 1)]
 
     def student(self) -> DeepLabV3Plus:
         """The network of the last epoch, in eval mode."""

@@ -23,6 +23,7 @@ from distill.lab.comparison import by_labels, figures, milliseconds, read_findin
 from distill.lab.plan import Planned, load_study, plan, plan_teacher
 from distill.lab.pool import Job, progress_bar, run_all, slots
 from distill.lab.study import Study
+from distill.lab.study_file import Variant
 from distill.lab.tables import check_comparable
 from studies import report
 
@@ -82,7 +83,7 @@ def test_runs_come_seed_by_seed_and_baselines_first(write: Callable[..., Path]) 
         )
     ]
     assert runs[0].folder == Path("runs/tiny/all-labels/resnet18/baseline/seed0")
-    plain = plan({**load_study(write()), "variants": [{"name": ""}]}, Path("runs/tiny"), device="cpu")
+    plain = plan(load_study(write()).model_copy(update={"variants": [Variant()]}), Path("runs/tiny"), device="cpu")
     assert plain[1].folder == Path("runs/tiny/resnet18/kd/seed0") and plain[1].name == "resnet18/kd/seed0"
 
 
@@ -105,6 +106,14 @@ def test_a_run_has_the_settings_of_the_file_and_its_variant(write: Callable[...,
     assert last.keywords["method_options"] == {"kd": {"weight": 10.0, "temperature": 2.0}}
     joined = next(run for run in plan(study, Path()) if run.keywords["method"] == "kd+sakd")
     assert joined.keywords["method_options"]["sakd"] == {"weight": 1.0}
+
+
+def test_a_variant_has_options_of_its_own_over_those_of_the_file(write: Callable[..., Path]) -> None:
+    own = "limit = 16\nmethod_options = { kd = { weight = 3.0 } }"
+    runs = plan(load_study(write("limit = 16", own)), Path(), device="cpu")
+    found = {run.variant: run.keywords["method_options"]["kd"] for run in runs if run.keywords["method"] == "kd"}
+    assert found["8 labels"] == {"weight": 3.0, "temperature": 2.0}
+    assert found["all labels"] == {"weight": 10.0, "temperature": 2.0}
 
 
 def test_a_folders_images_are_cropped_and_its_name_is_only_a_name(write: Callable[..., Path]) -> None:
@@ -145,6 +154,12 @@ MISTAKES = {
     "an unknown recipe": ('"published"', '"publshed"', "variant 8 labels", "did you mean 'published'"),
     "an unknown option": ("temperature", "temprature", "no option of kd 'temprature'"),
     "an option of nothing": ("options.kd", "options.dk", "no method with options 'dk'"),
+    "an option of a variant": (
+        "limit = 16",
+        "method_options = { kd = { wieght = 1 } }",
+        "variant 8 labels",
+        "'wieght'",
+    ),
     "an option that is no table": ("[method_options.kd]\ntemperature", "[method_options]\nkd", "method_options.kd"),
     "a variant without a name": ('name = "8 labels"', "", "variant is called ''"),
     "two variants in one folder": ('"8 labels"', '"all-labels"', "called 'all labels'"),
@@ -172,7 +187,7 @@ def test_the_studies_that_are_shipped_can_be_planned(path: Path, tmp_path: Path,
     assert main(["study", str(path), "--dry-run", "--runs", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert f"{len(plan(load_study(path), tmp_path))} runs, 0 of them finished" in lines[0]
-    assert path.stem.startswith("voc") == ("not run by us" in load_study(path)["about"])
+    assert path.stem.startswith("voc") == ("not run by us" in load_study(path).about)
     assert not any(tmp_path.iterdir())
 
 
@@ -553,7 +568,13 @@ def recorded(name: str, worth: Callable[[Planned], float]) -> dict:
     study = load_study(PROJECT / "studies" / f"{name}.toml")
     runs = [record_of(run, 0.5 + 0.01 * run.keywords["seed"] + worth(run)) for run in plan(study, Path())]
     environment = {"cores": 2, "processor": "processor", "torch": "2"}
-    about = {"command": "", "date": "today", "environment": environment, "study": study, "teacher": {"miou": 0.9}}
+    about = {
+        "command": "",
+        "date": "today",
+        "environment": environment,
+        "study": study.as_written(),
+        "teacher": {"miou": 0.9},
+    }
     return {**about, "runs": runs}
 
 
