@@ -19,6 +19,7 @@ tutorial: $(VENV)/installed $(DATA)
 test: $(VENV)/installed-for-tests $(DATA)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --ignore tests/notebooks
 	$(BIN)/python -m pytest -q tests/notebooks
 
