@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from distill import load_model, load_teacher, open_dataset, predict
 from distill.files import PROJECT, read_json, replace_file, write_text
 from distill.lab.comparison import Findings, by_labels, read_findings, tables
-from distill.lab.tables import compare, interval95, markdown_table, plus_minus, results_file
+from distill.lab.curves import interval95
+from distill.lab.tables import compare, markdown_table, plus_minus, results_file
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
 

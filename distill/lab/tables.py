@@ -9,6 +9,15 @@ from typing_extensions import NotRequired, TypedDict
 
 from distill.errors import DistillError, shortened
 from distill.files import PROJECT, Number, checked, read_json
+from distill.lab.curves import (
+    MANY,
+    POINT,
+    gain_at_equal_time,
+    interval95,
+    late_rise,
+    seeds_to_settle,
+    verdict,
+)
 from distill.training.runs import Run
 from distill.training.settings import NEUTRAL, with_every_setting
 
@@ -23,6 +32,7 @@ class _Recorded(TypedDict):
     split: str
     miou: Number
     seconds: Number
+    cpu_seconds: NotRequired[Number]
 
 
 class RecordedTeacher(TypedDict):
@@ -32,10 +42,6 @@ class RecordedTeacher(TypedDict):
 class _RecordedStudy(TypedDict):
     runs: list[_Recorded]
     teacher: NotRequired[RecordedTeacher | None]
-
-
-# Two-sided 95 % quantiles of Student's t by degrees of freedom; scipy would be a heavy way to have nine numbers.
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def results_file(name: str) -> Path:
@@ -89,11 +95,22 @@ def record(run: Run) -> dict[str, Any]:
         "val_miou": scores["val"]["miou"],
         "best_val_miou": scores["best"]["val_miou"],
         "seconds": round(sum(line["seconds"] for line in history), 1),
-        "history": _inshortened(history),
+        **_cpu_seconds(history),
+        "history": _in_short(history),
     }
 
 
-def _inshortened(history: list[dict[str, Any]], most: int = 50) -> list[dict[str, Any]]:
+def _cpu_seconds(history: list[dict[str, Any]]) -> dict[str, float]:
+    known = bool(history) and all("cpu_seconds" in line for line in history)
+    return {"cpu_seconds": round(sum(line["cpu_seconds"] for line in history), 1)} if known else {}
+
+
+def seconds_of(entry: dict[str, Any]) -> float:
+    """How long a run trained: on the CPU the processor's seconds, where they are known, as others may have used it."""
+    return float(entry.get("cpu_seconds", entry["seconds"]))
+
+
+def _in_short(history: list[dict[str, Any]], most: int = 50) -> list[dict[str, Any]]:
     """Losses and scores of about `most` epochs, evenly chosen, and of all that were evaluated."""
     step = -(-len(history) // most)
     return [
@@ -148,20 +165,12 @@ def _called(entry: dict[str, Any]) -> str:
     return entry.get("name") or f"the run {'/'.join(str(part) for part in parts if part)}"
 
 
-def interval95(values: list[float]) -> float:
-    """Half the width of the 95 % confidence interval of the mean (Student's t); NaN for fewer than two values."""
-    if len(values) < 2:
-        return float("nan")
-    freedom = len(values) - 1
-    quantile = _T95.get(freedom, 1.96 + 2.372 / freedom + 2.82 / freedom**2)  # Cornish and Fisher: within 0.2 % from 10
-    return quantile * float(np.std(values, ddof=1)) / len(values) ** 0.5
-
-
 def compare(records: list[dict[str, Any]], teacher_miou: float | None = None) -> list[dict[str, Any]]:
     """One row per data set, student and method: mean mIoU and its interval, and the gain over the baseline.
 
     The gain is paired: each seed's score less the baseline's of the same seed. `closed` is the share of the gap
-    between baseline and teacher that the method closes. Scores are shares between 0 and 1.
+    between baseline and teacher that the method closes. `late_rise`, `gain_at_equal_time`, `verdict` and
+    `seeds_to_settle` are explained in `curves`. Scores are shares between 0 and 1.
     """
     groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for entry in records:
@@ -186,22 +195,38 @@ def _row(
     teacher_miou: float | None,
 ) -> dict[str, Any]:
     scores = [entry["miou"] for entry in seeds.values()]
-    gains = [entry["miou"] - baseline[seed]["miou"] for seed, entry in seeds.items() if seed in baseline]
     row = dict(
         zip(("data", "backbone", "method"), key, strict=True),
         seeds=sorted(seeds),
         split=next(iter(seeds.values()))["split"],
         miou=float(np.mean(scores)),
         miou_interval=interval95(scores),
-        seconds=float(np.mean([entry["seconds"] for entry in seeds.values()])),
+        seconds=float(np.mean([seconds_of(entry) for entry in seeds.values()])),
     )
-    if gains and key[2] != "baseline":
-        row.update(gain=float(np.mean(gains)), gain_interval=interval95(gains))
-        start = float(np.mean([entry["miou"] for entry in baseline.values()]))
-        if teacher_miou is not None and teacher_miou > start:
-            row["closed"] = row["gain"] / (teacher_miou - start)
-            row["closed_interval"] = row["gain_interval"] / (teacher_miou - start)
-    return row
+    if epochs := {entry["settings"]["epochs"] for entry in seeds.values() if "epochs" in (entry.get("settings") or {})}:
+        row["epochs"] = max(epochs)
+    rises = [rise for entry in seeds.values() if (rise := late_rise(entry)) is not None]
+    if rises:
+        row["late_rise"] = float(np.mean(rises))
+    pairs = [(entry, baseline[seed]) for seed, entry in seeds.items() if seed in baseline]
+    return row if key[2] == "baseline" or not pairs else row | _gains(pairs, teacher_miou)
+
+
+def _gains(pairs: list[tuple[dict[str, Any], dict[str, Any]]], teacher_miou: float | None) -> dict[str, Any]:
+    """What a row has over its baseline: pairs of runs of one seed."""
+    gains = [own["miou"] - other["miou"] for own, other in pairs]
+    found: dict[str, Any] = {"gain": float(np.mean(gains)), "gain_interval": interval95(gains)}
+    found |= {"verdict": verdict(gains), "seeds_to_settle": seeds_to_settle(gains)}
+    # One time for all seeds of a row: that of a single run depends on what else the machine did.
+    own, other = (float(np.mean([seconds_of(run) for run in runs])) for runs in zip(*pairs, strict=True))
+    timed = [gain for pair in pairs if (gain := gain_at_equal_time(*pair, own, other)) is not None]
+    if len(timed) == len(pairs):
+        found |= {"gain_at_equal_time": float(np.mean(timed)), "gain_at_equal_time_interval": interval95(timed)}
+    start = float(np.mean([other["miou"] for _, other in pairs]))
+    if teacher_miou is not None and teacher_miou > start:
+        closed = {"closed": found["gain"], "closed_interval": found["gain_interval"]}
+        found |= {key: value / (teacher_miou - start) for key, value in closed.items()}
+    return found
 
 
 def class_gains(records: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, float]]:
@@ -221,25 +246,56 @@ def class_gains(records: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """Rows of `compare` as a Markdown table, in points of mIoU."""
+    """Rows of `compare` as a Markdown table, in points of mIoU, and below it which baselines have not converged."""
     lines = [
-        "| student | method | mIoU | gain over baseline | gap closed | seeds | seconds a run |",
-        "|---|---|---|---|---|---|---|",
+        "| student | method | mIoU | gain, equal epochs | gain on val, equal time | gap closed | verdict | seeds "
+        "| epochs | seconds a run |",
+        f"|{'---|' * 10}",
     ]
+    unfinished = not_converged(rows)
     for row in rows:
-        gain = plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else ""
-        closed = f"{row['closed']:.0%}" if "closed" in row else ""
         cells = [
             row["backbone"],
             row["method"],
             plus_minus(row["miou"], row["miou_interval"]),
-            gain,
-            closed,
+            plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else "",
+            _equal_time(row),
+            f"{row['closed']:.0%}" if "closed" in row else "",
+            _verdict(row, unfinished),
             str(len(row["seeds"])),
+            str(row.get("epochs", "")),
             f"{row['seconds']:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    notes = [
+        f"The baseline of {backbone} has not converged: its mIoU on val still rose by {100 * rise:.1f} points over the "
+        f"last quarter. Its gains say how much faster a student learns, not how much better it becomes; train longer."
+        for backbone, rise in unfinished.items()
+    ]
+    return "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
+
+
+def not_converged(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """By student, how far its baseline still rose over the last quarter, where that is more than a point."""
+    rises = {row["backbone"]: row.get("late_rise", 0.0) for row in rows if row["method"] == "baseline"}
+    return {backbone: rise for backbone, rise in rises.items() if rise > POINT}
+
+
+def _equal_time(row: dict[str, Any]) -> str:
+    known = "gain_at_equal_time" in row
+    return plus_minus(row["gain_at_equal_time"], row["gain_at_equal_time_interval"], "+") if known else ""
+
+
+def _verdict(row: dict[str, Any], unfinished: dict[str, float]) -> str:
+    """A word on a gain; where it is not settled, the seeds that would settle a point."""
+    if row["method"] == "baseline":
+        return "not converged" if row["backbone"] in unfinished else ""
+    if "verdict" not in row:
+        return ""
+    needed = row["seeds_to_settle"]
+    seeds = {None: "more than one seed", MANY: f"{MANY:,} seeds or more"}.get(needed, f"{needed} seeds")
+    word = row["verdict"] if row["verdict"] != "not settled" else f"not settled: needs {seeds}"
+    return f"{word}, so far" if row["backbone"] in unfinished else word
 
 
 def plus_minus(value: float, half_width: float, sign: str = "") -> str:

@@ -65,6 +65,7 @@ class _Epoch(TypedDict):
     """A line of the history: also the rate and each part of the loss."""
 
     seconds: Number
+    cpu_seconds: NotRequired[Number]
     epoch: NotRequired[int]
     loss: NotRequired[Number]
     ce: NotRequired[Number]

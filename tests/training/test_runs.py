@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from distill.files import read_json
-from distill.lab.tables import compare, interval95, markdown_table
+from distill.lab.curves import interval95
+from distill.lab.tables import compare, markdown_table
 from distill.training.runs import Run, find_runs, run_folder
 
 

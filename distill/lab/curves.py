@@ -1,0 +1,85 @@
+"""What learning curves and seeds can bear: has a run converged, who is ahead at equal time, is a gain settled?
+
+A curve is in a run's record (see `tables.record`): its `history` says at which epochs the validation images were
+scored. Epochs of a run take equally long, so that a curve over seconds follows.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+# Two-sided 95 % quantiles of Student's t by degrees of freedom; scipy would be a heavy way to have nine numbers.
+_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+POINT = 0.01  # of mIoU
+MANY = 1000  # seeds
+
+
+def _quantile(values: int) -> float:
+    freedom = values - 1
+    return _T95.get(freedom, 1.96 + 2.372 / freedom + 2.82 / freedom**2)  # Cornish and Fisher: within 0.2 % from 10
+
+
+def interval95(values: Sequence[float]) -> float:
+    """Half the width of the 95 % confidence interval of the mean (Student's t); NaN for fewer than two values."""
+    if len(values) < 2:
+        return float("nan")
+    return _quantile(len(values)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
+
+
+def seeds_to_settle(values: Sequence[float]) -> int | None:
+    """How many seeds make the interval of the mean a point either way, were they to scatter as these do.
+
+    None where one value tells nothing about that, and MANY for that many or more.
+    """
+    if len(values) < 2:
+        return None
+    scatter = float(np.std(values, ddof=1))
+    return next((n for n in range(2, MANY) if _quantile(n) * scatter / n**0.5 <= POINT), MANY)
+
+
+def verdict(gains: Sequence[float]) -> str:
+    """Of gains over a baseline, a seed each: `better` or `worse` where the interval of their mean excludes zero."""
+    mean, half = float(np.mean(gains)), interval95(gains)
+    if abs(mean) > half:  # never of NaN
+        return "better" if mean > 0 else "worse"
+    return "not settled"
+
+
+def scored(entry: dict[str, Any]) -> list[tuple[int, float]]:
+    """(epoch, mIoU on val), in order."""
+    lines = entry.get("history") or []
+    return [(line["epoch"], line["val_miou"]) for line in lines if "val_miou" in line]
+
+
+def late_rise(entry: dict[str, Any]) -> float | None:
+    """How far the mIoU on val rose over the last quarter of a run; None where it was scored too rarely to tell."""
+    curve = scored(entry)
+    if len(curve) < 2 or curve[0][0] > 0.75 * curve[-1][0]:
+        return None
+    epochs, scores = zip(*curve, strict=True)
+    return float(scores[-1] - np.interp(0.75 * epochs[-1], epochs, scores))
+
+
+def at_share(entry: dict[str, Any], share: float) -> float | None:
+    """The mIoU on val that a run had reached after this share of its epochs; None where it does not say."""
+    curve = scored(entry)
+    if not curve:
+        return None
+    epochs, scores = zip(*curve, strict=True)
+    return float(np.interp(share * epochs[-1], (0, *epochs), (0.0, *scores)))
+
+
+def gain_at_equal_time(
+    entry: dict[str, Any], baseline: dict[str, Any], seconds: float, baseline_seconds: float
+) -> float | None:
+    """The lead on val at the moment when the faster of two runs, of so many seconds each, was finished.
+
+    The slower one's rate has not fallen to its end by then, so that its lead is rather too small.
+    """
+    if min(seconds, baseline_seconds) <= 0:
+        return None
+    end = min(seconds, baseline_seconds)
+    own, other = at_share(entry, end / seconds), at_share(baseline, end / baseline_seconds)
+    return None if own is None or other is None else own - other
