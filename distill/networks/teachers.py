@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -251,13 +251,13 @@ def tap_torchvision(network: DeepLabV3) -> TappedTeacher:
 
 @torch.inference_mode()
 def ask_teacher(
-    teacher: nn.Module, images: Tensor, maps: bool, precision: str = "float32"
+    teacher: Callable[..., Any], images: Tensor, maps: bool, precision: str = "float32"
 ) -> tuple[Tensor, list[Tensor] | None]:
     """The teacher's logits, and its six maps where they are needed, without gradients."""
     return ask(teacher, images, maps, precision)
 
 
-def ask(network: nn.Module, images: Tensor, maps: bool, precision: str) -> tuple[Tensor, list[Tensor] | None]:
+def ask(network: Callable[..., Any], images: Tensor, maps: bool, precision: str) -> tuple[Tensor, list[Tensor] | None]:
     """Logits, and the six maps where they are needed; in float32 after a pass in bfloat16 too."""
     mixed = precision == "bfloat16"
     with torch.autocast(images.device.type, torch.bfloat16) if mixed else nullcontext():
