@@ -83,7 +83,7 @@ def ofd(student_map: Tensor, teacher_map: Tensor, margin: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ofd_margin(norm: nn.Module) -> Tensor:
+def ofd_margin(norm: nn.BatchNorm2d) -> Tensor:
     """(C,): mean of the negative half of a BatchNorm's output, taken as normal with mean μ (its bias) and std
     s.
 

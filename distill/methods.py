@@ -7,8 +7,10 @@ name, which is all that `build_method` and `describe` need to know about it.
 
 import inspect
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partialmethod, reduce
+from operator import add
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +25,17 @@ DIVIDERS = dict(zip(POSITIONS, (8, 4, 2, 1, 1, 16), strict=True))
 STAGES = POSITIONS[:4]
 
 
+# What a network gave: bare logits, or them and its maps; None where it was not asked.
+Answer: TypeAlias = Tensor | tuple[Tensor | None, Sequence[Tensor] | None] | None
+
+
 class Output(NamedTuple):
-    """What a network returned: logits (N, C, H, W) and the maps at POSITIONS, or None where they were not
+    """What a network returned: logits (N, C, H, W) and the maps at POSITIONS, both empty where they were not
     asked for.
     """
 
-    logits: Tensor | None
-    maps: Sequence[Tensor] | None
+    logits: Tensor
+    maps: Sequence[Tensor]
 
 
 class Term(nn.Module):
@@ -43,6 +49,7 @@ class Term(nn.Module):
 
     needs_maps = False  # of teacher and student
     needs_logits = False  # of the teacher
+    calls: Tensor
 
     def __init__(self, weight: float, warmup: int, decay: int):
         super().__init__()
@@ -59,7 +66,7 @@ class Term(nn.Module):
 
     def current_weight(self) -> Tensor | float:
         """The weight at the present call; a tensor where it is scheduled, so that a GPU need not wait for it."""
-        factor = 1.0
+        factor: Tensor | float = 1.0
         if self.warmup:
             factor = (self.calls / self.warmup).clamp(max=1)
         if self.decay:
@@ -74,8 +81,8 @@ class KD(Term):
 
     def __init__(
         self,
-        teacher,
-        student,
+        teacher: nn.Module,
+        student: nn.Module,
         *,
         weight: float = 0.9,
         temperature: float = 4.0,
@@ -98,11 +105,25 @@ class MapTerm(Term):
     `dividers`: one number a position; None for the published [8, 4, 2, 1, 1, 16], each at its own position.
     `connectors`: whether a 1x1 convolution takes the student's channels to the teacher's before they are
     compared.
+
+    A subclass without further options takes this constructor and says its weight:
+    `__init__ = partialmethod(MapTerm.__init__, weight=…)`. Its signature then shows all options and their defaults.
     """
 
     needs_maps = True
 
-    def __init__(self, teacher, student, positions, dividers, connectors, weight, warmup, decay):
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        *,
+        weight: float,
+        positions: Sequence[str] = POSITIONS,
+        dividers: Sequence[float] | None = None,
+        connectors: bool = True,
+        warmup: int = 0,
+        decay: int = 0,
+    ):
         super().__init__(weight, warmup, decay)
         self.positions = _check_positions(positions)
         self.dividers = tuple(DIVIDERS[p] for p in self.positions) if dividers is None else tuple(dividers)
@@ -113,21 +134,25 @@ class MapTerm(Term):
         _check_maps(teacher, self.positions)
         self.connectors = connectors
         self.connect = nn.ModuleDict(_build_connectors(teacher, student, self.positions) if connectors else {})
+        self.prepare(teacher)
+
+    def prepare(self, teacher: nn.Module) -> None:
+        """Take from the teacher what the term needs once and for all; nothing, unless a term says otherwise."""
 
     def compare(self, position: str, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """The loss at one position, before its divider."""
         raise NotImplementedError
 
     def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
-        total = 0.0
+        summands = []
         for position, divider in zip(self.positions, self.dividers, strict=True):
             index = POSITIONS.index(position)
             student_map, teacher_map = student.maps[index], teacher.maps[index].detach()
             student_map = _resize_to(student_map, teacher_map)
             if self.connectors:
                 student_map = self.connect[position](student_map)
-            total = total + self.compare(position, student_map, teacher_map) / divider
-        return total
+            summands.append(self.compare(position, student_map, teacher_map) / divider)
+        return reduce(add, summands)
 
 
 class AT(MapTerm):
@@ -138,8 +163,8 @@ class AT(MapTerm):
 
     def __init__(
         self,
-        teacher,
-        student,
+        teacher: nn.Module,
+        student: nn.Module,
         *,
         weight: float = 500.0,
         positions: Sequence[str] = STAGES,
@@ -147,7 +172,16 @@ class AT(MapTerm):
         decay: int = 0,
     ):
         positions = _check_positions(positions)
-        super().__init__(teacher, student, positions, [1] * len(positions), False, weight, warmup, decay)
+        super().__init__(
+            teacher,
+            student,
+            weight=weight,
+            positions=positions,
+            dividers=[1] * len(positions),
+            connectors=False,
+            warmup=warmup,
+            decay=decay,
+        )
 
     def compare(self, position: str, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         return losses.at(student_map, teacher_map)
@@ -160,19 +194,9 @@ class OFD(MapTerm):
     Without connectors the student must have the teacher's channels.
     """
 
-    def __init__(
-        self,
-        teacher,
-        student,
-        *,
-        weight: float = 1e-5,
-        positions: Sequence[str] = POSITIONS,
-        dividers: Sequence[float] | None = None,
-        connectors: bool = True,
-        warmup: int = 0,
-        decay: int = 0,
-    ):
-        super().__init__(teacher, student, positions, dividers, connectors, weight, warmup, decay)
+    __init__ = partialmethod(MapTerm.__init__, weight=1e-5)
+
+    def prepare(self, teacher: nn.Module) -> None:
         for position, norm in zip(self.positions, _last_norms(teacher, self.positions), strict=True):
             self.register_buffer(f"margin_{position}", losses.ofd_margin(norm))
 
@@ -183,26 +207,14 @@ class OFD(MapTerm):
 class SAKD(MapTerm):
     """Self-attention knowledge distillation, the method under study; see `losses.sakd`."""
 
-    def __init__(
-        self,
-        teacher,
-        student,
-        *,
-        weight: float = 150.0,
-        positions: Sequence[str] = POSITIONS,
-        dividers: Sequence[float] | None = None,
-        connectors: bool = True,
-        warmup: int = 0,
-        decay: int = 0,
-    ):
-        super().__init__(teacher, student, positions, dividers, connectors, weight, warmup, decay)
+    __init__ = partialmethod(MapTerm.__init__, weight=150.0)
 
     def compare(self, position: str, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         return losses.sakd(student_map, teacher_map)
 
 
 # The baseline has no term: cross-entropy is part of every method.
-METHODS: dict[str, type[Term] | None] = {"baseline": None, "kd": KD, "at": AT, "ofd": OFD, "sakd": SAKD}
+METHODS: dict[str, Callable[..., Term] | None] = {"baseline": None, "kd": KD, "at": AT, "ofd": OFD, "sakd": SAKD}
 ALIASES = {"proposed": "sakd"}
 
 
@@ -215,10 +227,12 @@ class Method(nn.Module):
     `pieces` says in how many calls a batch comes: the schedules of the terms move on at the first of them.
     """
 
+    terms: Mapping[str, Term]
+
     def __init__(self, terms: dict[str, Term]):
         super().__init__()
         self.name = "+".join(terms) or "baseline"
-        self.terms = nn.ModuleDict(terms)
+        self.terms = nn.ModuleDict(terms)  # type: ignore[assignment]  # it cannot say of which modules it is
         self.needs_teacher = bool(terms)
         self.needs_maps = any(term.needs_maps for term in terms.values())
         self.needs_logits = any(term.needs_logits for term in terms.values())
@@ -226,7 +240,7 @@ class Method(nn.Module):
         self.pieces, self._piece = 1, 0  # the second is 0 between steps, where checkpoints are made
 
     def forward(
-        self, student_output, teacher_output, labels: Tensor, count: Tensor | None = None
+        self, student_output: Answer, teacher_output: Answer, labels: Tensor, count: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs are (logits, maps), or bare logits where no term needs maps; the baseline's teacher may be
         None. `count`: see `losses.cross_entropy`.
@@ -243,7 +257,7 @@ class Method(nn.Module):
             batch, classes = student.logits.shape[:2]
             divisors = {"ce": batch, "kd": batch * classes}
             summands = {name: value / divisors.get(name, 1) for name, value in summands.items()}
-        return sum(summands.values()), {name: value.detach() for name, value in summands.items()}
+        return reduce(add, summands.values()), {name: value.detach() for name, value in summands.items()}
 
     def describe(self) -> dict[str, Any]:
         """JSON-able: the name, and every option of every term; `build_method(name, …, **terms)` builds it
@@ -259,16 +273,16 @@ class Method(nn.Module):
         return self.name
 
     def _check_outputs(self, student: Output, teacher: Output) -> None:
-        if self.needs_logits and teacher.logits is None:
+        if self.needs_logits and not teacher.logits.numel():
             raise DistillError(f"The method {self.name} needs the teacher's logits; pass teacher(images).")
         for who, output in (("student", student), ("teacher", teacher)):
-            if self.needs_maps and output.maps is None:
+            if self.needs_maps and not output.maps:
                 raise DistillError(
                     f"The method {self.name} needs the {who}'s maps; pass {who}(images, return_maps=True)."
                 )
 
 
-def build_method(name: str, teacher: nn.Module | None, student: nn.Module, **options) -> Method:
+def build_method(name: str, teacher: nn.Module | None, student: nn.Module, **options: Any) -> Method:
     """The method called `name`: one of METHODS, or several joined with `+`, as in "kd+sakd".
 
     Options of a single term are given flat (`build_method("kd", teacher, student, temperature=2)`), those of
@@ -281,8 +295,8 @@ def build_method(name: str, teacher: nn.Module | None, student: nn.Module, **opt
     if names:
         check_apart(teacher, student)
         _check_teacher(names, teacher, student)
-    terms = {term: METHODS[term](teacher, student, **by_term[term]) for term in names}
-    method = Method(terms)
+    makers = {name: METHODS[name] for name in names}
+    method = Method({name: make(teacher, student, **by_term[name]) for name, make in makers.items() if make})
     parameter = next(student.parameters(), None)
     return method if parameter is None else method.to(parameter.device, parameter.dtype)
 
@@ -297,14 +311,19 @@ def connector(student_channels: int, teacher_channels: int) -> nn.Sequential:
 
 
 def _build_connectors(teacher: nn.Module, student: nn.Module, positions: Sequence[str]) -> dict[str, nn.Module]:
-    for who, model in (("teacher", teacher), ("student", student)):
-        if getattr(model, "map_channels", None) is None:
-            raise DistillError(
-                f"The {who} ({type(model).__name__}) does not say how many channels its maps have; give it a "
-                "`map_channels` of six numbers, or use kd, which needs logits only."
-            )
+    theirs, ours = _map_channels("teacher", teacher), _map_channels("student", student)
     indices = {position: POSITIONS.index(position) for position in positions}
-    return {p: connector(student.map_channels[i], teacher.map_channels[i]) for p, i in indices.items()}
+    return {position: connector(ours[index], theirs[index]) for position, index in indices.items()}
+
+
+def _map_channels(who: str, model: nn.Module) -> Sequence[int]:
+    channels: Sequence[int] | None = getattr(model, "map_channels", None)
+    if channels is None:
+        raise DistillError(
+            f"The {who} ({type(model).__name__}) does not say how many channels its maps have; give it a "
+            "`map_channels` of six numbers, or use kd, which needs logits only."
+        )
+    return channels
 
 
 def _check_maps(teacher: nn.Module, positions: Sequence[str]) -> None:
@@ -317,9 +336,9 @@ def _check_maps(teacher: nn.Module, positions: Sequence[str]) -> None:
             )
 
 
-def _last_norms(teacher: nn.Module, positions: Sequence[str]) -> list[nn.Module]:
+def _last_norms(teacher: nn.Module, positions: Sequence[str]) -> list[nn.BatchNorm2d]:
     """The BatchNorm before each position of the teacher: OFD reads its margins from them."""
-    norms = list(teacher.map_norms()) if hasattr(teacher, "map_norms") else []
+    norms = list(getattr(teacher, "map_norms", list)())  # none where the teacher cannot say
     norms += [None] * (len(POSITIONS) - len(norms))
     chosen = [norms[POSITIONS.index(position)] for position in positions]
     for position, norm in zip(positions, chosen, strict=True):
@@ -367,7 +386,7 @@ def options_by_term(names: list[str], options: dict[str, Any]) -> dict[str, dict
     """The options of every term in `names`, from either form that `build_method` takes. Raises DistillError for those
     that the term does not have.
     """
-    by_term = {name: {} for name in names}
+    by_term: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in options.items():
         term = ALIASES.get(key, key)
         if term in by_term and isinstance(value, dict):
@@ -411,18 +430,16 @@ def _check_teacher(names: list[str], teacher: nn.Module | None, student: nn.Modu
     )
 
 
-def _as_output(output) -> Output:
-    if output is None or isinstance(output, Tensor):
-        return Output(output, None)
-    logits, maps = output
-    return Output(logits, maps)
+def _as_output(answer: Answer) -> Output:
+    logits, maps = (answer, None) if answer is None or isinstance(answer, Tensor) else answer
+    return Output(torch.empty(0) if logits is None else logits, maps or ())
 
 
-def _default_options(term: type[Term]) -> dict[str, Any]:
-    """A term's options and their defaults: the keyword-only arguments of its constructor."""
-    parameters = inspect.signature(term).parameters.values()
+def _default_options(term: Callable[..., Term] | None) -> dict[str, Any]:
+    """A term's options and their defaults: the keyword-only arguments of its constructor; the baseline has none."""
+    parameters = inspect.signature(term).parameters.values() if term else ()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def _plain(value):
+def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value

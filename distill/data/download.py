@@ -113,8 +113,8 @@ def _fetch(part: Path, wanted: Archive, progress: bool) -> None:
                 raise ConnectionError(f"it was asked to go on from byte {there} and sent the range {span}")
             rest = answer.length
             _check_space(part, wanted, rest)
-            shown = {"desc": wanted.file, "unit": "B", "unit_scale": True, "disable": not progress}
-            bar = tqdm(total=rest and there + rest, initial=there, **shown)
+            total = rest and there + rest
+            bar = tqdm(total=total, initial=there, desc=wanted.file, unit="B", unit_scale=True, disable=not progress)
             with bar, part.open("ab" if there else "wb") as file:
                 while piece := answer.read(_PIECE):
                     file.write(piece)

@@ -64,7 +64,7 @@ def data_root() -> Path:
     return PROJECT / "data" if (PROJECT / "pyproject.toml").exists() else Path("data")
 
 
-class VOCFolder(Dataset):
+class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """One split of a folder in VOC layout.
 
     `dataset[i]` is an image (3, H, W) uint8 and its labels (H, W) int64, both tv_tensors. `limit` keeps the first
@@ -290,7 +290,11 @@ def read_split(root: Path, split: str) -> list[str]:
 def repeated(names: Iterable[str]) -> str | None:
     """The first name that comes a second time."""
     seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _check_name(path: Path, name: str) -> None:
@@ -311,7 +315,7 @@ def _split_by_name(root: Path, split: str) -> list[str]:
             f"at least two there, and their images into JPEGImages"
         )
     checksum = {name: zlib.crc32(name.encode()) for name in names}
-    val = [name for name in names if checksum[name] % 5 == 0] or [min(names, key=checksum.get)]
+    val = [name for name in names if checksum[name] % 5 == 0] or [min(names, key=checksum.__getitem__)]
     val = val[:-1] if len(val) == len(names) else val
     return val if split == "val" else [name for name in names if name not in val]
 
@@ -451,7 +455,9 @@ def make_default_sample(root: str | Path | None = None) -> Path:
     """
     if not root:
         root = data_root() / "sample"
-        return root if (root / "sample.txt").exists() else make_sample(root, **SAMPLE_SIZES)
+        if (root / "sample.txt").exists():
+            return root
+        return make_sample(root, SAMPLE_SIZES["train"], SAMPLE_SIZES["val"], SAMPLE_SIZES["test"])
     root = Path(root)
     if (root / "sample.txt").exists():
         return root

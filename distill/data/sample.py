@@ -258,7 +258,7 @@ def _paint(image: np.ndarray, cover: np.ndarray, colour: np.ndarray) -> np.ndarr
 
 def _positions(rng: np.random.Generator, radii: np.ndarray) -> np.ndarray:
     """Centres (n, 2) in 0…1 that overlap somewhat but never hide each other; best of a few throws."""
-    best, best_gap = None, -np.inf
+    best, best_gap = np.zeros((len(radii), 2)), -np.inf
     for _ in range(12):
         centres = rng.uniform(0.14, 0.86, (len(radii), 2))
         distance = np.linalg.norm(centres[:, None] - centres[None], axis=-1) + 9 * np.eye(len(radii))
@@ -306,8 +306,8 @@ def _add_object(
 
     towards = np.array([np.cos(light), np.sin(light)])
     shift = np.round(-towards * rng.uniform(0.02, 0.05) * size).astype(int)
-    shadow = Image.fromarray((cover * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(size / 50))
-    shadow = np.roll(np.asarray(shadow, dtype=np.float32) / 255, (shift[1], shift[0]), axis=(0, 1))
+    blurred = Image.fromarray((cover * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(size / 50))
+    shadow = np.roll(np.asarray(blurred, dtype=np.float32) / 255, (shift[1], shift[0]), axis=(0, 1))
     image = image * (1 - rng.uniform(0.25, 0.55) * shadow)[..., None]
 
     hue = _HUES[rng.integers(len(_HUES))] if rng.random() < WRONG_HUE else _FAMILY_OF[name]

@@ -78,7 +78,8 @@ def published_crops(crop_size: int, padding: str = "void") -> Callable[[Tensor, 
     """A function that draws a view, from PyTorch's global generator, and cuts it: see `cut`."""
 
     def crop(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return cut(image, labels, draw_view(*labels.shape[-2:], crop_size), crop_size, padding)
+        height, width = labels.shape[-2:]
+        return cut(image, labels, draw_view(height, width, crop_size), crop_size, padding)
 
     return crop
 
@@ -93,13 +94,14 @@ def cut(image: Tensor, labels: Tensor, view: View, crop_size: int, padding: str 
     rows, columns = _shown(view.top, view.height, crop_size), _shown(view.left, view.width, crop_size)
     down, across = height / view.height, width / view.width
     # Pillow takes the place of a part in fractions of pixels, so that nothing is lost by not scaling the rest.
-    box = (view.left + columns.start) * across, (view.top + rows.start) * down
-    box += min(width, (view.left + columns.stop) * across), min(height, (view.top + rows.stop) * down)
+    left, top = (view.left + columns.start) * across, (view.top + rows.start) * down
+    right, bottom = min(width, (view.left + columns.stop) * across), min(height, (view.top + rows.stop) * down)
+    box = left, top, right, bottom
     size = columns.stop - columns.start, rows.stop - rows.start
-    crop, classes = (frame.copy() for frame in _padding(crop_size, padding))
+    crop, mask = (frame.copy() for frame in _padding(crop_size, padding))
     crop[rows, columns] = _part(image.permute(1, 2, 0), size, Image.Resampling.BILINEAR, box)
-    classes[rows, columns] = _part(labels.to(torch.uint8), size, Image.Resampling.NEAREST, box)
-    pixels, classes = torch.from_numpy(crop), torch.from_numpy(classes)
+    mask[rows, columns] = _part(labels.to(torch.uint8), size, Image.Resampling.NEAREST, box)
+    pixels, classes = torch.from_numpy(crop), torch.from_numpy(mask)
     if view.sigma:
         weights = _bell(torch.tensor(view.sigma)).tolist()
         pixels = _smooth(_smooth(pixels.float(), weights, 0), weights, 1).round_().to(torch.uint8)
@@ -115,7 +117,9 @@ def _padding(crop_size: int, padding: str) -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.full((crop_size, crop_size), _label_of(padding), dtype=np.uint8)
 
 
-def _part(pixels: Tensor, size: tuple[int, int], how: Image.Resampling, box: tuple[float, ...]) -> Image.Image:
+def _part(
+    pixels: Tensor, size: tuple[int, int], how: Image.Resampling, box: tuple[float, float, float, float]
+) -> Image.Image:
     return Image.fromarray(pixels.numpy()).resize(size, how, box)
 
 

@@ -5,6 +5,8 @@ Shapes are written for images (N, 3, H, W); a map at "stride 16" is about H/16 x
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -21,7 +23,7 @@ def _set_atrous(conv: nn.Conv2d, dilation: int) -> None:
     conv.stride, conv.dilation, conv.padding = (1, 1), (dilation, dilation), (dilation, dilation)
 
 
-class ResNetBackbone(ResNet):
+class ResNetBackbone(ResNet):  # type: ignore[misc]  # torchvision has no types
     """torchvision's ResNet without its classifier, with scaled channels and atrous last stages.
 
     `forward` maps images (N, 3, H, W) to layer1's output (256 channels at width 1 for ResNet-101, 64 for
@@ -43,7 +45,7 @@ class ResNetBackbone(ResNet):
         self.low_level_channels = self.get_submodule(self.norm_names[0]).num_features
         self.out_channels = self.get_submodule(self.norm_names[3]).num_features
 
-    def _make_layer(self, block: type, planes: int, *args, **kwargs) -> nn.Sequential:
+    def _make_layer(self, block: type, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
         # torchvision fixes the stem at 64 channels. The first stage is the moment to narrow it: the stem
         # exists, nothing has read its width yet, and initialisation is still to come.
         stem = scaled(64, self.width)
@@ -93,13 +95,14 @@ def _sum_of(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
     return x + identity
 
 
-class MobileNetBackbone(MobileNetV2):
+class MobileNetBackbone(MobileNetV2):  # type: ignore[misc]
     """torchvision's MobileNetV2 up to `features[17]`, with scaled channels and atrous last stages.
 
     `forward` maps images (N, 3, H, W) to the outputs of `features[3]` (24 channels at width 1, stride 4) and
     `features[17]` (320, at `output_stride`), which both are linear: their blocks end in a BatchNorm.
     """
 
+    features: Any  # a Sequential of torchvision's blocks
     tap_names = ("features.4.conv.0.1", "features.7.conv.0.1", "features.14.conv.0.1", "features.17")
     norm_names = ("features.4.conv.0.1", "features.7.conv.0.1", "features.14.conv.0.1", "features.17.conv.3")
 

@@ -1,9 +1,11 @@
 """Where a teacher comes from: the shipped one, a file, torchvision, or any network."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -54,11 +56,13 @@ def load_teacher(
     maps are taken, and `norms` names BatchNorms, as in `TappedTeacher`; without positions it has logits only, and
     serves kd. `class_names` are compared with those of the data. Raises DistillError when something does not fit.
     """
-    if isinstance(source, nn.Module):
-        ours = isinstance(source, DeepLabV3Plus | TappedTeacher) and positions is None
-        if ours and norms is not None:
+    model: DeepLabV3Plus | TappedTeacher
+    if isinstance(source, DeepLabV3Plus | TappedTeacher) and positions is None:
+        if norms is not None:
             raise DistillError("norms without positions belong to no map of this network; give positions too")
-        model = source if ours else TappedTeacher(source, positions, norms, class_names)
+        model = source
+    elif isinstance(source, nn.Module):
+        model = TappedTeacher(source, positions, norms, class_names)
     elif positions is not None or norms is not None:
         raise DistillError(f"positions and norms belong to a network of your own; {source} has its own")
     else:
@@ -73,7 +77,8 @@ def load_teacher(
     return freeze(model).float().to(device).to(memory_format=torch.channels_last)
 
 
-def _load(source: str) -> nn.Module:
+def _load(source: str) -> DeepLabV3Plus | TappedTeacher:
+    model: DeepLabV3Plus | TappedTeacher
     if source == "torchvision":
         model = _load_torchvision()
         model.class_names = VOC_CLASSES
@@ -103,13 +108,14 @@ class TappedTeacher(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        positions: Mapping[str, str] | None = None,
+        positions: Mapping[str, str] | Sequence[str] | None = None,
         norms: Mapping[str, str] | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.network, self.taps = network, _by_position("positions", positions)
         self.class_names = tuple(class_names) if class_names else None
+        module: Any  # only some kinds have an `inplace`
         for module in network.modules():
             if getattr(module, "inplace", False):  # ReLU and its kin
                 module.inplace = False  # it would overwrite the map that was recorded before it
@@ -177,7 +183,10 @@ class TappedTeacher(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        return {position: before[tap] for position, tap in self.taps.items() if hasattr(before[tap], "running_mean")}
+        found = {position: before[tap] for position, tap in self.taps.items()}
+        return {
+            position: norm for position, norm in found.items() if norm is not None and hasattr(norm, "running_mean")
+        }
 
 
 def taps_of(teacher: nn.Module) -> dict[str, Any] | None:
@@ -210,13 +219,13 @@ def _logits(answer: object) -> Tensor:
     return logits
 
 
-def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize(images: Tensor, size: tuple[int, ...]) -> Tensor:
     if tuple(images.shape[2:]) == size:
         return images
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
-def _as_map(feature: object, size: tuple[int, int], tap: str) -> Tensor:
+def _as_map(feature: object, size: tuple[int, ...], tap: str) -> Tensor:
     """A map (N, C, H, W) as it is; tokens (N, H·W, C), row by row and of the image's proportions, as a map."""
     if isinstance(feature, Tensor) and feature.dim() == 4:
         return feature
@@ -242,13 +251,13 @@ def tap_torchvision(network: DeepLabV3) -> TappedTeacher:
 
 @torch.inference_mode()
 def ask_teacher(
-    teacher: nn.Module, images: Tensor, maps: bool, precision: str = "float32"
+    teacher: Callable[..., Any], images: Tensor, maps: bool, precision: str = "float32"
 ) -> tuple[Tensor, list[Tensor] | None]:
     """The teacher's logits, and its six maps where they are needed, without gradients."""
     return ask(teacher, images, maps, precision)
 
 
-def ask(network: nn.Module, images: Tensor, maps: bool, precision: str) -> tuple[Tensor, list[Tensor] | None]:
+def ask(network: Callable[..., Any], images: Tensor, maps: bool, precision: str) -> tuple[Tensor, list[Tensor] | None]:
     """Logits, and the six maps where they are needed; in float32 after a pass in bfloat16 too."""
     mixed = precision == "bfloat16"
     with torch.autocast(images.device.type, torch.bfloat16) if mixed else nullcontext():

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import matplotlib.patheffects
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -136,13 +137,14 @@ def label_chart(lines: Mapping[str, Mapping[int, tuple[float, float]]], teacher_
         places = sorted({place for line in lines.values() for place in line})
         for index, (label, line) in enumerate(lines.items()):
             colour, marker = _look(label.split(",")[0].lower())
+            looks: dict[str, Any] = {"marker": marker, "color": colour, "ms": 6, "mec": "black", "mew": 0.6}
+            looks |= {"ls": "--" if "," in label else "-", "lw": 1.4, "elinewidth": 0.9, "capsize": 3}
             aside = 1.02 ** (index - (len(lines) - 1) / 2)  # so that intervals do not cover each other
             axis.errorbar(
                 [place * aside for place in line],
                 [100 * miou for miou, _ in line.values()],
                 yerr=[100 * np.nan_to_num(half) for _, half in line.values()],
-                **{"ls": "--" if "," in label else "-", "marker": marker, "color": colour, "capsize": 3, "ms": 6},
-                **{"mec": "black", "mew": 0.6, "lw": 1.4, "elinewidth": 0.9},
+                **looks,
                 label=label,
             )
         if teacher_miou is not None:
@@ -287,7 +289,8 @@ def class_map(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure
 
 def class_chart(panels: Mapping[str, Mapping[str, float]]) -> Figure:
     """Gains in IoU (shares) by class, `panels[title][class]`: losses hatched, the first panel's order for all."""
-    names = sorted(next(iter(panels.values())), key=next(iter(panels.values())).get)
+    first = next(iter(panels.values()))
+    names = sorted(first, key=first.__getitem__)
     with style():
         figure = Figure(figsize=(4.2 * len(panels), 0.8 + 0.21 * len(names)))
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, sharex=True)[0]
@@ -378,7 +381,7 @@ def _draw_band(axis: Axes, method: str, histories: Sequence[Sequence[dict[str, A
 
 def _legend_above(figure: Figure, columns: int) -> None:
     """One legend for all panels, above them, of every label that any of them has."""
-    found: dict[str, object] = {}
+    found: dict[str, Artist] = {}
     for axis in figure.axes:
         handles, labels = axis.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))

@@ -164,11 +164,12 @@ def multiply_adds(answer: Callable[..., Any]) -> None:
 
 @_exercise
 def widest_within(answer: Callable[..., Any]) -> None:
-    for limit, count, budget in (
+    cases: list[tuple[float, Callable[[float], float], int]] = [
         (0.5, lambda width: 100 * width, 50),
         (0.3, lambda width: round(1e6 * width**2), 90_000),
         (1.0, lambda width: 10 * width, 10),
-    ):
+    ]
+    for limit, count, budget in cases:
         width = answer(count, budget)
         _expect(isinstance(width, float | int) and 0 <= width <= 1, "return a width between 0 and 1")
         _expect(count(width) <= budget, f"at the width {width} the count is above the budget")
@@ -178,7 +179,7 @@ def widest_within(answer: Callable[..., Any]) -> None:
 # ----------------------------------------------------------------------------- 04_distillation_losses
 
 
-def _scalar(loss: object) -> torch.Tensor:
+def _scalar(loss: Any) -> torch.Tensor:
     _expect(isinstance(loss, torch.Tensor) and loss.ndim == 0, "it has to return the loss, a tensor of one number")
     return loss
 
@@ -207,8 +208,8 @@ def repair_kd_scale(answer: Callable[..., Any]) -> None:
 
     def pull(temperature: float) -> float:
         logits = student.clone().requires_grad_()
-        _scalar(answer(logits, teacher, temperature)).backward()
-        return float(logits.grad.norm())
+        (gradient,) = torch.autograd.grad(_scalar(answer(logits, teacher, temperature)), logits)
+        return float(gradient.norm())
 
     shrinks = pull(16) / pull(64)
     _expect(shrinks < 2, f"from T = 16 to T = 64 the gradient still shrinks {shrinks:.0f}-fold")
@@ -255,7 +256,7 @@ def repair_void(answer: Callable[..., Any]) -> None:
 def repair_teacher_mode(answer: Callable[..., Any]) -> None:
     images = _two_tensors(4, 3, 6, 6)[0].float()
     teacher, student = _tiny_network(0, dropout=0.5), _tiny_network(1)
-    before, buffer = fingerprint(teacher), student[1].running_mean.clone()
+    before, buffer = fingerprint(teacher), student.get_buffer("1.running_mean").clone()
     student.eval()  # whoever repairs the step puts it into training mode
     calls = [answer(teacher, student, part) for part in (images, images, images[:2])]
     for outputs in calls:
@@ -269,7 +270,7 @@ def repair_teacher_mode(answer: Callable[..., Any]) -> None:
     _expect(torch.allclose(first, teacher.eval()(images), atol=1e-5), "these are not the teacher's answers")
     _expect(not first.requires_grad, "the teacher's forward pass is to be without gradient, as before")
     _expect(calls[0][1].requires_grad, "the student's forward pass needs a gradient")
-    _expect(not torch.equal(student[1].running_mean, buffer), "the student has to be in training mode")
+    _expect(not torch.equal(student.get_buffer("1.running_mean"), buffer), "the student has to be in training mode")
 
 
 @_exercise
@@ -278,13 +279,14 @@ def repair_teacher_gradient(answer: Callable[..., Any]) -> None:
     teacher, student = _tiny_network(0).eval(), _tiny_network(1)
     parameters = [*teacher.parameters(), *student.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.05, weight_decay=0.1)
-    before, weight = fingerprint(teacher), student[0].weight.detach().clone()
+    kernel = student.get_parameter("0.weight")
+    before, weight = fingerprint(teacher), kernel.detach().clone()
     expected = (_tiny_network(1)(images) - teacher(images)).square().mean()
     loss = answer(teacher, student, images, optimizer)
     touched = sum(parameter.grad is not None for parameter in teacher.parameters())
     _expect(touched == 0, f"{touched} of the teacher's 4 parameters still have a gradient")
     _expect(fingerprint(teacher) == before, "the step still changes the teacher: its fingerprint is another")
-    _expect(not torch.equal(student[0].weight, weight), "the student learns nothing: its weights are as before")
+    _expect(not torch.equal(kernel, weight), "the student learns nothing: its weights are as before")
     _expect(torch.isclose(_scalar(loss), expected), f"the loss of the first step is {loss:.3f}, not {expected:.3f}")
     last = [answer(teacher, student, images, optimizer) for _ in range(5)][-1]
     _expect(last < loss, f"after six steps the loss is {last:.3f}, and was {loss:.3f}: the student does not learn")

@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.patheffects
@@ -20,7 +21,7 @@ from distill.data.sample import voc_palette
 from distill.files import replace_file
 
 BAR_LOOKS = (("#0072B2", ""), ("#F0C989", "////"), ("#56C3A2", "...."))  # colour and hatch of bars side by side
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -53,7 +54,8 @@ def display(figure: Figure, alt: str) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144, facecolor="white")  # drawn at 1.5 times its size: crisp when zoomed
     bundle = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": alt}
-    show(bundle, raw=True, metadata={"image/png": {"alt": alt, "width": round(96 * figure.get_figwidth())}})
+    metadata = {"image/png": {"alt": alt, "width": round(96 * figure.get_figwidth())}}
+    show(bundle, raw=True, metadata=metadata)  # type: ignore[no-untyped-call]
     figure.clear()
 
 

@@ -10,11 +10,13 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import NamedTuple
 
 import anywidget
-import ipywidgets
+import ipywidgets  # type: ignore[import-untyped]
 import numpy as np
 import torch
 import traitlets
@@ -56,7 +58,8 @@ def photograph(path: str | Path, short_side: int = 96) -> Scene:
     """
     image = Image.fromarray(read_image(Path(path)))
     scale = min(1.0, short_side / min(image.size))
-    return Scene(np.array(image.resize([max(1, round(scale * side)) for side in image.size], Image.Resampling.LANCZOS)))
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    return Scene(np.array(image.resize((width, height), Image.Resampling.LANCZOS)))
 
 
 class Picture(anywidget.AnyWidget):
@@ -88,7 +91,7 @@ class Picture(anywidget.AnyWidget):
             self.size = [width, height]
 
 
-class Explorer(ipywidgets.VBox):
+class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     """Wipe between image, truth and what networks say; choose a pixel and see its class probabilities.
 
     `scenes` are images by name (see `scenes_of` and `photograph`), `networks` DeepLabV3+ or others with logits
@@ -133,18 +136,17 @@ class Explorer(ipywidgets.VBox):
 
     def layer(self, choice: str) -> np.ndarray:
         """The picture (H, W, 3) uint8 that a choice stands for, on the current image."""
-        image, labels = self.scenes[self.scene.value]
         logits = self.logits[self.scene.value]
         kind, _, name = choice.partition(": ")
         if kind == "image":
-            return image
+            return self.scenes[self.scene.value].image
         if kind in ("truth", "mask"):
             return colour_mask(self.picture_of(choice))
         if kind == "entropy":
             return _bright_where_unsure(logits[name])
         first, _, second = name.partition(" and ")
         prediction = logits[first].argmax(0).numpy()
-        other = labels if kind == "errors" else logits[second].argmax(0).numpy()
+        other = self._truth() if kind == "errors" else logits[second].argmax(0).numpy()
         return _coloured_where_different(prediction, other)
 
     def probabilities(self, temperature: float | None = None) -> dict[str, np.ndarray]:
@@ -158,10 +160,15 @@ class Explorer(ipywidgets.VBox):
     def picture_of(self, choice: str) -> np.ndarray:
         """What a figure is drawn from: class indices (H, W) where the choice is a mask or the truth, else its layer."""
         if choice == "truth":
-            return self.scenes[self.scene.value].labels
+            return self._truth()
         if choice.startswith("mask: "):
             return self.logits[self.scene.value][choice.removeprefix("mask: ")].argmax(0).numpy()
         return self.layer(choice)
+
+    def _truth(self) -> np.ndarray:
+        """The labels (H, W) of the current image, void everywhere if they are not known."""
+        image, labels = self.scenes[self.scene.value]
+        return np.full(image.shape[:2], IGNORE_INDEX) if labels is None else labels
 
     def pictures(self) -> Figure:
         """The current image as a static figure: image and truth, then a row for each network."""
@@ -226,7 +233,7 @@ class Explorer(ipywidgets.VBox):
 
     def _unsure(self) -> np.ndarray:
         """Entropy (H, W) summed over the networks; 0 where the truth is void."""
-        entropy = sum(_entropy(logits) for logits in self.logits[self.scene.value].values()).numpy()
+        entropy = reduce(add, (_entropy(logits).numpy() for logits in self.logits[self.scene.value].values()))
         labels = self.scenes[self.scene.value].labels
         return entropy if labels is None else np.where(labels == IGNORE_INDEX, 0, entropy)
 
@@ -314,8 +321,8 @@ def _bright_where_unsure(logits: torch.Tensor) -> np.ndarray:
 
 
 def _coloured_where_different(prediction: np.ndarray, other: np.ndarray) -> np.ndarray:
-    picture = np.where((prediction == other)[..., None], np.uint8(RIGHT), np.uint8(WRONG))
-    return np.where((other == IGNORE_INDEX)[..., None], np.uint8(VOID), picture)
+    picture = np.where((prediction == other)[..., None], np.array(RIGHT, np.uint8), np.array(WRONG, np.uint8))
+    return np.where((other == IGNORE_INDEX)[..., None], np.array(VOID, np.uint8), picture)
 
 
 def _blend(image: np.ndarray, layer: np.ndarray, opacity: int) -> np.ndarray:
