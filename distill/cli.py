@@ -22,6 +22,7 @@ from distill.errors import DistillError, enough_memory, first_line, nearest
 from distill.files import make_folder, replace_file, write_json, write_text
 from distill.lab import bench
 from distill.lab.comparison import draw, markdown, read_findings, report, tables
+from distill.lab.diagnose import diagnose
 from distill.lab.study import Study
 from distill.networks.saving import load_model
 from distill.networks.teachers import load_teacher
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_study(commands)
     _add_compare(commands)
+    _add_diagnose(commands)
     _add_data(commands)
     _add_bench(commands)
     doctor = commands.add_parser("doctor", help="is everything there that the course needs? [OK], or what to do")
@@ -301,6 +303,21 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument("--json", action="store_true", help="print the tables for programs")
     command.add_argument("--markdown", type=Path, metavar="FILE", help="write tables, gains by class and figures there")
     command.add_argument("--figures", type=Path, metavar="DIR", help="draw every figure there, as PNG and SVG")
+
+
+def _add_diagnose(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser("diagnose", help="why is there no gain? the usual causes, in order")
+    command.set_defaults(command=_diagnose)
+    command.add_argument(
+        "runs", nargs="+", type=Path, help="folders with runs below them: a baseline and methods of one student"
+    )
+    command.add_argument("--teacher", help="of the methods (default: the one that the study trained, or the sample's)")
+    command.add_argument("--data-root", help="where the data lie, if no longer where they were")
+
+
+def _diagnose(options: argparse.Namespace) -> None:
+    for finding in diagnose(options.runs, options.teacher, options.data_root):
+        print(f"{finding.check:>14}  {'fine' if finding.fine else 'LOOK'}  {finding.sentence}.", flush=True)
 
 
 def _compare(options: argparse.Namespace) -> None:

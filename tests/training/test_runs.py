@@ -100,8 +100,8 @@ def test_two_records_of_one_seed_are_refused(records: list[dict], refused) -> No
 def test_table_is_markdown_in_points(records: list[dict]) -> None:
     lines = markdown_table(compare(records, teacher_miou=0.69)).splitlines()
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
-    assert lines[2] == "| resnet18 | baseline | 54.0 ± 9.9 |  |  | 3 | 60 |"
-    assert lines[3] == "| resnet18 | sakd | 57.0 ± 11.4 | +3.0 ± 2.5 | 20% | 3 | 90 |"
+    assert lines[2] == "| resnet18 | baseline | 54.0 ± 9.9 |  |  |  |  | 3 |  | 60 |"
+    assert lines[3] == "| resnet18 | sakd | 57.0 ± 11.4 | +3.0 ± 2.5 |  | 20% | better | 3 |  | 90 |"
 
 
 def test_a_single_seed_is_shown_without_an_interval_and_a_loss_with_its_sign() -> None:

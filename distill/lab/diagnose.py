@@ -1,0 +1,302 @@
+"""Why is there no gain? The usual causes, in the order in which to look for them, each with what to try.
+
+teacher        it is no better than the baseline, or not where it matters
+convergence    the baseline has not learnt what it can yet
+labels         the baseline fits its training labels as well as the teacher does: nothing is left to teach there
+gradient       the method's pull is lost beside that of cross-entropy, or drowns it
+classes        two classes of the teacher are exchanged
+normalisation  the teacher answers better to images that are normalised in another way
+confidence     the teacher is certain everywhere, so that its answers say little more than labels do
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from distill import losses
+from distill.data.folders import VOCFolder, open_dataset
+from distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
+from distill.errors import DistillError
+from distill.lab.curves import POINT, late_rise
+from distill.lab.tables import record
+from distill.methods import Method, Output, build_method
+from distill.networks.teachers import ask, ask_teacher, fingerprint, load_teacher
+from distill.training.batches import batches_for
+from distill.training.checkpoint import read_checkpoint
+from distill.training.evaluation import Scores, evaluate
+from distill.training.parallel import ALONE
+from distill.training.runs import Run, find_runs
+from distill.training.settings import Settings
+
+BATCHES = 8  # that gradients are measured on
+WEAK, STRONG = 0.05, 20.0  # gradients of a term, as multiples of cross-entropy's
+CERTAIN = 0.99  # the mean probability of the teacher's first choice
+EXCHANGED = 0.3  # IoU between one class and another
+
+
+class Finding(NamedTuple):
+    """`fine` is False for a likely cause. `sentence` says what was found, and then also what to try."""
+
+    check: str
+    fine: bool
+    sentence: str
+
+
+def diagnose(
+    folders: Sequence[str | Path],
+    teacher: str | Path | nn.Module | None = None,
+    data_root: str | Path | None = None,
+    most: int = 300,
+) -> Iterator[Finding]:
+    """Look at finished runs of one student, a baseline and some methods, and at the teacher of the methods.
+
+    `teacher` is what `load_teacher` takes; without it, the teacher that the runs' study trained, or the data set's own.
+    Networks are asked about `most` images of a split, evenly chosen. Raises DistillError where a baseline or a method
+    is missing, for another teacher than that of the runs, and for runs that have not the same student and data.
+    """
+    case = _Case(find_runs(*folders), teacher, data_root, most)
+    yield case.teacher_is_better()
+    yield case.baseline_has_converged()
+    yield case.labels_leave_something()
+    yield from case.gradients()
+    yield case.classes_agree()
+    yield case.normalisation_agrees()
+    yield case.teacher_has_doubts()
+
+
+class _Case:
+    """Baselines, methods, teacher and data, and what each check finds."""
+
+    def __init__(
+        self, runs: Sequence[Run], teacher: str | Path | nn.Module | None, data_root: str | Path | None, most: int
+    ) -> None:
+        by_method: dict[str, list[Run]] = {}
+        for run in runs:
+            by_method.setdefault(run.config["method"]["name"], []).append(run)
+        self.baselines = by_method.pop("baseline", [])
+        self.methods = {name: found[0] for name, found in by_method.items()}
+        if not self.baselines or not self.methods:
+            lacking = "baseline" if not self.baselines else "run of a method"
+            raise DistillError(f"there is no {lacking} among these runs; a diagnosis needs a baseline and a method")
+        asked = {(run.config["model"]["backbone"], run.config["data"]) for run in runs if run.path.name != "teacher"}
+        if len(asked) > 1:
+            which = " and ".join(sorted(f"{backbone} on {data}" for backbone, data in asked))
+            raise DistillError(f"these are runs of {which}; diagnose one student on one data set at a time")
+        self.config = self.baselines[0].config
+        root = data_root or self.baselines[0].data_root
+        self.train = open_dataset(self.config["data"], "train", root, self.config["images"])
+        self.val = open_dataset(self.config["data"], "val", root)
+        self.some = {"train": _evenly(self.train, most), "val": _evenly(self.val, most)}
+        self.teacher = self._teacher(teacher)
+        self.scores = {split: evaluate(self.teacher, data) for split, data in self.some.items()}
+
+    def _teacher(self, given: str | Path | nn.Module | None) -> nn.Module:
+        first = next(iter(self.methods.values()))
+        trained = [folder / "teacher" / "student.safetensors" for folder in first.path.parents]
+        source = given or next((path for path in trained if path.exists()), self.config["data"])
+        teacher = load_teacher(source)
+        if fingerprint(teacher) != (first.config.get("teacher") or {}).get("weights"):
+            raise DistillError(
+                f"{source if isinstance(source, str | Path) else 'the network that was given'} is not the teacher of "
+                f"{first.path}, whose weights were others; name that one with --teacher"
+            )
+        return teacher
+
+    # ------------------------------------------------------------------------------------------- the checks
+
+    def teacher_is_better(self) -> Finding:
+        own = [run.scores["val"] for run in self.baselines]
+        miou = float(np.mean([score["miou"] for score in own]))
+        teacher = self.scores["val"]
+        lead = {
+            name: iou - float(np.mean([score["per_class_iou"][name] or 0.0 for score in own]))
+            for name, iou in teacher.per_class_iou.items()
+            if not np.isnan(iou)
+        }
+        behind = sorted((name for name in lead if lead[name] < 0), key=lambda name: lead[name])
+        found = (
+            f"On val the teacher has {_points(teacher.miou)} mIoU and the baseline {_points(miou)}; the teacher is "
+            f"better on {len(lead) - len(behind)} of {len(lead)} classes{_worst(behind, lead)}"
+        )
+        if teacher.miou - miou > POINT:
+            return Finding("teacher", True, found)
+        return Finding(
+            "teacher", False, f"{found}. Train a better teacher: more images, a longer schedule, a larger one"
+        )
+
+    def baseline_has_converged(self) -> Finding:
+        rises = [rise for run in self.baselines if (rise := late_rise(record(run))) is not None]
+        if not rises:
+            return Finding(
+                "convergence", False, "The baseline was scored too rarely to tell. Train with a smaller evaluate_every"
+            )
+        rise = float(np.mean(rises))
+        found = f"The baseline's mIoU on val rose by {_points(rise)} points over the last quarter of its epochs"
+        if rise <= POINT:
+            return Finding("convergence", True, found)
+        return Finding(
+            "convergence", False, f"{found}, so it is not done. Train all rows longer before they are compared"
+        )
+
+    def labels_leave_something(self) -> Finding:
+        own, teacher = evaluate(self.baselines[0].student(), self.some["train"]), self.scores["train"]
+        found = f"On the training images the baseline has {_points(own.miou)} mIoU, the teacher {_points(teacher.miou)}"
+        if own.miou < teacher.miou - POINT:
+            return Finding("labels", True, found)
+        return Finding(
+            "labels",
+            False,
+            f"{found}: on these the labels teach as much as the teacher can. Give it images without labels, stronger "
+            f"crops, or fewer labels",
+        )
+
+    def gradients(self) -> Iterator[Finding]:
+        for name, run in self.methods.items():
+            for term, ratio in gradient_ratios(run, self.teacher, self.train).items():
+                found = f"In the finished run of {name}, {term} pulls {ratio:.3g} times as hard as cross-entropy"
+                advice = ". Raise its weight" if ratio < WEAK else ". Lower its weight" if ratio > STRONG else ""
+                yield Finding("gradient", not advice, found + advice)
+
+    def classes_agree(self) -> Finding:
+        pairs = exchanged_classes(self.scores["val"])
+        if not pairs:
+            return Finding("classes", True, "Every class of the teacher is the one of that name in the data")
+        told = ", ".join(f"{truth!r} {answer!r}" for truth, answer in pairs[:5])
+        return Finding(
+            "classes",
+            False,
+            f"The teacher calls {told}{f' and {len(pairs) - 5} more so' if len(pairs) > 5 else ''}. Bring its classes "
+            f"into the order of the data's class_names",
+        )
+
+    def normalisation_agrees(self) -> Finding:
+        usual = self.scores["val"].miou
+        others = {name: evaluate(_Renormalised(self.teacher, change), self.some["val"]).miou for name, change in OTHERS}
+        best = max(others, key=lambda name: others[name])
+        found = f"To images that are {best} the teacher answers with {_points(others[best])} mIoU, to ours with "
+        if others[best] <= usual + POINT:
+            return Finding("normalisation", True, found + _points(usual))
+        return Finding("normalisation", False, f"{found}{_points(usual)}. Wrap it so that it gets such images")
+
+    def teacher_has_doubts(self) -> Finding:
+        sure = {split: confidence(self.teacher, data) for split, data in self.some.items()}
+        found = (
+            f"The teacher gives its first choice a probability of {sure['train']:.3f} on training images, on average, "
+            f"and {sure['val']:.3f} on val"
+        )
+        if sure["train"] < CERTAIN:
+            return Finding("confidence", True, found)
+        return Finding(
+            "confidence",
+            False,
+            f"{found}: what it says there is hardly more than a label. Ask it about images that it was not trained on, "
+            f"raise the temperature, or distil its maps",
+        )
+
+
+def _evenly(dataset: VOCFolder, most: int) -> Subset[tuple[Tensor, Tensor]]:
+    places = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int)
+    return Subset(dataset, places.tolist())
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _worst(behind: Sequence[str], lead: dict[str, float]) -> str:
+    return f", and worse by {_points(-lead[behind[0]])} points on {behind[0]}" if behind else ""
+
+
+# ----------------------------------------------------------------------------------------- measurements
+
+
+def gradient_ratios(run: Run, teacher: nn.Module, train: VOCFolder) -> dict[str, float]:
+    """For each term of a finished run, the norm of its gradient with its weight, over that of cross-entropy's.
+
+    Both with respect to the student's weights, in training mode on a few batches of training images; the median.
+    """
+    student, settings = run.student().train(), Settings(**run.config["settings"])
+    told = run.config["method"]
+    method = build_method(told["name"], teacher, student, **told["terms"]).train()
+    found: dict[str, list[float]] = {name: [] for name in method.terms}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if (run.path / "last.pt").exists():  # what the connectors had learnt
+            read_checkpoint(run.path / "last.pt", {"method": method}, torch.device("cpu"))
+        for images, labels, _ in islice(batches_for(train, settings, 0, torch.device("cpu"), ALONE)(0), BATCHES):
+            ours, theirs = _asked(student, images, method), _asked(teacher, images, method, frozen=True)
+            summands = {"ce": losses.cross_entropy(ours.logits, labels)}
+            for name, term in method.terms.items():
+                summands[name] = term.current_weight() * term(ours, theirs, labels)
+            norms = {name: _gradient_norm(value, student) for name, value in summands.items()}
+            for name in found:
+                found[name].append(norms[name] / max(norms["ce"], 1e-12))
+    return {name: float(np.median(ratios)) for name, ratios in found.items()}
+
+
+def _asked(network: nn.Module, images: Tensor, method: Method, frozen: bool = False) -> Output:
+    logits, maps = (ask_teacher if frozen else ask)(network, images, method.needs_maps, "float32")
+    return Output(logits, maps or [])
+
+
+def _gradient_norm(value: Tensor, student: nn.Module) -> float:
+    gradients = torch.autograd.grad(value, list(student.parameters()), retain_graph=True, allow_unused=True)
+    return float(torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm())
+
+
+def exchanged_classes(scores: Scores) -> list[tuple[str, str]]:
+    """(truth, answer) for every class that the network calls by another one's name.
+
+    The overlap of a class with the answer of another name is then far larger than with that of its own.
+    """
+    counts = scores.confusion.astype(float)
+    union = counts.sum(0)[None, :] + counts.sum(1)[:, None] - counts
+    overlap = np.divide(counts, union, out=np.zeros_like(counts), where=union > 0)
+    names, best = scores.class_names, overlap.argmax(1)
+    return [
+        (names[truth], names[answer])
+        for truth, answer in enumerate(best)
+        if overlap[truth, answer] > max(EXCHANGED, 2 * overlap[truth, truth])
+    ]
+
+
+class _Renormalised(nn.Module):
+    """A network that gets its images, normalised as ours are, changed."""
+
+    def __init__(self, network: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.change = network, change
+
+    def forward(self, images: Tensor) -> Any:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return self.network(self.change(images * std + mean))
+
+
+def _usual(images: Tensor) -> Tensor:
+    """Images from 0 to 1 as ours are."""
+    return normalise(255 * images)
+
+
+OTHERS: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
+    ("in the order blue, green, red", lambda images: _usual(images.flip(1))),
+    ("from 0 to 1 and not normalised", lambda images: images),
+    ("from 0 to 255", lambda images: 255 * images),
+    ("from -1 to 1", lambda images: 2 * images - 1),
+)
+
+
+@torch.inference_mode()
+def confidence(network: nn.Module, images: Subset[tuple[Tensor, Tensor]]) -> float:
+    """The mean probability, over all pixels of all images, of the class that the network chooses."""
+    means = []
+    for place in range(len(images)):
+        image, _ = images[place]
+        logits = network(normalise(image[None]))
+        means.append((float(logits.softmax(1).amax(1).mean()), logits[0, 0].numel()))
+    return float(np.average([mean for mean, _ in means], weights=[count for _, count in means]))

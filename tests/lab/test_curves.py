@@ -1,0 +1,88 @@
+"""Has it converged, who is ahead at equal time, is a gain settled? Each against a slow or known answer."""
+
+import math
+
+import numpy as np
+import pytest
+
+from distill.files import PROJECT, read_json
+from distill.lab.curves import MANY, gain_at_equal_time, interval95, late_rise, seeds_to_settle, verdict
+from distill.lab.tables import compare, markdown_table, not_converged
+
+
+def run(scores: dict[int, float], method: str = "baseline", seed: int = 0, **more) -> dict:
+    """A record whose history has these scores by epoch."""
+    history = [{"epoch": epoch, "val_miou": score} for epoch, score in scores.items()]
+    about = {"data": "sample", "backbone": "resnet18", "method": method, "seed": seed, "split": "test"}
+    return {**about, "miou": list(scores.values())[-1], "seconds": 10.0, "history": history, **more}
+
+
+def test_a_curve_rises_by_what_it_gained_in_its_last_quarter() -> None:
+    assert late_rise(run({3: 0.2, 6: 0.4, 9: 0.5, 12: 0.53})) == pytest.approx(0.03)
+    assert late_rise(run({1: 0.2, 2: 0.3})) == pytest.approx(0.05), "between epochs it is a straight line"
+    assert late_rise(run({4: 0.6, 8: 0.5})) == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize("scores", [{12: 0.5}, {10: 0.4, 12: 0.5}])
+def test_a_curve_scored_too_rarely_says_nothing(scores: dict[int, float]) -> None:
+    assert late_rise(run(scores)) is None
+    (row,) = compare([run(scores)])
+    assert "late_rise" not in row and not not_converged([row])
+    assert late_rise({"history": None}) is None
+
+
+def test_at_equal_time_both_curves_are_read_when_the_faster_run_is_finished() -> None:
+    slow, fast = run({5: 0.4, 10: 0.6}), run({5: 0.3, 10: 0.5})
+    assert gain_at_equal_time(slow, fast, 20.0, 10.0) == pytest.approx(0.4 - 0.5)
+    assert gain_at_equal_time(slow, fast, 10.0, 20.0) == pytest.approx(0.6 - 0.3)
+    assert gain_at_equal_time(slow, fast, 10.0, 10.0) == pytest.approx(0.1)
+    assert gain_at_equal_time(slow, fast, 40.0, 10.0) == pytest.approx(0.2 - 0.5), "it begins at nothing"
+    assert gain_at_equal_time({**slow, "history": []}, fast, 1.0, 1.0) is None
+    assert gain_at_equal_time(slow, fast, 0.0, 1.0) is None
+
+
+def test_the_processors_seconds_count_where_they_are_known() -> None:
+    runs = [run({1: 0.5, 2: 0.6}, seconds=90.0, cpu_seconds=10.0), run({1: 0.5, 2: 0.7}, "kd", cpu_seconds=20.0)]
+    rows = compare(runs)
+    assert [row["seconds"] for row in rows] == [10.0, 20.0]
+    assert rows[1]["gain_at_equal_time"] == pytest.approx(0.5 - 0.6)
+
+
+def test_a_gain_is_settled_where_its_interval_excludes_zero() -> None:
+    assert verdict([0.02, 0.03, 0.025]) == "better" and verdict([-0.02, -0.03, -0.025]) == "worse"
+    assert verdict([0.05, -0.01, 0.02]) == "not settled" and verdict([0.9]) == "not settled"
+
+
+@pytest.mark.parametrize("scatter", [0.001, 0.01, 0.03, 0.1])
+def test_seeds_that_settle_a_point_are_the_fewest_whose_interval_is_a_point(scatter: float) -> None:
+    values = [0.1 - scatter, 0.1 + scatter]  # its standard deviation is scatter times the root of two
+    found = seeds_to_settle(values)
+
+    def half(seeds: int) -> float:
+        sample = np.zeros(seeds)
+        sample[:2] = scatter, -scatter
+        return interval95(list(sample * (values[1] - 0.1) * 2**0.5 / np.std(sample, ddof=1)))
+
+    assert found is not None and half(found) <= 0.0100001
+    assert found == 2 or half(found - 1) > 0.01
+
+
+def test_one_value_says_nothing_about_seeds_and_a_wild_scatter_wants_many() -> None:
+    assert seeds_to_settle([0.1]) is None and seeds_to_settle([0.0, 1.0]) == MANY
+
+
+def test_the_table_itself_says_which_baseline_has_not_converged() -> None:
+    rising, flat = {1: 0.1, 2: 0.3, 3: 0.4, 4: 0.5}, {1: 0.1, 2: 0.4, 3: 0.495, 4: 0.5}
+    table = markdown_table(compare([run(rising), run({4: 0.6}, "kd")]))
+    assert "| not converged |" in table and "needs more than one seed, so far |" in table
+    assert "baseline of resnet18 has not converged: its mIoU on val still rose by 10.0 points" in table
+    settled = [run(flat, seed=seed) for seed in (0, 1)] + [run({4: 0.6 + seed / 1000}, "kd", seed) for seed in (0, 1)]
+    table = markdown_table(compare(settled))
+    assert "not converged" not in table and "| better |" in table
+
+
+def test_the_studies_of_speed_are_called_unconverged() -> None:
+    """The first study of this project, whose gains were those of students that had not finished learning."""
+    study = read_json(PROJECT / "results" / "sample.json")
+    rises = not_converged(compare(study["runs"]))
+    assert set(rises) == {"resnet18", "mobilenetv2"} and all(math.isfinite(rise) for rise in rises.values())
