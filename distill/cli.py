@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -74,6 +74,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"distill: {message}; see {self.prog} --help\n")
 
 
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+def _command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], None], help: str, defaults: bool = False
+) -> _Parser:
+    """A command that `run` does; with `defaults`, its help says what every option is by default."""
+    formatter = argparse.ArgumentDefaultsHelpFormatter if defaults else argparse.HelpFormatter
+    command = commands.add_parser(name, help=help, formatter_class=formatter)
+    command.set_defaults(command=run)
+    return command
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m distill", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -85,18 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_diagnose(commands)
     _add_data(commands)
     _add_bench(commands)
-    doctor = commands.add_parser("doctor", help="is everything there that the course needs? [OK], or what to do")
-    doctor.set_defaults(command=_doctor)
+    _command(commands, "doctor", _doctor, "is everything there that the course needs? [OK], or what to do")
     return parser
 
 
-def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    train = commands.add_parser(
-        "train",
-        help="train a student, with or without a teacher",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    train.set_defaults(command=_train)
+def _add_train(commands: Commands) -> None:
+    train = _command(commands, "train", _train, "train a student, with or without a teacher", defaults=True)
     train.add_argument("--backbone", default="resnet18", help="resnet18, mobilenetv2 or resnet101")
     train.add_argument("--method", default="sakd", help="baseline, kd, at, ofd, sakd, or several joined with +")
     train.add_argument("--teacher", default="sample", help="sample, torchvision, or a .safetensors or .pth.tar file")
@@ -205,9 +212,8 @@ def _train(options: argparse.Namespace) -> None:
     print(f"run: {run.path}")
 
 
-def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = commands.add_parser("evaluate", help="score a run, a weights file or a teacher")
-    command.set_defaults(command=_evaluate)
+def _add_evaluate(commands: Commands) -> None:
+    command = _command(commands, "evaluate", _evaluate, "score a run, a weights file or a teacher")
     command.add_argument(
         "run", help="a run's folder, a .safetensors or .pth.tar file, or a teacher: `sample` (shipped), `torchvision`"
     )
@@ -241,9 +247,8 @@ def _network(source: str) -> nn.Module:
     return load_model(path).eval() if path.suffix == ".safetensors" else load_teacher(source)
 
 
-def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = commands.add_parser("predict", help="coloured masks and overlays of any images")
-    command.set_defaults(command=_predict)
+def _add_predict(commands: Commands) -> None:
+    command = _command(commands, "predict", _predict, "coloured masks and overlays of any images")
     command.add_argument("run", help="a run's folder, a weights file, or a teacher: sample, torchvision")
     command.add_argument("images", nargs="+", type=Path)
     command.add_argument("--out", type=Path, default=Path("predictions"))
@@ -267,13 +272,9 @@ def _predict(options: argparse.Namespace) -> None:
         print(options.out / f"{path.stem}_mask.png", options.out / f"{path.stem}_overlay.png")
 
 
-def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = commands.add_parser(
-        "study",
-        help="train what a study file asks for and is not there yet; goes on after any interruption",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    command.set_defaults(command=_study)
+def _add_study(commands: Commands) -> None:
+    meaning = "train what a study file asks for and is not there yet; goes on after any interruption"
+    command = _command(commands, "study", _study, meaning, defaults=True)
     command.add_argument("file", type=Path, help="a TOML file, as in studies/")
     command.add_argument("--runs", type=Path, help="folder for the runs of all studies (default: runs of the clone)")
     command.add_argument("--results", type=Path, help="where it is recorded (default: results/STUDY.json of the clone)")
@@ -296,9 +297,8 @@ def _study(options: argparse.Namespace) -> None:
         print(f"recorded in {study.results}", file=sys.stderr)
 
 
-def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = commands.add_parser("compare", help="a table from many runs: mean, 95 %% interval, paired gain")
-    command.set_defaults(command=_compare)
+def _add_compare(commands: Commands) -> None:
+    command = _command(commands, "compare", _compare, "a table from many runs: mean, 95 %% interval, paired gain")
     command.add_argument("runs", nargs="+", type=Path, help="folders with runs below them, or a recorded study (.json)")
     command.add_argument("--json", action="store_true", help="print the tables for programs")
     command.add_argument("--markdown", type=Path, metavar="FILE", help="write tables, gains by class and figures there")
@@ -339,34 +339,27 @@ def _no_nan(row: dict[str, Any]) -> dict[str, Any]:
     return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in row.items()}
 
 
-def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_data(commands: Commands) -> None:
     data = commands.add_parser("data", help="make the sample, check a folder, or download Pascal VOC")
     kinds = data.add_subparsers(required=True, metavar="what")
-    sample = kinds.add_parser(
-        "sample", help="make the sample data", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    sample.set_defaults(command=_make_sample)
+    sample = _command(kinds, "sample", _make_sample, "make the sample data", defaults=True)
     sample.add_argument("--out", type=Path, help="folder (default: data/sample)")
     for split, count in SAMPLE_SIZES.items():
         sample.add_argument(f"--{split}", type=int, default=count, help="number of images")
     sample.add_argument("--size", type=int, default=64, help="pixels a side")
     sample.add_argument("--seed", type=int, default=0)
-    check = kinds.add_parser("check", help="read every image and mask of a folder in VOC layout")
-    check.set_defaults(command=_check)
+    check = _command(kinds, "check", _check, "read every image and mask of a folder in VOC layout")
     check.add_argument("folder", type=Path)
     check.add_argument("--json", action="store_true")
-    fetch = kinds.add_parser("download", help="fetch and unpack Pascal VOC 2012 or SBD; goes on where it stopped")
-    fetch.set_defaults(command=_download)
+    meaning = "fetch and unpack Pascal VOC 2012 or SBD; goes on where it stopped"
+    fetch = _command(kinds, "download", _download, meaning)
     fetch.add_argument("name", choices=("voc", "sbd"))
     fetch.add_argument("--root", type=Path, help="where it goes, and later --data-root (default: data/)")
 
 
-def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = commands.add_parser(
-        "bench",
-        help="how fast training is here, and how much memory it takes, beside the plain recipe",
-    )
-    command.set_defaults(command=_bench)
+def _add_bench(commands: Commands) -> None:
+    meaning = "how fast training is here, and how much memory it takes, beside the plain recipe"
+    command = _command(commands, "bench", _bench, meaning)
     for flag, names in (("--methods", bench.METHODS), ("--backbones", bench.STUDENTS)):
         command.add_argument(flag, nargs="+", default=names, metavar="NAME", help=f"default: {', '.join(names)}")
     command.add_argument(

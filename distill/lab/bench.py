@@ -64,19 +64,19 @@ def choose(
     seed: int = 0,
     steps: int = 5,
     progress: bool = True,
-    **settings,
+    **settings: Any,
 ) -> Bench:
     """What is to be measured, checked. `settings` are those of a run, such as `batch_size`, `precision`, `compile`."""
     check_number("seed", seed, 0, 2**32 - 1)
     check_number("steps", steps, 1, 100_000)
-    names = [method_terms(name) for name in methods]
-    for term in (term for terms in names for term in terms if term not in plain.KNOWN):
+    combined = [method_terms(name) for name in methods]
+    for term in (term for terms in combined for term in terms if term not in plain.KNOWN):
         raise DistillError(f"there is no plain recipe of {term} to compare with; choose among {', '.join(METHODS)}")
     with torch.device("meta"):  # nothing is drawn: only to see whether there are such networks
-        students = [build_model(backbone).config["backbone"] for backbone in backbones]
+        students = [str(build_model(backbone).config["backbone"]) for backbone in backbones]
     target = pick_device(device)
     chosen = for_device(choose_settings(preset, "matched", settings), target)
-    names = dict.fromkeys("+".join(terms) or "baseline" for terms in names)
+    names = dict.fromkeys("+".join(terms) or "baseline" for terms in combined)
     return Bench(tuple(names), tuple(dict.fromkeys(students)), preset, chosen, target, seed, steps, progress)
 
 
@@ -88,9 +88,10 @@ def measure(bench: Bench, data: str | Path | None = None, cache: bool = False) -
             f"leave out --cache, or use --preset sample"
         )
     names = ("batch_size", "crop_size", "output_stride", "optimizer", "precision", "compile")
-    options = {"preset": bench.preset, "seed": bench.seed, "steps": bench.steps}
+    options: dict[str, Any] = {"preset": bench.preset, "seed": bench.seed, "steps": bench.steps}
     options |= {name: getattr(bench.settings, name) for name in names}
-    result = {"date": date.today().isoformat(), "environment": environment(bench.device), "options": options}
+    result: dict[str, Any] = {"date": date.today().isoformat(), "environment": environment(bench.device)}
+    result["options"] = options
     result["loading"] = measure_loading(bench, data)
     result["steps"] = measure_steps(bench)
     if cache:
@@ -105,9 +106,9 @@ def measure_steps(bench: Bench) -> list[dict[str, Any]]:
     """One row a student and method."""
     batch = random_batch(bench)
     teacher = make_teacher(bench, batch[0])
-    rows = list(product(bench.backbones, bench.methods))
-    rows = tqdm(rows, desc="steps", leave=False, disable=not bench.progress)
-    return [_step_row(bench, backbone, method, teacher, batch) for backbone, method in rows]
+    pairs = list(product(bench.backbones, bench.methods))
+    bar = tqdm(pairs, desc="steps", leave=False, disable=not bench.progress)
+    return [_step_row(bench, backbone, method, teacher, batch) for backbone, method in bar]
 
 
 def random_batch(bench: Bench) -> Batch:
@@ -132,7 +133,7 @@ def make_teacher(bench: Bench, images: Tensor) -> nn.Module:
 
 def _step_row(bench: Bench, backbone: str, method: str, teacher: nn.Module, batch: Batch) -> dict[str, Any]:
     """Ours and the plain recipe in turns; None stands for what the memory of a GPU does not hold."""
-    row = {"backbone": backbone, "method": method, "ours": None, "plain": None}
+    row: dict[str, Any] = {"backbone": backbone, "method": method, "ours": None, "plain": None}
     kinds: dict[str, Callable[..., Step]] = {"ours": Ours, "plain": Plain}
     if bench.settings.compile:
         row["compiled"], kinds["compiled"] = None, partial(Ours, compiled=True)
@@ -142,7 +143,8 @@ def _step_row(bench: Bench, backbone: str, method: str, teacher: nn.Module, batc
         ready = _warm(make, bench.device, name == "compiled")
         if ready is not None:
             steps[name], row[name] = ready
-    times, parts = ({name: [] for name in steps} for _ in range(2))
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    parts: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     for _ in range(bench.steps):
         for name, step in steps.items():
             times[name].append(seconds(step, bench.device))
@@ -190,8 +192,8 @@ def measure_loading(bench: Bench, data: str | Path | None = None) -> list[dict[s
     with tempfile.TemporaryDirectory() as folder, _one_thread():
         dataset = VOCFolder(data or plain.write_pictures(Path(folder), 24, VOC_SIZE, bench.seed), "train", limit=24)
         sizes = sorted({bench.settings.crop_size, VOC_CROP})
-        sizes = tqdm(sizes, desc="loading", leave=False, disable=not bench.progress)
-        return [_loading(bench, dataset, size) for size in sizes]
+        bar = tqdm(sizes, desc="loading", leave=False, disable=not bench.progress)
+        return [_loading(bench, dataset, size) for size in bar]
 
 
 def _loading(bench: Bench, dataset: VOCFolder, crop_size: int) -> dict[str, Any]:
@@ -205,12 +207,13 @@ def _loading(bench: Bench, dataset: VOCFolder, crop_size: int) -> dict[str, Any]
         "ours_decode": lambda: _exhaust(dataset[place] for place in places),
         "plain_decode": lambda: _exhaust(plain.decode(dataset, place) for place in places),
     }
-    times = {name: [] for name in actions}
+    times: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(bench.steps + 1):  # the first reads the files from the disk, and is not counted
         for name, action in actions.items():
             spent = seconds(action, torch.device("cpu"))
             times[name] += [spent] if turn else []
-    loaded, row = len(dataset) // count * count, {"crop_size": crop_size, "images": len(dataset)}
+    loaded = len(dataset) // count * count
+    row: dict[str, Any] = {"crop_size": crop_size, "images": len(dataset)}
     for name in ("ours", "plain"):
         row[name] = _summary(times[name], loaded)
         decode = median(times[f"{name}_decode"]) / len(dataset)
@@ -239,8 +242,8 @@ def measure_cache(bench: Bench) -> list[dict[str, Any]]:
         batches = FlippedBatches(dataset, bench.settings, bench.seed, bench.device)
     teacher = make_teacher(bench, next(batches(0))[0])
     taught = [row for row in product(bench.backbones, bench.methods) if row[1] != "baseline"]
-    taught = tqdm(taught, desc="cache", leave=False, disable=not bench.progress)
-    rows = [_cache_row(bench, batches, teacher, backbone, method) for backbone, method in taught]
+    bar = tqdm(taught, desc="cache", leave=False, disable=not bench.progress)
+    rows = [_cache_row(bench, batches, teacher, backbone, method) for backbone, method in bar]
     return [row for row in rows if row is not None]
 
 
@@ -252,21 +255,22 @@ def _cache_row(
     step = Ours(backbone, method, bench.preset, bench.settings, bench.seed, teacher, next(batches(0))[:2])
     step()
     cost = seconds(lambda: batches.cache_teacher(step.asked, step.method.needs_maps, progress=False), bench.device)
-    if batches.answers is None:
+    kept: list[Tensor] | None = batches.answers  # as `cache_teacher` left them
+    if kept is None:
         return None
-    answers = {"asked": None, "kept": batches.answers}
+    answers = {"asked": None, "kept": kept}
 
     def load_and_step(name: str) -> None:
         batches.answers = answers[name]
         step.images, step.labels, step.answers = next(batches(0))
         step()
 
-    times = {name: [] for name in answers}
+    times: dict[str, list[float]] = {name: [] for name in answers}
     for _ in range(bench.steps):
         for name in times:
             times[name].append(seconds(partial(load_and_step, name), bench.device))
-    row = {"backbone": backbone, "method": method, "views": 2 * len(batches.images), "seconds": cost}
-    row["bytes"] = sum(tensor.nbytes for tensor in answers["kept"])
+    row: dict[str, Any] = {"backbone": backbone, "method": method, "views": 2 * len(batches.images), "seconds": cost}
+    row["bytes"] = sum(tensor.nbytes for tensor in kept)
     row |= {name: _summary(times[name], bench.settings.batch_size) for name in times}
     return row | {"ratio": _quotient(row["asked"], row["kept"])}
 

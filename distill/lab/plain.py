@@ -19,7 +19,7 @@ from distill.data.folders import VOC_CLASSES, VOCFolder
 from distill.data.sample import voc_palette
 from distill.data.transforms import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, View, draw_view
 from distill.files import write_text
-from distill.methods import Method, Term
+from distill.methods import AT, KD, OFD, MapTerm, Method
 from distill.networks.backbones import POSITIONS
 
 KNOWN = ("kd", "at", "ofd", "sakd")  # terms of a method that have a plain form here
@@ -67,24 +67,28 @@ def loss(method: Method, student: tuple[Any, ...], teacher: tuple[Any, ...] | No
     `student` and `teacher` are what the networks returned: logits and the six maps.
     """
     total = F.cross_entropy(student[0], labels, ignore_index=IGNORE_INDEX)
-    for name, term in method.terms.items():
-        total = total + term.weight * _term(name, term, student, teacher)
+    if teacher is None:  # as the baseline's
+        return total
+    for term in method.terms.values():
+        if isinstance(term, KD):
+            total = total + term.weight * kd(student[0], teacher[0], term.temperature)
+        elif isinstance(term, MapTerm):
+            total = total + term.weight * _over_maps(term, student[1], teacher[1])
     return total
 
 
-def _term(name: str, term: Term, student: tuple[Any, ...], teacher: tuple[Any, ...]) -> Tensor:
-    if name == "kd":
-        return kd(student[0], teacher[0], term.temperature)
-    total = 0.0
+def _over_maps(term: MapTerm, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    total = torch.tensor(0.0)
     for position, divider in zip(term.positions, term.dividers, strict=True):
-        own, other = (maps[POSITIONS.index(position)] for maps in (student[1], teacher[1]))
+        own, other = (maps[POSITIONS.index(position)] for maps in (student, teacher))
         if own.shape[2:] != other.shape[2:]:
             own = F.interpolate(own, other.shape[2:], mode="bilinear", align_corners=True)
         if term.connectors:
             own = term.connect[position](own)
-        margin = [getattr(term, f"margin_{position}")] if name == "ofd" else []
-        value = {"at": at, "ofd": ofd, "sakd": sakd}[name](own, other, *margin)
-        total = total + value / divider / (len(own) if name == "ofd" else 1)
+        if isinstance(term, OFD):
+            total = total + ofd(own, other, getattr(term, f"margin_{position}")) / divider / len(own)
+        else:
+            total = total + (at if isinstance(term, AT) else sakd)(own, other) / divider
     return total
 
 
@@ -127,7 +131,8 @@ def crop(image: Image.Image, mask: Image.Image, view: View, crop_size: int) -> t
     mask = mask.resize((view.width, view.height), Image.Resampling.NEAREST)
     left, top = max(0, -view.left), max(0, -view.top)
     border = left, top, max(0, crop_size - view.width - left), max(0, crop_size - view.height - top)
-    image = _pad(image, border, tuple(round(255 * mean) for mean in IMAGENET_MEAN))
+    red, green, blue = (round(255 * mean) for mean in IMAGENET_MEAN)
+    image = _pad(image, border, (red, green, blue))
     mask = _pad(mask, border, IGNORE_INDEX)
     corner = max(0, view.left), max(0, view.top)
     box = *corner, corner[0] + crop_size, corner[1] + crop_size
@@ -135,11 +140,11 @@ def crop(image: Image.Image, mask: Image.Image, view: View, crop_size: int) -> t
     return image.filter(ImageFilter.GaussianBlur(view.sigma)) if view.sigma else image, mask
 
 
-def _pad(image: Image.Image, border: Sequence[int], fill: int | tuple[int, ...]) -> Image.Image:
+def _pad(image: Image.Image, border: tuple[int, int, int, int], fill: int | tuple[int, int, int]) -> Image.Image:
     if not any(border):
         return image
     padded = Image.new(image.mode, (image.width + border[0] + border[2], image.height + border[1] + border[3]), fill)
-    padded.paste(image, tuple(border[:2]))
+    padded.paste(image, border[:2])
     return padded
 
 

@@ -113,6 +113,7 @@ def _start(job: Job, slot: dict[str, str], threads: int | None) -> _Child:
         start_new_session=True,  # which a terminal's Ctrl-C does not reach
     )
     order = {"function": job.function, "keywords": job.keywords, "threads": threads}
+    assert process.stdin is not None  # it is the pipe that was asked for
     process.stdin.write(json.dumps(order).encode() + b"\n")
     process.stdin.flush()  # and left open: its end is the parent's
     return _Child(job, process, slot, said)

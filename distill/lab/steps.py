@@ -22,7 +22,7 @@ from distill.losses import cross_entropy
 from distill.methods import MapTerm, Output, build_method
 from distill.networks.deeplab import parameter_groups
 from distill.networks.teachers import ask, ask_teacher, freeze
-from distill.training.parallel import seeded
+from distill.training import parallel
 from distill.training.presets import make_student
 from distill.training.settings import Settings
 
@@ -41,9 +41,9 @@ class Step:
     ) -> None:
         self.settings, self.device = settings, batch[0].device
         student = make_student(backbone, len(VOC_CLASSES), preset, settings.output_stride, seed)
-        self.student = student.to(self.device, memory_format=self.layout).train()
+        self.student = student.to(self.device).to(memory_format=self.layout).train()
         self.teacher = freeze(copy.deepcopy(teacher)).to(memory_format=self.layout)
-        with seeded(seed):
+        with parallel.seeded(seed):
             self.method = build_method(method, self.teacher, self.student).train()
         self.images, self.labels = batch[0].contiguous(memory_format=self.layout), batch[1]
         self.optimizer = self._optimizer()
@@ -74,7 +74,7 @@ class Step:
 class Plain(Step):
     """The recipe of `plain`."""
 
-    def __init__(self, *arguments) -> None:
+    def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.teacher.train().requires_grad_(True)
 
@@ -92,13 +92,14 @@ class Ours(Step):
     layout = torch.channels_last
     fused = True
 
-    def __init__(self, *arguments, compiled: bool = False) -> None:
+    def __init__(self, *arguments: Any, compiled: bool = False) -> None:
         super().__init__(*arguments)
-        self.asked, self.answer = self.teacher, self.student
+        self.asked: nn.Module = self.teacher
+        self.answer: nn.Module = self.student
         self.answers: tuple[Any, ...] | None = None
         if compiled:
             torch.compiler.reset()  # PyTorch gives up on code that it has compiled for several networks
-            self.asked, self.answer = torch.compile(self.teacher), torch.compile(self.student)
+            self.asked, self.answer = parallel.compiled(self.teacher), parallel.compiled(self.student)
 
     def loss(self) -> Tensor:
         teacher = self.ask_teacher()
@@ -125,13 +126,13 @@ class Ours(Step):
         leaves = [output.detach().requires_grad_() for output in outputs]
         cross_entropy(leaves[0], self.labels).backward()
         watch.lap("cross-entropy")
-        given = Output(leaves[0], leaves[1:] or None), Output(*teacher) if teacher else None, self.labels
+        given = Output(leaves[0], leaves[1:]), Output(*teacher) if teacher else None, self.labels
         for term in self.method.terms.values():
             (term.current_weight() * term(*given)).backward()
             spent = watch.lap("distillation")
             watch.seconds["loss"] += 0.0 if isinstance(term, MapTerm) else spent
         received = [(output, leaf.grad) for output, leaf in zip(outputs, leaves, strict=True) if leaf.grad is not None]
-        torch.autograd.backward(*zip(*received, strict=True))
+        torch.autograd.backward([output for output, _ in received], [gradient for _, gradient in received])
         watch.lap("student")
         self.update()
         watch.lap("optimizer")
@@ -141,13 +142,17 @@ class Ours(Step):
 
     def _alone(self, term: MapTerm, given: tuple[Any, ...]) -> float:
         """Seconds of a term's losses on the maps that it compares, forwards and backwards."""
-        compared = []
-        term.compare = lambda *maps: compared.append(maps) or 0.0  # hides the method of its class
+        compared: list[tuple[str, Tensor, Tensor]] = []
+
+        def look(position: str, own: Tensor, other: Tensor) -> Tensor:
+            compared.append((position, own.detach().requires_grad_(), other))
+            return own.new_zeros(())
+
+        vars(term)["compare"] = look  # hides the method of its class
         with torch.no_grad():
             term(*given)
-        del term.compare
-        compared = [(position, own.detach().requires_grad_(), *others) for position, own, *others in compared]
-        return seconds(lambda: sum(term.compare(*maps) for maps in compared).backward(), self.device)
+        del vars(term)["compare"]
+        return seconds(lambda: torch.autograd.backward([term.compare(*maps) for maps in compared]), self.device)
 
 
 def saved_for_backward(step: Step) -> int:

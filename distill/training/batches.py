@@ -81,28 +81,34 @@ class _Order:
         return [self.ids[index] for index in order[step * self.size : (step + 1) * self.size].tolist()]
 
 
-class FlippedBatches:
-    """Whole images of one size, each mirrored or not by a coin: few enough views to keep the teacher's answers."""
+class _Batches:
+    """What both kinds have; calling one with an epoch gives its batches, from the step `first` on."""
 
     def __init__(
-        self,
-        dataset: VOCFolder,
-        settings: Settings,
-        seed: int,
-        device: torch.device,
-        ranks: Ranks = ALONE,
+        self, dataset: VOCFolder, settings: Settings, seed: int, device: torch.device, ranks: Ranks = ALONE
     ) -> None:
-        self.order, self.device, self.precision = _Order(dataset, settings, seed, ranks), device, settings.precision
-        self.processes = ranks.world  # on one machine, as a rule: each keeps all answers
-        images, labels = zip(*_same_size(dataset, 2 * settings.crop_size), strict=True)
-        self.images, self.labels = torch.stack(images), torch.stack(labels)
-        if settings.labelled:
-            self.labels[settings.labelled :] = IGNORE_INDEX
+        self.order, self.settings, self.device = _Order(dataset, settings, seed, ranks), settings, device
         self.names = self.order.names
-        self.answers: list[Tensor | None] | None = None
+        self._prepare(dataset, ranks)
 
     def __len__(self) -> int:
         return len(self.order)
+
+    def _prepare(self, dataset: VOCFolder, ranks: Ranks) -> None:
+        """Keep of the data what the batches are made of."""
+        raise NotImplementedError
+
+
+class FlippedBatches(_Batches):
+    """Whole images of one size, each mirrored or not by a coin: few enough views to keep the teacher's answers."""
+
+    def _prepare(self, dataset: VOCFolder, ranks: Ranks) -> None:
+        self.processes = ranks.world  # on one machine, as a rule: each keeps all answers
+        images, labels = zip(*_same_size(dataset, 2 * self.settings.crop_size), strict=True)
+        self.images, self.labels = torch.stack(images), torch.stack(labels)
+        if self.settings.labelled:
+            self.labels[self.settings.labelled :] = IGNORE_INDEX
+        self.answers: list[Tensor] | None = None
 
     def __call__(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         order, generator = self.order.draw(epoch)
@@ -113,10 +119,12 @@ class FlippedBatches:
     def _batch(self, index: Tensor, mirrored: Tensor) -> Batch:
         images = torch.where(mirrored[:, None, None, None], self.images[index].flip(-1), self.images[index])
         labels = torch.where(mirrored[:, None, None], self.labels[index].flip(-1), self.labels[index])
-        answer = self._answer(index + len(self.images) * mirrored) if self.answers is not None else None
+        answer = self._answer(index + len(self.images) * mirrored)
         return _to_device(images, self.device), moved(labels, self.device).long(), answer
 
-    def _answer(self, view: Tensor) -> tuple[Tensor, list[Tensor] | None]:
+    def _answer(self, view: Tensor) -> tuple[Tensor, list[Tensor] | None] | None:
+        if self.answers is None:
+            return None
         logits, *maps = (moved(tensor[view], self.device) for tensor in self.answers)
         return logits, maps or None
 
@@ -131,7 +139,7 @@ class FlippedBatches:
         views = [(chunk, flipped) for flipped in (False, True) for chunk in torch.arange(len(self.images)).split(64)]
         for index, flipped in tqdm(views, desc="asking the teacher", leave=False, disable=not progress):
             images = self.images[index].flip(-1) if flipped else self.images[index]
-            logits, features = ask_teacher(teacher, _to_device(images, self.device), maps, self.precision)
+            logits, features = ask_teacher(teacher, _to_device(images, self.device), maps, self.settings.precision)
             parts = (logits, *(features or ()))
             answers = answers or self._room_for(parts)
             if answers is None:
@@ -165,26 +173,15 @@ def _same_size(dataset: VOCFolder, largest: int) -> Iterator[tuple[Tensor, Tenso
         yield image.as_subclass(Tensor), labels.as_subclass(Tensor).to(torch.uint8)
 
 
-class CroppedBatches:
+class CroppedBatches(_Batches):
     """Random crops of images of any size (see `transforms`), cut by the workers of a DataLoader or on the device."""
 
-    def __init__(
-        self,
-        dataset: VOCFolder,
-        settings: Settings,
-        seed: int,
-        device: torch.device,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        self.order, self.device, self.settings = _Order(dataset, settings, seed, ranks), device, settings
-        if settings.cache:
+    def _prepare(self, dataset: VOCFolder, ranks: Ranks) -> None:
+        source: VOCFolder | DecodedImages = dataset
+        if self.settings.cache:
             with ranks.first_alone():  # the others find the file
-                dataset = DecodedImages(dataset, Path(settings.cache), settings.workers)
-        self.crops = _Crops(dataset, settings, seed)
-        self.names = self.order.names
-
-    def __len__(self) -> int:
-        return len(self.order)
+                source = DecodedImages(dataset, Path(self.settings.cache), self.settings.workers)
+        self.crops = _Crops(source, self.settings, self.order.seed)
 
     def __call__(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         pieces = self.order.pieces(self.order.draw(epoch)[0], first)
@@ -199,25 +196,25 @@ class CroppedBatches:
         )
         try:
             for batch in loader:
-                images, labels = self._on_device(*batch)
+                images, labels = self._cut(*batch) if self.crops.later else self._moved(*batch)
                 yield normalise(images), labels.long(), None
         except DistillError as error:  # a worker's comes with its traceback in the message
             raise DistillError(str(error).strip().splitlines()[-1].split("DistillError: ", 1)[-1]) from None
 
-    def _on_device(
-        self, images: Tensor | list[Tensor], labels: Tensor | list[Tensor], *views: list[Any]
-    ) -> tuple[Any, ...]:
-        if not views:  # cut already; their channels come last, also in memory
-            return moved(images, self.device).permute(0, 3, 1, 2), moved(labels, self.device)
+    def _moved(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Crops whose channels come last, in memory too."""
+        return moved(images, self.device).permute(0, 3, 1, 2), moved(labels, self.device)
+
+    def _cut(self, images: list[Tensor], labels: list[Tensor], views: list[View]) -> tuple[Tensor, Tensor]:
         images, labels = ([moved(part, self.device) for part in parts] for parts in (images, labels))
-        crops, labels = cut_on_device(images, labels, views[0], self.settings.crop_size, self.settings.padding)
-        return crops.contiguous(memory_format=torch.channels_last), labels
+        crops, classes = cut_on_device(images, labels, views, self.settings.crop_size, self.settings.padding)
+        return crops.contiguous(memory_format=torch.channels_last), classes
 
     def cache_teacher(self, teacher: nn.Module, maps: bool, progress: bool) -> None:
         """Nothing: no two crops are alike, so the teacher is asked at every step."""
 
 
-class _Crops(Dataset):
+class _Crops(Dataset[tuple[Any, ...]]):
     """Crop `(epoch, index)`: drawn from a stream of its own, so that it does not depend on workers or on a resume.
 
     With `later`, the whole image and the view, for the device to cut; of an image above `LARGEST_ON_DEVICE` the crop,
@@ -239,7 +236,8 @@ class _Crops(Dataset):
         if self.labelled and index >= self.labelled:
             labels = torch.full_like(labels, IGNORE_INDEX)
         stream = torch.Generator().manual_seed(hash((self.seed, epoch, index)))
-        view = draw_view(*labels.shape, self.crop_size, stream)
+        height, width = labels.shape
+        view = draw_view(height, width, self.crop_size, stream)
         if self.later and labels.numel() <= LARGEST_ON_DEVICE * self.crop_size**2:
             return image, labels, view
         image, labels = cut(image, labels, view, self.crop_size, self.padding)

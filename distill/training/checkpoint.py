@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -10,11 +10,20 @@ from torch import nn
 from distill.errors import DistillError
 from distill.files import replace_file
 
+
+class Part(Protocol):
+    """What has a state, as networks, optimizers and schedules do."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
+
+
 PARTS = ("student", "method", "optimizer", "schedule")  # of a run, each with a state
 
 
 def write_checkpoint(
-    path: Path, parts: dict[str, object], told: dict[str, Any], device: torch.device, teacher: nn.Module | None
+    path: Path, parts: dict[str, Part], told: dict[str, Any], device: torch.device, teacher: nn.Module | None
 ) -> None:
     """Replace the file by the states of all parts and of the random numbers, and `told`, which are plain values."""
     state = {name: part.state_dict() for name, part in parts.items()} | told | {"random": torch.get_rng_state()}
@@ -28,7 +37,7 @@ def write_checkpoint(
 
 def read_checkpoint(
     path: Path,
-    parts: dict[str, object],
+    parts: dict[str, Part],
     device: torch.device,
     teacher: nn.Module | None = None,
     content: bytes | None = None,
@@ -44,7 +53,7 @@ def read_checkpoint(
         state = torch.load(source, map_location=device, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        if "teacher_statistics" in state:
+        if teacher is not None and "teacher_statistics" in state:
             teacher.load_state_dict(state["teacher_statistics"], strict=False)
         torch.set_rng_state(state["random"].cpu())
         if "random_on_device" in state and device.type == "cuda":

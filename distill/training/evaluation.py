@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,15 @@ from distill.training.parallel import ALONE, Ranks
 from distill.training.runs import Run
 
 PROTOCOLS = ("native", "resize513")
+Pair = tuple[torch.Tensor, torch.Tensor]  # an image, or several, and the labels
+
+
+class Described(Protocol):
+    """A data set that knows its classes."""
+
+    root: Path
+    class_names: tuple[str, ...]
+    num_classes: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def confusion_matrix(prediction: torch.Tensor, labels: torch.Tensor, num_classes
 @torch.inference_mode()
 def evaluate(
     model: nn.Module | Run,
-    dataset: Dataset,
+    dataset: Dataset[Pair],
     protocol: str = "native",
     batch_size: int = 32,
     progress: bool = False,
@@ -129,7 +138,7 @@ def _network(model: nn.Module | Run) -> nn.Module:
     )
 
 
-def _whole(dataset: Dataset) -> Dataset:
+def _whole(dataset: Any) -> Described:
     """The data set, of a subset that of which it is a part; DistillError for what does not know its classes."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
@@ -159,7 +168,7 @@ def _ask(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     )
 
 
-def check_classes(who: str, model: nn.Module, dataset: Dataset) -> None:
+def check_classes(who: str, model: nn.Module, dataset: Described) -> None:
     """DistillError, which says which, where a network was trained on other classes than a data set has.
 
     Names count where the network knows them, without regard to case and to the underscores of `_background_`.
@@ -222,16 +231,16 @@ def _resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(np.array(picture)).long()
 
 
-class _Pairs(Dataset):
+class _Pairs(Dataset[Pair]):
     """Images and labels as a protocol scores them, plain tensors; made by the workers where there are some."""
 
-    def __init__(self, dataset: Dataset, protocol: str) -> None:
+    def __init__(self, dataset: Dataset[Pair], protocol: str) -> None:
         self.dataset, self.protocol = dataset, protocol
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset)  # type: ignore[arg-type]  # in PyTorch's types not every Dataset has a length
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, index: int) -> Pair:
         image, mask = self.dataset[index]
         if self.protocol == "resize513":
             self._check_proportions(index, mask)
@@ -242,12 +251,12 @@ class _Pairs(Dataset):
     def _check_proportions(self, index: int, mask: torch.Tensor) -> None:
         dataset = self.dataset
         while isinstance(dataset, Subset):
-            dataset, index = dataset.dataset, dataset.indices[index]
+            index, dataset = dataset.indices[index], dataset.dataset
         if isinstance(dataset, VOCFolder):
             dataset.check_proportions(index, mask)
 
 
-def _load(pairs: _Pairs, indices: list[int], workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _load(pairs: _Pairs, indices: list[int], workers: int) -> Iterator[Pair]:
     """The pairs of these indices, in this order."""
     if workers == 0:
         yield from (pairs[index] for index in indices)
@@ -265,9 +274,7 @@ def _load(pairs: _Pairs, indices: list[int], workers: int) -> Iterator[tuple[tor
         raise DistillError(str(error).strip().splitlines()[-1].split("DistillError: ", 1)[-1]) from None
 
 
-def _same_size_batches(
-    pairs: _Pairs, batch_size: int, progress: bool, ranks: Ranks, workers: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _same_size_batches(pairs: _Pairs, batch_size: int, progress: bool, ranks: Ranks, workers: int) -> Iterator[Pair]:
     """Batches of neighbouring images that have one size, so that none has to be padded or cut.
 
     Each of the ranks has whole batches, the very ones that a single process would have.
@@ -276,11 +283,6 @@ def _same_size_batches(
     batches = [range(start, min(start + batch_size, len(pairs))) for start in starts]
     loaded = _load(pairs, [index for batch in batches for index in batch], workers)
     for batch in tqdm(batches, desc="evaluating", unit="batch", disable=not progress or not ranks.first):
-        images, labels = [], []
-        for image, mask in islice(loaded, len(batch)):
-            if images and image.shape != images[0].shape:
-                yield torch.stack(images), torch.stack(labels)
-                images, labels = [], []
-            images.append(image)
-            labels.append(mask)
-        yield torch.stack(images), torch.stack(labels)
+        for _, alike in groupby(islice(loaded, len(batch)), lambda pair: pair[0].shape):
+            images, labels = zip(*alike, strict=True)
+            yield torch.stack(images), torch.stack(labels)

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 
@@ -17,15 +18,16 @@ class CtrlC:
 
     def __enter__(self) -> "CtrlC":
         self.heard, self.process = False, os.getpid()
-        self.before = signal.getsignal(signal.SIGINT)
-        self.listens = callable(self.before) and threading.current_thread() is threading.main_thread()
-        if self.listens:
+        before = signal.getsignal(signal.SIGINT)
+        main = threading.current_thread() is threading.main_thread()  # the only one that may listen
+        self.before: Callable[[int, FrameType | None], object] | None = before if main and callable(before) else None
+        if self.before is not None:
             signal.signal(signal.SIGINT, self._hear)
         self.report, sys.unraisablehook = sys.unraisablehook, self._report
         return self
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() == self.process:
+        if self.before is not None and os.getpid() == self.process:
             self.heard = True
             self.before(number, frame)
 
@@ -39,7 +41,7 @@ class CtrlC:
             raise KeyboardInterrupt
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if self.listens:
+        if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
         sys.unraisablehook = self.report
         if self.heard and kind is not None and issubclass(kind, Exception):  # such as workers that heard it and ended

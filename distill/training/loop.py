@@ -28,7 +28,7 @@ from distill.training.checks import check_labelled, check_student, check_width
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.interrupt import CtrlC
 from distill.training.optimizer import make_optimizer, make_schedule
-from distill.training.parallel import Ranks, explained_parting, join, pick_device, seeded, shared_layers
+from distill.training.parallel import Ranks, compiled, explained_parting, join, pick_device, seeded, shared_layers
 from distill.training.presets import choose_options, choose_settings, defaults_for, make_student
 from distill.training.runs import Run, begun, config_of, is_finished, run_folder, write_history
 from distill.training.settings import Settings, for_device
@@ -55,7 +55,7 @@ def fit(
     progress: bool = True,
     method_options: dict[str, Any] | None = None,
     on_epoch: OnEpoch | None = None,
-    **settings,
+    **settings: Any,
 ) -> Run:
     """Train `student` with `method` under `teacher` on the train split of `data`; score it on val and test.
 
@@ -86,11 +86,11 @@ def fit(
     chosen, ranks = for_device(chosen, target), join(target)
     with ranks.first_alone():  # the sample is made on first use
         train = open_dataset(data, "train", data_root, limit)
-    named = isinstance(student, str)
-    if named:
+    given = None if isinstance(student, str) else student  # the caller's, to be trained in place
+    if isinstance(student, str):
         student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights)
     check_student(student, train)
-    student = student.to(target, memory_format=torch.channels_last)
+    student = student.to(target).to(memory_format=torch.channels_last)
     student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others
     if terms and isinstance(teacher, nn.Module):
         check_apart(teacher, student)  # before the teacher is frozen
@@ -98,15 +98,15 @@ def fit(
     if teacher is not None:
         check_classes("teacher", teacher, train)
     with seeded(seed + 1_000_003):  # connectors have a stream of their own: students start alike in every row
-        method = build_method(method, teacher, student, **choose_options(terms, data, method_options))
+        built = build_method(method, teacher, student, **choose_options(terms, data, method_options))
     if target.type == "cpu":
         check_width(student)
     val = open_dataset(data, "val", data_root)
-    config = config_of(data, train, val, student, teacher, method, seed, preset, chosen, ranks)
-    folder = Path(out) if out else run_folder("runs", config["data"], config["model"]["backbone"], method.name, seed)
+    config = config_of(data, train, val, student, teacher, built, seed, preset, chosen, ranks)
+    folder = Path(out) if out else run_folder("runs", config["data"], config["model"]["backbone"], built.name, seed)
     if ranks.agree(ranks.first and is_finished(folder, config, resume)):
-        return _done(folder, None if named else student)
-    loop = _Loop(student, teacher, method, train, chosen, seed, target, folder, progress, on_epoch, ranks)
+        return _done(folder, given)
+    loop = _Loop(student, teacher, built, train, chosen, seed, target, folder, progress, on_epoch, ranks)
     check_labelled(train)
     check_labelled(val)
     try:
@@ -116,14 +116,14 @@ def fit(
             enough_memory(f"lower --batch-size ({chosen.batch_size}) or --crop-size ({chosen.crop_size})"),
         ):
             if ranks.agree(finished):  # by another process, while this one waited
-                return _done(folder, None if named else student)
+                return _done(folder, given)
             loop.run(val)
             scores = _final_scores(loop, data, data_root)
             with ranks.first_alone():
                 if ranks.first:
                     write_json(folder / "scores.json", scores)
     except KeyboardInterrupt:
-        again = "start it again in the same way" if named else "call fit again with a student of the same first weights"
+        again = "call fit again with a student of the same first weights" if given else "start it again in the same way"
         raise Interrupted(
             f"training was interrupted after {loop.saved} of {chosen.epochs} epochs; {again} to go on from there (the "
             f"run is in {folder})"
@@ -142,10 +142,10 @@ def _done(folder: Path, student: DeepLabV3Plus | None) -> Run:
 class _Step(nn.Module):
     """The student and what its answers are compared with, as one network, which is what DDP takes care of."""
 
-    def __init__(self, student: nn.Module, method: Method, precision: str, compiled: bool) -> None:
+    def __init__(self, student: nn.Module, method: Method, precision: str, compile: bool) -> None:
         super().__init__()
         self.student, self.method, self.precision = student, method, precision
-        self.answer = torch.compile(student) if compiled else student
+        self.answer = compiled(student) if compile else student
 
     def forward(
         self, images: Tensor, labels: Tensor, teacher_output: tuple[Any, ...] | None, count: Tensor | None
@@ -185,7 +185,7 @@ class _Loop:
         self.ctrl_c = CtrlC()
         self.best = {"epoch": 0, "val_miou": -1.0}
         self.partial: dict[str, Any] = {}  # of the epoch that a checkpoint was in: its `step`, `sums` and `seconds`
-        self.asked = torch.compile(self.teacher) if settings.compile and teacher is not None else self.teacher
+        self.asked = compiled(self.teacher) if settings.compile and self.teacher is not None else self.teacher
 
     def run(self, val: VOCFolder) -> None:
         devices = [self.device] if self.device.type == "cuda" else []
@@ -200,7 +200,7 @@ class _Loop:
             torch.manual_seed(self.seed + 2_000_003)  # dropout's stream, the same in every row and every process
             self._restore()
             changing = self.settings.teacher_mode == "train"  # its answers, from step to step
-            if self.method.needs_teacher and not changing and len(self.history) < self.settings.epochs:
+            if self.asked is not None and not changing and len(self.history) < self.settings.epochs:
                 self.batches.cache_teacher(self.asked, self.method.needs_maps, self.progress)
             self.step = self._as_step()
             for epoch in range(len(self.history), self.settings.epochs):
@@ -320,9 +320,10 @@ class _Loop:
     def _step(self, pieces: list[Batch], frozen: bool) -> dict[str, Tensor]:
         """One step of the optimizer on this process's pieces of a batch; the means of their losses."""
         self.optimizer.zero_grad(set_to_none=True)
-        count, totals = self._labelled_pixels(pieces), {}
+        count = self._labelled_pixels(pieces)
+        totals: dict[str, Tensor] = {}
         for number, (images, labels, teacher_output) in enumerate(pieces, 1):
-            if teacher_output is None and self.method.needs_teacher:
+            if teacher_output is None and self.asked is not None:
                 teacher_output = ask_teacher(self.asked, images, self.method.needs_maps, self.settings.precision)
             with self._without_exchange(number < len(pieces)):
                 loss, parts = self.step(images, labels, teacher_output, count)
@@ -345,12 +346,12 @@ class _Loop:
         number = len(pieces) * self.ranks.world
         if number == 1:
             return None
-        labelled = sum((labels != IGNORE_INDEX).sum() for _, labels, _ in pieces)
+        labelled = torch.stack([(labels != IGNORE_INDEX).sum() for _, labels, _ in pieces]).sum()
         return self.ranks.sum(labelled).clamp(min=1) / number
 
-    def _without_exchange(self, wait: bool) -> AbstractContextManager:
+    def _without_exchange(self, wait: bool) -> AbstractContextManager[None]:
         """Gradients of all pieces but the last are kept, and exchanged with the last's."""
-        return self.step.no_sync() if wait and self.ranks.world > 1 else nullcontext()
+        return self.step.no_sync() if wait and isinstance(self.step, DistributedDataParallel) else nullcontext()
 
     def _keep_best(self, line: dict[str, Any]) -> None:
         if line["val_miou"] > self.best["val_miou"]:

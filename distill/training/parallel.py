@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError, first_line
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def agree(self, value: object) -> object:
+    def agree(self, value: Value) -> Value:
         """The first rank's value, for all. It has to consist of plain values and tensors on the CPU."""
         if self.world == 1:
             return value
@@ -115,6 +118,12 @@ class _Sum(torch.autograd.Function):
 class SharedBatchNorm(nn.BatchNorm2d):
     """BatchNorm with the statistics of the batch as all ranks have it. PyTorch's own exists on GPUs only."""
 
+    # What a BatchNorm may lack, and those that become one of these have.
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
@@ -156,7 +165,7 @@ def shared_layers(ranks: Ranks, modules: list[nn.Module], norms: bool) -> Iterat
         kind = type(module)
         if norms and kind is nn.BatchNorm2d:
             module.__class__ = nn.SyncBatchNorm if next(module.parameters()).is_cuda else SharedBatchNorm
-            module.process_group = None  # all ranks; nn.SyncBatchNorm asks for it
+            vars(module)["process_group"] = None  # all ranks; nn.SyncBatchNorm asks for it
         elif kind is nn.Dropout:
             module.__class__ = SharedDropout
         else:
@@ -199,6 +208,11 @@ def pick_device(device: str | int | torch.device) -> torch.device:
         return torch.device(device)
     except RuntimeError:
         raise DistillError(f"PyTorch knows no device {device!r}; choose auto, cpu or cuda") from None
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """The network through `torch.compile`, which makes a module of a module, though its types say a function."""
+    return torch.compile(network)  # type: ignore[return-value]
 
 
 @contextmanager

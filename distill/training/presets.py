@@ -92,10 +92,10 @@ def choose_settings(preset: str, recipe: str, given: dict[str, Any], data: str |
     for kind, name, known in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
         if name not in known:
             raise DistillError(f"there is no {kind} {name!r}{nearest(str(name), known)}")
-    known = [field.name for field in fields(Settings)]
+    names = [field.name for field in fields(Settings)]
     for name in given:
-        if name not in known:
-            raise DistillError(f"there is no setting {name!r}{nearest(name, known)}")
+        if name not in names:
+            raise DistillError(f"there is no setting {name!r}{nearest(name, names)}")
     given = {name: value for name, value in given.items() if value is not None}
     augment = defaults_for(data).augment or PRESETS[preset].augment
     try:
@@ -107,7 +107,7 @@ def choose_settings(preset: str, recipe: str, given: dict[str, Any], data: str |
 def _sentence(error: ValidationError) -> str:
     """What the first setting is that cannot be so, and what it may be."""
     first = error.errors(include_url=False)[0]
-    name, value = first["loc"][0], first["input"]
+    name, value = str(first["loc"][0]), first["input"]
     why = "; BatchNorm needs two images a batch" if (name, value) == ("batch_size", 1) else ""
     return f"{name} is {value!r}{why}; {what_to_give(name)}"
 
