@@ -305,9 +305,8 @@ def _add_compare(commands: Commands) -> None:
     command.add_argument("--figures", type=Path, metavar="DIR", help="draw every figure there, as PNG and SVG")
 
 
-def _add_diagnose(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = commands.add_parser("diagnose", help="why is there no gain? the usual causes, in order")
-    command.set_defaults(command=_diagnose)
+def _add_diagnose(commands: Commands) -> None:
+    command = _command(commands, "diagnose", _diagnose, "why is there no gain? the usual causes, in order")
     command.add_argument(
         "runs", nargs="+", type=Path, help="folders with runs below them: a baseline and methods of one student"
     )

@@ -32,7 +32,7 @@ from distill.training.parallel import Ranks, compiled, explained_parting, join, 
 from distill.training.presets import choose_options, choose_settings, defaults_for, make_student
 from distill.training.runs import Run, begun, config_of, is_finished, run_folder, write_history
 from distill.training.settings import Settings, for_device
-from distill.training.tally import Tally
+from distill.training.tally import Clocks, Tally
 
 OnEpoch = Callable[[dict[str, Any], DeepLabV3Plus], None]
 
@@ -184,7 +184,7 @@ class _Loop:
         self.saved = 0  # epochs in the checkpoint
         self.ctrl_c = CtrlC()
         self.best = {"epoch": 0, "val_miou": -1.0}
-        self.partial: dict[str, Any] = {}  # of the epoch that a checkpoint was in: its `step`, `sums` and `seconds`
+        self.partial: dict[str, Any] = {}  # of the epoch that a checkpoint was in: its `step`, `sums` and clocks
         self.asked = compiled(self.teacher) if settings.compile and self.teacher is not None else self.teacher
 
     def run(self, val: VOCFolder) -> None:
@@ -201,7 +201,9 @@ class _Loop:
             self._restore()
             changing = self.settings.teacher_mode == "train"  # its answers, from step to step
             if self.asked is not None and not changing and len(self.history) < self.settings.epochs:
+                clocks = Clocks(self.partial)  # to ask the teacher is part of what distillation costs
                 self.batches.cache_teacher(self.asked, self.method.needs_maps, self.progress)
+                self.partial |= clocks.read()
             self.step = self._as_step()
             for epoch in range(len(self.history), self.settings.epochs):
                 self._epoch(epoch, val)
@@ -221,7 +223,9 @@ class _Loop:
         self._set_modes()
         tally = self._train(epoch)
         line = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0], **tally.means(len(self.batches))}
-        line["seconds"] = tally.seconds()
+        line |= tally.clocks.read()
+        if self.device.type != "cpu":
+            del line["cpu_seconds"]  # of the program that waits for the GPU
         self._check_weights(epoch)
         if epoch + 1 == self.settings.epochs or (epoch + 1) % self.settings.evaluate_every == 0:
             line["val_miou"] = evaluate(self.student, val, ranks=self.ranks, workers=self.settings.workers).miou
