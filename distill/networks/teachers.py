@@ -74,7 +74,19 @@ def load_teacher(
         )
     model.class_names = tuple(class_names) if class_names else model.class_names
     # In float32, whatever it came in: images are, and `precision` chooses what its passes are computed in.
-    return freeze(model).float().to(device).to(memory_format=torch.channels_last)
+    return _moved(freeze(model).float(), device).to(memory_format=torch.channels_last)
+
+
+def _moved(model: nn.Module, device: str | torch.device) -> nn.Module:
+    try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it computes nothing")
+        return model.to(device)
+    except (AssertionError, RuntimeError, TypeError) as error:  # PyTorch without CUDA asserts that it has it
+        raise DistillError(
+            f"the teacher cannot be moved to the device {device!r} ({first_line(error)}); choose cpu, or a GPU that "
+            f"PyTorch finds"
+        ) from None
 
 
 def _load(source: str) -> DeepLabV3Plus | TappedTeacher:

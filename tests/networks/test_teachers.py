@@ -584,3 +584,8 @@ def test_a_teacher_in_half_precision_answers_in_float32(dtype: torch.dtype) -> N
     teacher = load_teacher(network)
     assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float32}
     assert teacher(torch.zeros(1, 3, 33, 33)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", True])
+def test_a_device_that_there_is_not_is_named(device: object, refused) -> None:
+    refused(repr(device), "choose cpu", call=lambda: load_teacher("sample", device))
