@@ -37,7 +37,7 @@ from distill.training.settings import Settings
 BATCHES = 8  # that gradients are measured on
 WEAK, STRONG = 0.05, 20.0  # gradients of a term, as multiples of cross-entropy's
 CERTAIN = 0.99  # the mean probability of the teacher's first choice
-EXCHANGED = 0.3  # IoU between one class and another
+EXCHANGED = 0.4  # IoU between one class and another
 
 
 class Finding(NamedTuple):
@@ -262,7 +262,7 @@ def exchanged_classes(scores: Scores) -> list[tuple[str, str]]:
     return [
         (names[truth], names[answer])
         for truth, answer in enumerate(best)
-        if overlap[truth, answer] > max(EXCHANGED, 2 * overlap[truth, truth])
+        if overlap[truth, answer] > max(EXCHANGED, 3 * overlap[truth, truth])
     ]
 
 

@@ -1,0 +1,155 @@
+"""Why is there no gain? Each cause is planted, and has to be found; where none is planted, none may be."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from distill import Run, fit, load_teacher, losses, open_dataset
+from distill.cli import main
+from distill.data.sample import make_sample
+from distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
+from distill.lab.diagnose import Finding, confidence, diagnose, exchanged_classes, gradient_ratios
+from distill.networks.deeplab import DeepLabV3Plus
+from distill.training.evaluation import Scores
+
+SETTINGS = {"epochs": 4, "batch_size": 8, "evaluate_every": 1, "progress": False}
+
+
+class Scaled(nn.Module):
+    """The shipped teacher for images from 0 to 1, which ours are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = load_teacher("sample")
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return self.network((images - mean) / std)
+
+
+def exchanged() -> DeepLabV3Plus:
+    """The shipped teacher, which calls a heart a mushroom and a mushroom a heart."""
+    teacher = load_teacher("sample")
+    order = [0, 2, 1, *range(3, 21)]
+    last = teacher.decoder.last_conv[-1]
+    with torch.no_grad():
+        last.weight.copy_(last.weight[order])
+        last.bias.copy_(last.bias[order])
+    return teacher
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Few training images of the size that the shipped teacher knows, and enough to score it on."""
+    return make_sample(tmp_path_factory.mktemp("data") / "scenes", train=16, val=60, test=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory, scenes: Path, make_student: Callable) -> Callable[..., Path]:
+    """A baseline and one method, trained for moments; the folder above them."""
+    baseline = tmp_path_factory.mktemp("runs")
+
+    def to(teacher: object = "sample", method: str = "kd", **options: object) -> Path:
+        folder = tmp_path_factory.mktemp("runs")
+        if not (baseline / "seed0").exists():
+            asked = {"data_root": scenes, "out": baseline / "seed0", **SETTINGS}
+            fit(make_student(), "baseline", None, "sample", **asked)
+        (folder / "baseline").symlink_to(baseline)
+        asked = {"data_root": scenes, "out": folder / method / "seed0", "method_options": options, **SETTINGS}
+        fit(make_student(), method, teacher, "sample", **asked)
+        return folder
+
+    return to
+
+
+def by_check(folder: Path, teacher: object = None) -> dict[str, Finding]:
+    return {finding.check: finding for finding in diagnose([folder / "baseline", folder], teacher)}
+
+
+def test_of_a_good_teacher_nothing_is_said_against_it(train: Callable[..., Path]) -> None:
+    found = by_check(train(weight=1.0))
+    order = ["teacher", "convergence", "labels", "gradient", "classes", "normalisation", "confidence"]
+    assert list(found) == order
+    assert all(found[check].fine for check in order if check != "convergence"), found
+    assert "better on" in found["teacher"].sentence and "pulls" in found["gradient"].sentence
+
+
+def test_exchanged_classes_are_named(train: Callable[..., Path]) -> None:
+    teacher = exchanged()
+    found = by_check(train(teacher), teacher)
+    assert not found["classes"].fine and "'heart' 'mushroom', 'mushroom' 'heart'" in found["classes"].sentence
+    assert found["normalisation"].fine
+
+
+def test_another_normalisation_is_found(train: Callable[..., Path]) -> None:
+    teacher = load_teacher(Scaled())
+    found = by_check(train(teacher), teacher)
+    assert not found["normalisation"].fine and "from 0 to 1 and not normalised" in found["normalisation"].sentence
+
+
+@pytest.mark.parametrize("weight, advice", [(1e-4, "Raise its weight"), (1e4, "Lower its weight")])
+def test_a_weight_out_of_all_proportion_is_found(train: Callable[..., Path], weight: float, advice: str) -> None:
+    found = by_check(train(weight=weight))["gradient"]
+    assert not found.fine and advice in found.sentence
+
+
+def test_a_teacher_that_knows_nothing_is_found(train: Callable[..., Path], make_student: Callable) -> None:
+    teacher = load_teacher(make_student("resnet101"))
+    found = by_check(train(teacher), teacher)
+    assert not found["teacher"].fine and "Train a better teacher" in found["teacher"].sentence
+    assert not found["labels"].fine and "without labels" in found["labels"].sentence
+
+
+def test_the_gradients_are_those_of_training(train: Callable[..., Path], scenes: Path) -> None:
+    """With the weight doubled the ratio doubles; and it is what the whole loss's gradient is made of."""
+    folder = train(weight=1.0)
+    run, teacher = Run(folder / "kd" / "seed0"), load_teacher("sample")
+    train_split = open_dataset("sample", "train", scenes)
+    (ratio,) = gradient_ratios(run, teacher, train_split).values()
+    student = run.student().train()
+    student.aspp.dropout.eval()
+    images = normalise(torch.stack([train_split[i][0] for i in range(8)]))
+    labels = torch.stack([train_split[i][1] for i in range(8)])
+    logits = student(images)
+    norms = []
+    for value in (losses.kd(logits, teacher(images), 4.0), losses.cross_entropy(logits, labels)):
+        student.zero_grad()
+        value.backward(retain_graph=True)
+        norms.append(sum(float(weight.grad.square().sum()) for weight in student.parameters()) ** 0.5)
+    assert 0.4 < ratio / (norms[0] / norms[1]) < 2.5, "other images, and dropout, but no other order of size"
+
+
+def test_exchanged_classes_want_a_clear_case() -> None:
+    names = ("a", "b", "c")
+    assert exchanged_classes(Scores(torch.tensor([[9, 1, 0], [1, 9, 0], [3, 0, 7]]).numpy(), names)) == []
+    swapped = torch.tensor([[1, 9, 0], [9, 1, 0], [0, 0, 7]]).numpy()
+    assert exchanged_classes(Scores(swapped, names)) == [("a", "b"), ("b", "a")]
+
+
+def test_confidence_is_the_mean_probability_of_the_choice(scenes: Path) -> None:
+    class Constant(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tensor([0.6, 0.3, 0.1]).log().view(1, 3, 1, 1).expand(1, 3, *images.shape[2:])
+
+    data = Subset(open_dataset("sample", "val", scenes), [0, 3])
+    assert confidence(Constant(), data) == pytest.approx(0.6)
+
+
+def test_mistakes_are_one_sentence(train: Callable[..., Path], refused) -> None:
+    folder = train(weight=1.0)
+    refused("no baseline", call=lambda: list(diagnose([folder / "kd"])))
+    refused("no run of a method", call=lambda: list(diagnose([folder / "baseline"])))
+    other = exchanged()
+    refused("is not the teacher of", call=lambda: list(diagnose([folder / "baseline", folder], other)))
+
+
+def test_the_command_prints_a_line_a_check(train: Callable[..., Path], capsys) -> None:
+    folder = train(weight=1.0)
+    assert main(["diagnose", str(folder / "baseline"), str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 7 and lines[0].split()[:2] == ["teacher", "fine"]
+    assert {line.split()[1] for line in lines} <= {"fine", "LOOK"}
