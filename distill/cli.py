@@ -285,11 +285,15 @@ def _add_study(commands: Commands) -> None:
     command.add_argument(
         "--shard", metavar="K/N", help="only every N-th run from the K-th on: machines that share a disk divide a study"
     )
+    command.add_argument(
+        "--keep-recorded", action="store_true", help="go on from the record, without the folders of its runs"
+    )
     command.add_argument("--dry-run", action="store_true", help="only say what would be done, in order")
 
 
 def _study(options: argparse.Namespace) -> None:
-    study = Study(options.file, options.runs, options.results, options.data_root, options.device, options.shard)
+    where = options.runs, options.results, options.data_root, options.device
+    study = Study(options.file, *where, options.shard, options.keep_recorded)
     if options.dry_run:
         print(study.to_do())
     else:

@@ -21,7 +21,7 @@ from distill.files import PROJECT, checked, make_folder, read_json, write_json
 from distill.lab.comparison import STUDY_FILE, Findings, rows_of
 from distill.lab.plan import Planned, load_study, plan, plan_teacher, teacher_source
 from distill.lab.pool import Job, progress_bar, run_all, slots
-from distill.lab.tables import check_comparable, described, record
+from distill.lab.tables import check_comparable, described, read_study, record
 from distill.networks.teachers import fingerprint, load_teacher
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.parallel import pick_device
@@ -44,7 +44,8 @@ class Study:
 
     `runs` is the folder of all studies' runs, by default `runs` of the clone, or of the working folder. `results` is by
     default results/STUDY.json of the clone for a file that lies in it, else results.json beside the runs. `own` are
-    the runs that are trained here: all, or those of the `shard`, which is a text such as "1/3".
+    the runs that are trained here: all, or those of the `shard`, which is a text such as "1/3". With `keep_recorded`,
+    runs that the record holds are not trained again, though their folders are not here.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Study:
         data_root: str | None = None,
         device: str = "auto",
         shard: str | None = None,
+        keep_recorded: bool = False,
     ) -> None:
         self.path, self.device, self.data_root = Path(path), device, data_root
         self.content = load_study(self.path)
@@ -69,14 +71,23 @@ class Study:
         self.own = self.runs[self.number - 1 :: self.of]
         self.shard = shard
         self.before = self._recorded()
-        self.records: dict[Path, dict[str, Any]] = {}
-        self.environments: list[dict[str, Any]] = []
+        self.records: dict[Path, dict[str, Any]] = self._kept() if keep_recorded else {}
+        self.environments: list[dict[str, Any]] = _environments(self.before) if self.records else []
         self.weights: str | None = None  # the teacher's fingerprint
         self.image_size: list[int] | None = None
 
     def _recorded(self) -> dict[str, Any]:
         known = self.results.exists()
         return checked(read_json(self.results), dict[str, Any], self.results, "a record") if known else {}
+
+    def _kept(self) -> dict[Path, dict[str, Any]]:
+        """By their folders, the runs of the plan that the record holds and that are not here."""
+        known = {_key(entry): entry for entry in read_study(self.results)[0]} if self.before else {}
+        there = {run.folder: known.get(_key_of(run)) for run in self.runs if not run.begun}
+        return {folder: entry for folder, entry in there.items() if entry is not None}
+
+    def done(self, run: Planned) -> bool:
+        return run.finished or run.folder in self.records
 
     @property
     def root(self) -> str | None:
@@ -98,7 +109,7 @@ class Study:
         self._look_at_data()
         make_folder(self.folder)
         total = sum(run.settings.epochs for run in everything)
-        done = sum(run.settings.epochs for run in everything if run.finished)
+        done = sum(run.settings.epochs for run in everything if self.done(run))
         log = "failed.txt" if self.shard is None else f"failed-{self.number}.txt"
         try:
             with progress_bar(total, done) as bar:
@@ -112,7 +123,7 @@ class Study:
     def _so_far(self) -> str:
         """Record what there is, and say how much it is."""
         self.record()
-        return f"after {sum(run.finished for run in self.own)} of {len(self.own)} runs; the same command goes on"
+        return f"after {sum(map(self.done, self.own))} of {len(self.own)} runs; the same command goes on"
 
     def _own_teacher(self) -> list[Planned]:
         return [self.teacher_run] if self.teacher_run is not None and self.number == 1 else []
@@ -150,7 +161,7 @@ class Study:
                 jobs.append(Job("scoring the teacher", "distill.lab.study.score_teacher", asked))
         self.check()
         self.record()
-        return jobs + [self._job(run, run.name) for run in self.own if not run.finished]
+        return jobs + [self._job(run, run.name) for run in self.own if not self.done(run)]
 
     def _job(self, run: Planned, name: str) -> Job:
         def finished() -> None:
@@ -164,6 +175,7 @@ class Study:
     def check(self) -> None:
         """DistillError where runs that are there differ from each other, or from the file, in more than they may."""
         there = [(run, described(Run(run.folder)) | {"variant": run.variant}) for run in self.runs if run.begun]
+        there += [(run, self.records[run.folder]) for run in self.runs if not run.begun and run.folder in self.records]
         asked = {run.variant: self._asked(run) for run in self.runs}
         variants = self.content.as_written().get("variants", [])
         findings = Findings([*asked.values(), *(entry for _, entry in there)], variants)
@@ -198,10 +210,15 @@ class Study:
         """What `run` would do, in order, and what is there."""
         self.check()
         lines = [(run, "teacher") for run in self._own_teacher()] + [(run, run.name) for run in self.own]
-        finished, begun = (sum(getattr(run, state) for run in self.own) for state in ("finished", "begun"))
+        finished, begun = sum(map(self.done, self.own)), sum(run.begun or self.done(run) for run in self.own)
         where = f"{self.folder}, shard {self.shard}" if self.shard is not None else self.folder
         head = f"{where}: {len(self.own)} runs, {finished} of them finished, {begun - finished} begun"
-        return "\n".join([head, *(f"{_state(run):>18}  {name}" for run, name in lines)])
+        return "\n".join([head, *(f"{self._state(run):>18}  {name}" for run, name in lines)])
+
+    def _state(self, run: Planned) -> str:
+        if self.done(run):
+            return "finished"
+        return f"{run.epochs()} of {run.settings.epochs} epochs" if run.begun else f"{run.settings.epochs} epochs"
 
     # ------------------------------------------------------------------------------------------ the record
 
@@ -275,6 +292,18 @@ def _shard(text: str, runs: int) -> tuple[int, int]:
     return int(number), int(of)
 
 
+def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return entry.get("variant") or "", entry["backbone"], entry["method"], entry["seed"]
+
+
+def _key_of(run: Planned) -> tuple[Any, ...]:
+    return run.variant, *(run.keywords[name] for name in ("student", "method", "seed"))
+
+
+def _environments(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(record.get("environments") or [record["environment"]])
+
+
 def score_teacher(source: str, data: str, data_root: str | None, device: str, out: str) -> None:
     """Score a teacher on val and, where there is one, on test, as a run is, and write that to the file `out`."""
     teacher = load_teacher(source, device)
@@ -289,9 +318,3 @@ def score_teacher(source: str, data: str, data_root: str | None, device: str, ou
         "weights": fingerprint(teacher),
     }
     write_json(Path(out), content)
-
-
-def _state(run: Planned) -> str:
-    if run.finished:
-        return "finished"
-    return f"{run.epochs()} of {run.settings.epochs} epochs" if run.begun else f"{run.settings.epochs} epochs"

@@ -447,8 +447,28 @@ def test_shards_one_after_the_other_give_the_record_of_the_whole(
             assert len(records[-1]["runs"]) == (4 if shard is None else (1, 3, 4)[count - 1])
     whole, *_, divided = records
     for run in (*whole["runs"], *divided["runs"]):
-        del run["seconds"]
+        del run["seconds"], run["cpu_seconds"]
     assert {**whole, "date": ""} == {**divided, "date": ""}
+
+
+def test_a_study_goes_on_from_its_record_where_the_runs_are_gone(
+    tmp_path: Path, tiny_sample: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, refused
+) -> None:
+    monkeypatch.setattr(study_module, "run_all", _in_this_process)
+    file, record = tmp_path / "four.toml", tmp_path / "four.json"
+    file.write_text(FOUR)
+    Study(file, tmp_path / "first", record, str(tiny_sample), "cpu", "2/3").run(jobs=1)
+    before = read_json(record)["runs"]
+    words = ["study", file, "--runs", tmp_path / "second", "--results", record, "--data-root", tiny_sample]
+    assert main([*map(str, words), "--dry-run", "--keep-recorded"]) == 0
+    assert "4 runs, 1 of them finished, 0 begun" in capsys.readouterr().out
+    Study(file, tmp_path / "second", record, str(tiny_sample), "cpu", keep_recorded=True).run(jobs=1)
+    after = read_json(record)
+    assert [run["seed"] for run in after["runs"]] == [0, 1, 2, 3] and after["runs"][1] == before[0]
+    assert sorted(path.name for path in (tmp_path / "second" / "four").rglob("seed*")) == ["seed0", "seed2", "seed3"]
+    file.write_text(FOUR.replace("epochs = 1", "epochs = 2"))
+    changed = Study(file, tmp_path / "third", record, str(tiny_sample), "cpu", keep_recorded=True)
+    refused("epochs", call=lambda: changed.run(jobs=1))
 
 
 def test_shards_at_the_same_time_train_nothing_twice(tmp_path: Path, tiny_sample: Path) -> None:
