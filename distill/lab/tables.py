@@ -292,10 +292,11 @@ def _verdict(row: dict[str, Any], unfinished: dict[str, float]) -> str:
         return "not converged" if row["backbone"] in unfinished else ""
     if "verdict" not in row:
         return ""
-    needed = row["seeds_to_settle"]
-    seeds = {None: "more than one seed", MANY: f"{MANY:,} seeds or more"}.get(needed, f"{needed} seeds")
-    word = row["verdict"] if row["verdict"] != "not settled" else f"not settled: needs {seeds}"
-    return f"{word}, so far" if row["backbone"] in unfinished else word
+    if row["verdict"] == "not settled":
+        needed = row["seeds_to_settle"]
+        seeds = {None: "more than one seed", MANY: f"{MANY:,} seeds or more"}.get(needed, f"{needed} seeds")
+        return f"not settled: needs {seeds}"
+    return f"{row['verdict']}, so far" if row["backbone"] in unfinished else row["verdict"]
 
 
 def plus_minus(value: float, half_width: float, sign: str = "") -> str:
