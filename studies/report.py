@@ -79,9 +79,9 @@ def _reading() -> str:
     if not not_converged(rows):
         return f"Read with the 95 % intervals, against the baseline: {said}."
     return (
-        f"Read with the 95 % intervals, against the baseline after as many epochs: {said}. **That is about speed**: the "
-        f"baselines had not converged, and nothing here says that a student that is trained to the end becomes better "
-        f"with a teacher."
+        f"Read with the 95 % intervals, against the baseline after as many epochs: {said}. **That is about speed**: "
+        f"the baselines had not converged, and nothing here says that a student that is trained to the end becomes "
+        f"better with a teacher."
     )
 
 

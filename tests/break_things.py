@@ -32,6 +32,7 @@ NEAR = {
     "training/loop": ("training/parallel",),
     "training/checkpoint": ("training/loop",),
     "training/optimizer": ("training/loop",),
+    "lab/tables": ("lab/curves", "training/runs"),
 }
 
 
@@ -127,12 +128,13 @@ BREAKS = (
         "prediction[valid].long() * num_classes + labels[valid].long()",
     ),
     Break("void counts in scores", "training/evaluation", "if not np.isnan(iou)]", "if iou > 0]"),
-    Break(
-        "gains that are not paired",
-        "lab/tables",
-        '- baseline[seed]["miou"] for',
-        '- baseline[min(baseline)]["miou"] for',
-    ),
+    Break("gains that are not paired", "lab/tables", "(entry, baseline[seed])", "(entry, baseline[min(baseline)])"),
+    Break("convergence looks at the last half", "lab/curves", "np.interp(0.75 *", "np.interp(0.5 *"),
+    Break("equal time is the slower run's", "lab/curves", "end = min(seconds", "end = max(seconds"),
+    Break("a gain within its interval is settled", "lab/curves", "if abs(mean) > half:", "if abs(mean) > half / 2:"),
+    Break("seconds of a busy machine", "lab/tables", 'entry.get("cpu_seconds", entry["seconds"])', 'entry["seconds"]'),
+    Break("rows and columns of exchanged classes", "lab/diagnose", "overlap.argmax(1)", "overlap.argmax(0)"),
+    Break("gradients without the weight", "lab/diagnose", "term.current_weight() * term(ours", "term(ours"),
     Break(
         "the atomic rename",
         "files",

@@ -128,6 +128,8 @@ def test_exchanged_classes_want_a_clear_case() -> None:
     assert exchanged_classes(Scores(torch.tensor([[9, 1, 0], [1, 9, 0], [3, 0, 7]]).numpy(), names)) == []
     swapped = torch.tensor([[1, 9, 0], [9, 1, 0], [0, 0, 7]]).numpy()
     assert exchanged_classes(Scores(swapped, names)) == [("a", "b"), ("b", "a")]
+    turned = torch.tensor([[0, 9, 0], [0, 1, 9], [9, 0, 0]]).numpy()
+    assert exchanged_classes(Scores(turned, names)) == [("a", "b"), ("b", "c"), ("c", "a")]
 
 
 def test_confidence_is_the_mean_probability_of_the_choice(scenes: Path) -> None:
