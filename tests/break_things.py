@@ -166,7 +166,7 @@ def main() -> None:
 
 
 def _copy(target: Path) -> Path:
-    leave = shutil.ignore_patterns(".git", ".venv", "scratch", "lab/tables", "executed", ".*_cache", "__pycache__")
+    leave = shutil.ignore_patterns(".git", ".venv", "scratch", "runs", "executed", ".*_cache", "__pycache__")
     return Path(shutil.copytree(PROJECT, target, ignore=leave))
 
 
