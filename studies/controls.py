@@ -3,6 +3,9 @@
 Three controls on the sample, scored on the test split, each with the trainer and schedule of the study:
 the students on 12,000 of the teacher's images, each seen once, the teacher's network on the students' 500, and
 colour alone.
+
+A script and no study file: all rows of a study share its data, while the first control draws another sample; and the
+last one is a lookup of colours, no network that could be trained.
 """
 
 import argparse

@@ -2,6 +2,8 @@
 
 What is trained, and how it was chosen, stands in the study file; results/sample.json, from which the README and the
 notebooks take their tables, is what it records. Finished runs are not trained again.
+
+A script beside the study file, because a study leaves its students in runs/, which is not shipped, and two of them are.
 """
 
 import argparse

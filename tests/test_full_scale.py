@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ import distill
 from distill import cli, open_dataset
 from distill.data.sample import scene, voc_palette
 from distill.files import PROJECT
-from distill.lab import pool
+from distill.lab.plan import load_study, plan
 from distill.networks import teachers
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.training import presets
-from studies import voc
+from distill.training.parallel import Ranks
+from distill.training.presets import choose_settings
+from distill.training.settings import Settings
 
 SMALL = "--crop-size 33 --batch-size 4 --epochs 2 --workers 0 --device cpu"
 TRAIN, VAL, FURTHER = 6, 3, 4  # images of VOC's lists, and of SBD's that are in neither
@@ -135,17 +138,49 @@ def test_every_row_of_the_published_tables_runs_as_the_readme_says(
     assert len(run.history) == 2 and np.isfinite(run.history[-1]["loss"]) and 0 <= run.scores["val"]["miou"] <= 1
 
 
-def test_the_readme_has_every_row_and_they_are_those_of_the_script() -> None:
-    rows = [(backbone, method) for backbone in voc.BACKBONES for method in voc.METHODS]
-    expected = [
-        voc.command(*row, 0, "DIR", "deeplab-resnet.pth.tar").removeprefix("python -m distill ") for row in rows
-    ]
-    assert _published_lines() == expected and len(expected) == 10
+def _asked(keywords: dict[str, object]) -> dict[str, object]:
+    """What a run is made of, without the place where it lies; a baseline's teacher is nobody's."""
+    row = {key: keywords[key] for key in ("student", "method", "data", "data_root", "seed", "preset", "recipe")}
+    row["teacher"] = None if row["method"] == "baseline" else keywords["teacher"]
+    named = {field.name for field in fields(Settings)}
+    settings = {key: value for key, value in keywords.items() if key in named}
+    return row | {"weights": keywords["weights"], "settings": choose_settings("voc", row["recipe"], settings)}
+
+
+def test_the_study_has_every_row_of_the_readme_and_of_notebook_08(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed: list[dict[str, object]] = []
+
+    def fit(student: str, method: str, teacher: str, data: str, **keywords: object) -> None:
+        typed.append(_asked({"student": student, "method": method, "teacher": teacher, "data": data} | keywords))
+
+    monkeypatch.setattr(cli, "fit", fit)
+    monkeypatch.setattr(cli, "this_rank", lambda: Ranks(1, 2))  # which prints no scores
+    lines = _published_lines()
+    assert all(cli.main(line.split()) == 0 for line in lines)
+    study = load_study(PROJECT / "studies" / "voc-matched.toml")
+    planned = [_asked(run.keywords) for run in plan(study, Path(), "DIR")]
+    assert typed == [row for row in planned if row["seed"] == 0] and len(typed) == 10 and len(planned) == 30
     notebook = json.loads((PROJECT / "notebooks" / "08_full_scale_voc.ipynb").read_text())
     printed = "".join(
         "".join(output.get("text", ())) for cell in notebook["cells"] for output in cell.get("outputs", ())
     )
-    assert all(f"python -m distill {line}\n" in printed for line in expected), "notebook 08 has other commands"
+    assert all(f"python -m distill {line}\n" in printed for line in lines), "notebook 08 has other commands"
+    written = "".join(line for cell in notebook["cells"] for line in cell["source"])
+    for text in (written, (PROJECT / "README.md").read_text()):
+        assert "python -m distill study studies/voc-matched.toml --data-root DIR\n" in text
+        assert "python -m distill compare runs/voc-matched\n" in text.replace("  ", " ")
+
+
+def test_the_study_trains_a_row(sbd_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """As a reader would try it: a copy of the file, with one small row that needs no download."""
+    text = (PROJECT / "studies" / "voc-matched.toml").read_text()
+    for key, value in {"students": ["resnet18"], "methods": ["baseline"], "seeds": 1, "preset": "sample"}.items():
+        text = re.sub(f"^{key} = .*$", f"{key} = {json.dumps(value)}", text, flags=re.M)
+    text = text.replace('weights = "DEFAULT"', "[settings]\ncrop_size = 33\nbatch_size = 4\nepochs = 2\nworkers = 0")
+    (tmp_path / "small.toml").write_text(text)
+    _type(f"study {tmp_path}/small.toml --data-root {sbd_tree} --runs {tmp_path}/runs --device cpu --jobs 1", capsys)
+    run = distill.Run(tmp_path / "runs" / "small" / "resnet18" / "baseline" / "seed0")
+    assert run.finished and run.config["images"] == TRAIN + FURTHER and run.config["data"] == "pascal+sbd"
 
 
 @pytest.mark.parametrize("tree", ["voc_tree", "sbd_tree", "aug_tree"])
@@ -178,33 +213,6 @@ def test_sbds_own_lists_bring_no_image_of_vocs_val(sbd_tree: Path) -> None:
         assert image.shape[1:] == labels.shape
         if name in _further():
             assert np.array_equal(labels.numpy(), np.where(_further()[name][1] == 255, 0, _further()[name][1]))
-
-
-@pytest.mark.parametrize("visible", ["0,1", "2,3"])
-def test_the_script_runs_rows_side_by_side_and_names_those_that_fail(
-    visible: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    """On the GPUs that are its own, of a machine that others use too."""
-    seen = []
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(pool, "pick_device", torch.device)
-
-    def run(words: list[str], env: dict[str, str]) -> object:
-        seen.append((words[3:], env.get("CUDA_VISIBLE_DEVICES")))
-        return type("Done", (), {"returncode": int("ofd" in words)})()
-
-    monkeypatch.setattr(voc.subprocess, "run", run)
-    assert voc.main(["my data", "t.pth.tar", "--gpus", "2", "--seeds", "3", "--", "--recipe", "published"]) == 2
-    assert len(seen) == 30 and {device for _, device in seen} <= set(visible.split(","))
-    assert all(words[-2:] == ["--recipe", "published"] and "my data" in words for words, _ in seen)
-    assert capsys.readouterr().out.count("failed: ") == 6
-
-
-def test_the_script_trains_a_row(sbd_tree: Path, tmp_path: Path) -> None:
-    """One command as a process, on the CPU."""
-    line = voc.command("resnet18", "baseline", 0, str(sbd_tree), "none").replace(" --weights DEFAULT", "")
-    assert voc.run_all([f"{line} --preset sample {SMALL} --out {tmp_path}/run"], gpus=0) == []
-    assert distill.Run(tmp_path / "run").finished
 
 
 def test_what_a_labelling_tool_exports_goes_through_the_same_commands(

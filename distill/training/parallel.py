@@ -7,6 +7,7 @@ torchrun there is one rank, and nothing here does anything.
 
 import atexit
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,9 +77,26 @@ def join(device: torch.device) -> Ranks:
     if ranks.world > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        _check_torchrun_is_there()
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except dist.DistError:
+            _check_torchrun_is_there()  # it may have been killed meanwhile
+            raise
         atexit.register(dist.destroy_process_group)
     return ranks
+
+
+def _check_torchrun_is_there() -> None:
+    """The port at which the ranks meet is torchrun's own; where that was killed, torch would try it for minutes."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # somebody else's, or one that this rank will open
+        return
+    try:
+        socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=5).close()
+    except ConnectionRefusedError:
+        raise DistillError("the torchrun that started this process has ended; start it again to go on") from None
+    except OSError:  # a slow network: torch is more patient
+        pass
 
 
 @contextmanager

@@ -529,6 +529,25 @@ def test_a_shard_that_there_is_not_is_one_sentence(shard: str, write: Callable[.
 # ------------------------------------------------------------------------------------------------- the pool
 
 
+@pytest.mark.parametrize("visible", ["0,1", "2,3"])
+def test_jobs_run_side_by_side_on_the_gpus_that_are_ones_own(
+    visible: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a machine that others use too: each process sees one of them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(pool, "pick_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    # Each waits until both have written: one after the other, they would not end.
+    script = 'echo "$CUDA_VISIBLE_DEVICES" > {0}; until [ -e one ] && [ -e two ]; do sleep 0.1; done'
+    jobs = [
+        Job(name, "subprocess.run", {"args": ["sh", "-c", script.format(name)], "cwd": str(tmp_path), "timeout": 60})
+        for name in ("one", "two")
+    ]
+    with progress_bar(1, 0) as bar:
+        run_all(jobs, slots("cuda"), 1, bar, tmp_path / "log")
+    assert [(tmp_path / name).read_text().strip() for name in ("one", "two")] == visible.split(",")
+
+
 def test_a_failure_is_told_when_the_others_are_done(tmp_path: Path, refused) -> None:
     done: list[str] = []
     jobs = [

@@ -2,15 +2,17 @@
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from kill import command, finish, kill_and_resume, same_end, start
+from kill import command, family, finish, kill_and_resume, same_end, start
 from safetensors.torch import load_file
 from torch import Tensor
 from two_ranks import RUNS
@@ -104,6 +106,44 @@ def test_a_killed_run_of_two_processes_resumes_to_the_bit(tiny_sample: Path, tmp
     words = command(cut, tiny_sample, 2, free_port())
     kills = kill_and_resume(words, cut, 2, 0.75 * seconds, random.Random(5))
     assert same_end(whole, cut), kills
+
+
+def until(condition: Callable[[], object], seconds: float, every: float = 0.05) -> None:
+    latest = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < latest, f"not within {seconds} seconds"
+        time.sleep(every)
+
+
+def state(pid: int) -> list[str]:
+    """What Linux says about a process from its state on; of one that ended, Z."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.read_text().rpartition(")")[2].split() if stat.exists() else ["Z"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_processes_end_with_a_torchrun_that_is_killed_before_they_met(tiny_sample: Path, tmp_path: Path) -> None:
+    """One of them waits for the other, which is held up before it has imported anything."""
+    process = start(command(tmp_path / "run", tiny_sample, 2, free_port()))
+    ranks: list[int] = []
+    try:
+        until(lambda: len(family(process.pid)) > 2, 60)
+        ranks = family(process.pid)[1:]
+        os.kill(ranks[1], signal.SIGSTOP)
+        spent = [0]
+        until(lambda: spent.append(int(state(ranks[0])[11])) or 100 < spent[-2] == spent[-1], 90, every=1.5)  # idle
+        process.kill()
+        process.wait()
+        until(lambda: state(ranks[0])[0] == "Z", 30)  # at once, where the machine has nothing else to do
+        os.kill(ranks[1], signal.SIGCONT)
+        _, said = process.communicate(timeout=90)  # until no process is left that holds its end; importing takes time
+        sentences = [line for line in said.splitlines() if "the torchrun that started this process has ended" in line]
+        assert sorted(line.split(":")[0] for line in sentences) == [f"distill (process {rank})" for rank in range(2)]
+        assert "Traceback" not in said
+    finally:
+        for pid in (process.pid, *ranks):
+            if state(pid)[0] != "Z":
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_a_mistake_is_one_sentence_a_process_and_no_folder(tiny_sample: Path, tmp_path: Path) -> None:
