@@ -50,6 +50,7 @@ def test_the_processors_seconds_count_where_they_are_known() -> None:
 
 def test_a_gain_is_settled_where_its_interval_excludes_zero() -> None:
     assert verdict([0.02, 0.03, 0.025]) == "better" and verdict([-0.02, -0.03, -0.025]) == "worse"
+    assert verdict([0.01, 0.05, 0.03]) == "not settled", "all are gains, and their scatter is too large"
     assert verdict([0.05, -0.01, 0.02]) == "not settled" and verdict([0.9]) == "not settled"
 
 
