@@ -19,6 +19,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from distill.errors import DistillError
 from distill.files import checked, make_folder, read_json
+from distill.lab.curves import scored
 from distill.lab.study_file import variant_folder
 from distill.lab.tables import (
     RecordedTeacher,
@@ -247,6 +248,8 @@ def figures(findings: Findings) -> Iterator[tuple[str, Figure | str, str]]:
         if gains := class_gains(rows_of(findings, name)):
             alt = f"Gains in IoU{of} by class and method, as numbers on a coloured ground."
             yield f"{prefix}classes", charts.class_map(_nested(gains)), alt
+        alt = f"mIoU on validation images{of} against the seconds of training, by method; the teacher as a line."
+        yield f"{prefix}time", _over_time(findings, name, rows), alt
         yield f"{prefix}curves", _curves(findings, name), f"Loss and validation mIoU{of} by epoch, mean over seeds."
         yield from costs.charts(prefix, name, rows, of)
 
@@ -283,12 +286,27 @@ def _nested(gains: dict[tuple[str, str], dict[str, float]]) -> dict[str, dict[st
     return students
 
 
+def _histories(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[Any]]]:
+    students: dict[str, dict[str, list[Any]]] = {}
+    for entry in records:
+        if entry.get("history"):
+            students.setdefault(entry["backbone"], {}).setdefault(entry["method"], []).append(entry["history"])
+    return students
+
+
+def _over_time(findings: Findings, name: str, rows: Sequence[dict[str, Any]]) -> Figure | str:
+    """With the baselines of another variant: that they had other epochs does not matter here."""
+    records = rows_of(findings, name)
+    if not all(map(scored, records)):
+        return f"no scores over time{f' of {name}' if name else ''}: the record holds no history of some runs"
+    seconds = {(row["backbone"], row["method"]): row["seconds"] for row in rows}
+    teacher = findings.teacher.get("val_miou") if findings.teacher else None
+    return charts.time_chart(_histories(records), seconds, teacher)
+
+
 def _curves(findings: Findings, name: str) -> Figure | str:
     """Of a variant's own runs: baselines of another may have other epochs."""
-    students: dict[str, dict[str, list[Any]]] = {}
-    for entry in findings.records:
-        if (entry.get("variant") or "") == name and entry.get("history"):
-            students.setdefault(entry["backbone"], {}).setdefault(entry["method"], []).append(entry["history"])
+    students = _histories([entry for entry in findings.records if (entry.get("variant") or "") == name])
     if not students:
         return f"no learning curves{f' of {name}' if name else ''}: the record holds no history of its runs"
     lines = [line for methods in students.values() for histories in methods.values() for h in histories for line in h]

@@ -37,6 +37,7 @@ class _Recorded(TypedDict):
 
 class RecordedTeacher(TypedDict):
     miou: Number
+    val_miou: NotRequired[Number]
 
 
 class _RecordedStudy(TypedDict):

@@ -358,12 +358,44 @@ def curve_bands(
     return figure
 
 
+def time_chart(
+    students: Mapping[str, Mapping[str, Sequence[Sequence[dict[str, Any]]]]],
+    seconds: Mapping[tuple[str, str], float],
+    teacher_miou: float | None = None,
+) -> Figure:
+    """The score on validation images against the seconds of training, a panel a student, a line a method.
+
+    `students` as in `curve_bands`; `seconds[student, method]` is what a run took; the teacher's score, a share, is a
+    dashed line. Where a line ends the run was finished.
+    """
+    with style():
+        figure = Figure(figsize=(0.6 + 4.8 * len(students), 3.6))
+        axes = figure.subplots(1, len(students), squeeze=False, sharey=True)[0]
+        for axis, (student, methods) in zip(axes, students.items(), strict=True):
+            for index, (method, histories) in enumerate(methods.items()):
+                last = max(entry["epoch"] for history in histories for entry in history)
+                dashes, pace = ("-", "--", ":", "-.")[index % 4], seconds[student, method] / last
+                _draw_band(axis, method, histories, "val_miou", dashes, pace)
+            if teacher_miou is not None:
+                axis.axhline(100 * teacher_miou, color="black", lw=1, ls="--", zorder=1)
+                axis.annotate("teacher", (0, 100 * teacher_miou), (3, 2), textcoords="offset points")
+            axis.set(title=network_name(student), xlabel="seconds of training (mean and range over seeds)")
+            axis.set_xlim(left=0)
+            axis.grid(axis="y")
+        axes[0].set_ylabel("mIoU on validation images, %")
+        _legend_above(figure, max(len(methods) for methods in students.values()))
+    return figure
+
+
 def _plain_tick(value: float, place: int | None) -> str:
     """0.2, 0.5, 1 and the like; no label in between."""
     return f"{value:g}" if f"{value:e}"[0] in "125" else ""
 
 
-def _draw_band(axis: Axes, method: str, histories: Sequence[Sequence[dict[str, Any]]], key: str, dashes: str) -> None:
+def _draw_band(
+    axis: Axes, method: str, histories: Sequence[Sequence[dict[str, Any]]], key: str, dashes: str, pace: float = 1.0
+) -> None:
+    """`pace`: how far an epoch goes on the axis."""
     scale = 100 if key.endswith("miou") else 1
     values: dict[int, list[float]] = {}
     for history in histories:
@@ -374,9 +406,10 @@ def _draw_band(axis: Axes, method: str, histories: Sequence[Sequence[dict[str, A
     colour, marker = _look(method)
     means = [float(np.mean(values[epoch])) for epoch in epochs]
     every = max(1, len(epochs) // 8)
-    axis.plot(epochs, means, dashes, color=colour, marker=marker, ms=5, markevery=every, label=method_name(method))
+    places = [pace * epoch for epoch in epochs]
+    axis.plot(places, means, dashes, color=colour, marker=marker, ms=5, markevery=every, label=method_name(method))
     lowest, highest = ([bound(values[epoch]) for epoch in epochs] for bound in (min, max))
-    axis.fill_between(epochs, lowest, highest, color=colour, alpha=0.15, lw=0)
+    axis.fill_between(places, lowest, highest, color=colour, alpha=0.15, lw=0)
 
 
 def _legend_above(figure: Figure, columns: int) -> None:

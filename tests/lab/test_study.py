@@ -401,7 +401,9 @@ def test_figures_and_a_page_are_written(interrupted: Interrupted, tmp_path: Path
     assert main(words) == 0
     names = {str(path.relative_to(out).with_suffix("")) for path in out.rglob("*.*")}
     assert names == {"variants", "labels"} | {
-        f"{variant}/{name}" for variant in ("16-labels", "8-labels") for name in ("gains", "classes", "curves", "sizes")
+        f"{variant}/{name}"
+        for variant in ("16-labels", "8-labels")
+        for name in ("gains", "classes", "time", "curves", "sizes")
     } | {path for path in names if path.endswith("closed")}
     for name in names:
         with Image.open(out / f"{name}.png") as picture:

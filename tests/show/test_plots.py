@@ -98,3 +98,17 @@ def test_a_displayed_figure_is_a_png_with_alternative_text(monkeypatch: pytest.M
     ((bundle, metadata),) = shown
     assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).format == "PNG"
     assert bundle["text/plain"] == metadata["image/png"]["alt"] == "A black square."
+
+
+def test_a_line_over_time_ends_where_the_run_was_finished() -> None:
+    """Whatever epochs it had: seconds are what is compared."""
+    own = [
+        [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "val_miou": 0.3 + seed}, {"epoch": 4, "val_miou": 0.5}]
+        for seed in (0, 0.1)
+    ]
+    other = [[{"epoch": 30, "val_miou": 0.4}, {"epoch": 60, "val_miou": 0.6}]]
+    seconds = {("resnet18", "baseline"): 8.0, ("resnet18", "kd"): 30.0}
+    figure = charts.time_chart({"resnet18": {"baseline": own, "kd": other}}, seconds, 0.8)
+    first, second, teacher = figure.axes[0].get_lines()
+    assert list(first.get_xdata()) == [4.0, 8.0] and list(first.get_ydata()) == pytest.approx([35.0, 50.0])
+    assert list(second.get_xdata()) == [15.0, 30.0] and set(teacher.get_ydata()) == {80.0}
