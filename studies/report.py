@@ -67,8 +67,8 @@ def _schedule() -> str:
     head = (
         f"A setting can be worth more than a teacher. {charts.network_name('resnet18')} on the first 128 images "
         f"reaches {miou['186 epochs']} mIoU on test with the sample's usual weight decay, 0.02, and its curve is flat; "
-        f"with 0.3 it reaches {miou['186 epochs, decay 0.3']}. A flat curve says that longer will not help, and not that "
-        f"the settings are good. The baseline alone, one seed that no table uses; rate 0.032, decay 0.02 and mirrored "
+        f"with 0.3 it reaches {miou['186 epochs, decay 0.3']}. A flat curve says that longer will not help, "
+        f"and not that the settings are good. The baseline alone, one seed that no table uses; rate 0.032, decay 0.02 and mirrored "
         f"images where nothing else is said. `still rising`: over the last quarter, on val."
     )
     return f"{head}\n\n" + "\n".join(lines)
