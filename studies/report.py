@@ -72,7 +72,7 @@ def _schedule() -> str:
         f"baseline alone, with one seed that no other table uses; rate 0.032, decay 0.02 and mirrored images where "
         f"nothing else is said. `still rising`: over the last quarter, on val."
     )
-    return f"{head}\n\n" + "\n".join(lines)
+    return "\n\n".join(["### Before any gain: what is the baseline worth?", head, "\n".join(lines)])
 
 
 def _sample() -> str:
