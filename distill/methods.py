@@ -253,11 +253,14 @@ class Method(nn.Module):
         for name, term in self.terms.items():
             term.calls += step
             summands[name] = term.current_weight() * term(student, teacher, labels)
-        if self.divide_twice:
-            batch, classes = student.logits.shape[:2]
-            divisors = {"ce": batch, "kd": batch * classes}
-            summands = {name: value / divisors.get(name, 1) for name, value in summands.items()}
+        divisors = self.divisors(student.logits)
+        summands = {name: value / divisors[name] if name in divisors else value for name, value in summands.items()}
         return reduce(add, summands.values()), {name: value.detach() for name, value in summands.items()}
+
+    def divisors(self, logits: Tensor) -> dict[str, int]:
+        """By what the published code divides some summands once more."""
+        batch, classes = logits.shape[:2]
+        return {"ce": batch, "kd": batch * classes} if self.divide_twice else {}
 
     def describe(self) -> dict[str, Any]:
         """JSON-able: the name, and every option of every term; `build_method(name, …, **terms)` builds it

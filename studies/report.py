@@ -13,7 +13,7 @@ from distill import load_model, load_teacher, open_dataset, predict
 from distill.files import PROJECT, read_json, replace_file, write_text
 from distill.lab.comparison import Findings, by_labels, markdown, read_findings, tables
 from distill.lab.curves import interval95, late_rise
-from distill.lab.tables import compare, markdown_table, not_converged, plus_minus, results_file, seconds_of
+from distill.lab.tables import compare, markdown_table, not_converged, plus_minus, results_file
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
 
@@ -62,7 +62,7 @@ def _schedule() -> str:
     for run in runs:
         what = run["variant"].partition("labels, ")[2] or run["variant"]
         points = [f"{100 * run['val_miou']:.1f}", f"{100 * run['miou']:.1f}", f"{100 * (late_rise(run) or 0):+.1f}"]
-        lines.append(f"| {run['images']} | {what} | {' | '.join(points)} | {seconds_of(run):.0f} |")
+        lines.append(f"| {run['images']} | {what} | {' | '.join(points)} | {run['cpu_seconds']:.0f} |")
     miou = {run["variant"]: f"{100 * run['miou']:.1f}" for run in runs}
     usual, other = miou["186 epochs"], miou["186 epochs, decay 0.3"]
     head = (

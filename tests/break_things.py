@@ -132,7 +132,7 @@ BREAKS = (
     Break("convergence looks at the last half", "lab/curves", "np.interp(0.75 *", "np.interp(0.5 *"),
     Break("equal time is the slower run's", "lab/curves", "end = min(seconds", "end = max(seconds"),
     Break("a gain within its interval is settled", "lab/curves", "if abs(mean) > half:", "if abs(mean) > half / 2:"),
-    Break("seconds of a busy machine", "lab/tables", 'entry.get("cpu_seconds", entry["seconds"])', 'entry["seconds"]'),
+    Break("seconds of a busy machine", "lab/tables", 'clock = "cpu_seconds" if', 'clock = "seconds" if'),
     Break("rows and columns of exchanged classes", "lab/diagnose", "overlap.argmax(1)", "overlap.argmax(0)"),
     Break("gradients without the weight", "lab/diagnose", "term.current_weight() * term(ours", "term(ours"),
     Break(

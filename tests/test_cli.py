@@ -181,7 +181,8 @@ def test_predict_writes_masks_and_overlays_of_any_size(
 def test_compare_prints_a_table(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(trained)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and lines[2].startswith("| mobilenetv2 | baseline |")
+    assert len(lines) == 6 and lines[2].startswith("| mobilenetv2 | baseline |")
+    assert lines[5].startswith("The baseline of mobilenetv2 was scored too rarely")
 
 
 def test_compare_gives_json_without_nan_to_programs(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,8 @@ class _Variant(TypedDict):
 
 class _Content(TypedDict):
     variants: NotRequired[list[_Variant]]
+    students: NotRequired[list[str]]
+    methods: NotRequired[list[str]]
 
 
 class _Described(TypedDict):
@@ -297,7 +299,7 @@ def _histories(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[An
 def _over_time(findings: Findings, name: str, rows: Sequence[dict[str, Any]]) -> Figure | str:
     """With the baselines of another variant: that they had other epochs does not matter here."""
     records = rows_of(findings, name)
-    if not all(map(scored, records)):
+    if not records or not all(map(scored, records)):
         return f"no scores over time{f' of {name}' if name else ''}: the record holds no history of some runs"
     seconds = {(row["backbone"], row["method"]): row["seconds"] for row in rows}
     teacher = findings.teacher.get("val_miou") if findings.teacher else None

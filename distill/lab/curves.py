@@ -63,12 +63,12 @@ def late_rise(entry: dict[str, Any]) -> float | None:
 
 
 def at_share(entry: dict[str, Any], share: float) -> float | None:
-    """The mIoU on val that a run had reached after this share of its epochs; None where it does not say."""
+    """The mIoU on val that a run had reached after this share of its epochs; None where it was not scored by then."""
     curve = scored(entry)
-    if not curve:
+    if not curve or share * curve[-1][0] < curve[0][0]:
         return None
     epochs, scores = zip(*curve, strict=True)
-    return float(np.interp(share * epochs[-1], (0, *epochs), (0.0, *scores)))
+    return float(np.interp(share * epochs[-1], epochs, scores))
 
 
 def gain_at_equal_time(

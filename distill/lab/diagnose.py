@@ -10,6 +10,7 @@ confidence     the teacher is certain everywhere, so that its answers say little
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +22,13 @@ from torch.utils.data import Subset
 
 from distill import losses
 from distill.data.folders import VOCFolder, open_dataset
-from distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
+from distill.data.transforms import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, normalise
 from distill.errors import DistillError
+from distill.lab.comparison import STUDY_FILE
 from distill.lab.curves import POINT, late_rise
 from distill.lab.tables import record
 from distill.methods import Method, Output, build_method
-from distill.networks.teachers import ask, ask_teacher, fingerprint, load_teacher
+from distill.networks.teachers import ask, ask_teacher, fingerprint, freeze, load_teacher
 from distill.training.batches import batches_for
 from distill.training.checkpoint import read_checkpoint
 from distill.training.evaluation import Scores, evaluate
@@ -56,7 +58,7 @@ def diagnose(
 ) -> Iterator[Finding]:
     """Look at finished runs of one student, a baseline and some methods, and at the teacher of the methods.
 
-    `teacher` is what `load_teacher` takes; without it, the teacher that the runs' study trained, or the data set's own.
+    `teacher` is what `load_teacher` takes; without it, the teacher that the runs' study trained, or the sample's.
     Networks are asked about `most` images of a split, evenly chosen. Raises DistillError where a baseline or a method
     is missing, for another teacher than that of the runs, and for runs that have not the same student and data.
     """
@@ -76,6 +78,7 @@ class _Case:
     def __init__(
         self, runs: Sequence[Run], teacher: str | Path | nn.Module | None, data_root: str | Path | None, most: int
     ) -> None:
+        runs = [run for run in runs if not _trained_teacher(run)]
         by_method: dict[str, list[Run]] = {}
         for run in runs:
             by_method.setdefault(run.config["method"]["name"], []).append(run)
@@ -84,23 +87,26 @@ class _Case:
         if not self.baselines or not self.methods:
             lacking = "baseline" if not self.baselines else "run of a method"
             raise DistillError(f"there is no {lacking} among these runs; a diagnosis needs a baseline and a method")
-        asked = {(run.config["model"]["backbone"], run.config["data"]) for run in runs if run.path.name != "teacher"}
+        asked = {(run.config["model"]["backbone"], run.config["data"], run.config["images"]) for run in runs}
         if len(asked) > 1:
-            which = " and ".join(sorted(f"{backbone} on {data}" for backbone, data in asked))
-            raise DistillError(f"these are runs of {which}; diagnose one student on one data set at a time")
+            which = " and ".join(sorted(f"{backbone} on {images} images of {data}" for backbone, data, images in asked))
+            raise DistillError(f"these are runs of {which}; diagnose one student on the same images at a time")
         self.config = self.baselines[0].config
         root = data_root or self.baselines[0].data_root
         self.train = open_dataset(self.config["data"], "train", root, self.config["images"])
         self.val = open_dataset(self.config["data"], "val", root)
-        self.some = {"train": _evenly(self.train, most), "val": _evenly(self.val, most)}
+        self.some, self.most = {"train": _evenly(self.train, most), "val": _evenly(self.val, most)}, most
         self.teacher = self._teacher(teacher)
-        self.scores = {split: evaluate(self.teacher, data) for split, data in self.some.items()}
+        self.scores = {"val": evaluate(self.teacher, self.some["val"])}
 
     def _teacher(self, given: str | Path | nn.Module | None) -> nn.Module:
         first = next(iter(self.methods.values()))
         trained = [folder / "teacher" / "student.safetensors" for folder in first.path.parents]
-        source = given or next((path for path in trained if path.exists()), self.config["data"])
-        teacher = load_teacher(source)
+        source = given or next((path for path in trained if path.exists()), None)
+        if source is None and self.config["data"] != "sample":
+            raise DistillError(f"{first.path} does not say where its teacher lies; name it with --teacher")
+        source = source or "sample"
+        teacher = freeze(source) if isinstance(source, nn.Module) else load_teacher(source)
         if fingerprint(teacher) != (first.config.get("teacher") or {}).get("weights"):
             raise DistillError(
                 f"{source if isinstance(source, str | Path) else 'the network that was given'} is not the teacher of "
@@ -111,11 +117,11 @@ class _Case:
     # ------------------------------------------------------------------------------------------- the checks
 
     def teacher_is_better(self) -> Finding:
-        own = [run.scores["val"] for run in self.baselines]
-        miou = float(np.mean([score["miou"] for score in own]))
+        own = [evaluate(run, self.some["val"]) for run in self.baselines]
+        miou = float(np.mean([score.miou for score in own]))
         teacher = self.scores["val"]
         lead = {
-            name: iou - float(np.mean([score["per_class_iou"][name] or 0.0 for score in own]))
+            name: iou - float(np.mean(np.nan_to_num([score.per_class_iou[name] for score in own])))
             for name, iou in teacher.per_class_iou.items()
             if not np.isnan(iou)
         }
@@ -145,8 +151,13 @@ class _Case:
         )
 
     def labels_leave_something(self) -> Finding:
-        own, teacher = evaluate(self.baselines[0].student(), self.some["train"]), self.scores["train"]
-        found = f"On the training images the baseline has {_points(own.miou)} mIoU, the teacher {_points(teacher.miou)}"
+        labelled = self.config["settings"].get("labelled") or len(self.train)
+        images = _evenly(self.train, self.most, labelled)
+        own, teacher = evaluate(self.baselines[0], images), evaluate(self.teacher, images)
+        found = (
+            f"On the training images that have labels the baseline has {_points(own.miou)} mIoU, the teacher "
+            f"{_points(teacher.miou)}"
+        )
         if own.miou < teacher.miou - POINT:
             return Finding("labels", True, found)
         return Finding(
@@ -200,8 +211,15 @@ class _Case:
         )
 
 
-def _evenly(dataset: VOCFolder, most: int) -> Subset[tuple[Tensor, Tensor]]:
-    places = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int)
+def _trained_teacher(run: Run) -> bool:
+    """Whether it is the teacher that a study trained, and no row of its table."""
+    return run.path.name == "teacher" and (run.path.parent / STUDY_FILE).exists()
+
+
+def _evenly(dataset: VOCFolder, most: int, first: int | None = None) -> Subset[tuple[Tensor, Tensor]]:
+    """At most so many images, evenly chosen from all, or from the first ones."""
+    images = min(len(dataset), first or len(dataset))
+    places = np.linspace(0, images - 1, min(most, images)).round().astype(int)
     return Subset(dataset, places.tolist())
 
 
@@ -219,22 +237,28 @@ def _worst(behind: Sequence[str], lead: dict[str, float]) -> str:
 def gradient_ratios(run: Run, teacher: nn.Module, train: VOCFolder) -> dict[str, float]:
     """For each term of a finished run, the norm of its gradient with its weight, over that of cross-entropy's.
 
-    Both with respect to the student's weights, in training mode on a few batches of training images; the median.
+    Both with respect to the student's weights, in training mode on a few batches of training images with labels; the
+    median. A weight that was to fall to 0 has its full size.
     """
-    student, settings = run.student().train(), Settings(**run.config["settings"])
-    told = run.config["method"]
-    method = build_method(told["name"], teacher, student, **told["terms"]).train()
+    settings = replace(Settings(**run.config["settings"]), cache="", workers=0, crop_on="host")
+    student, told = run.student().train(), run.config["method"]
+    terms = {name: {**options, "decay": 0} for name, options in told["terms"].items()}
+    method = build_method(told["name"], teacher, student, **terms).train()
+    method.divide_twice = settings.divisions == "twice"
     found: dict[str, list[float]] = {name: [] for name in method.terms}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if (run.path / "last.pt").exists():  # what the connectors had learnt
             read_checkpoint(run.path / "last.pt", {"method": method}, torch.device("cpu"))
-        for images, labels, _ in islice(batches_for(train, settings, 0, torch.device("cpu"), ALONE)(0), BATCHES):
+        batches = batches_for(train, settings, 0, torch.device("cpu"), ALONE)(0)
+        labelled = (batch for batch in batches if (batch[1] != IGNORE_INDEX).any())
+        for images, labels, _ in islice(labelled, BATCHES):
             ours, theirs = _asked(student, images, method), _asked(teacher, images, method, frozen=True)
             summands = {"ce": losses.cross_entropy(ours.logits, labels)}
             for name, term in method.terms.items():
                 summands[name] = term.current_weight() * term(ours, theirs, labels)
-            norms = {name: _gradient_norm(value, student) for name, value in summands.items()}
+            divisors = method.divisors(ours.logits)
+            norms = {name: _gradient_norm(value, student) / divisors.get(name, 1) for name, value in summands.items()}
             for name in found:
                 found[name].append(norms[name] / max(norms["ce"], 1e-12))
     return {name: float(np.median(ratios)) for name, ratios in found.items()}

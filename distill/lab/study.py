@@ -301,7 +301,7 @@ def _key_of(run: Planned) -> tuple[Any, ...]:
 
 
 def _environments(record: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(record.get("environments") or [record["environment"]])
+    return list(record.get("environments") or [record.get("environment", {})])
 
 
 def score_teacher(source: str, data: str, data_root: str | None, device: str, out: str) -> None:

@@ -96,15 +96,28 @@ def _options(by_term: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(options, dict):
             raise DistillError(f"method_options.{term} is {options!r}; give a table, such as {{weight = 1.0}}")
         parameters = inspect.signature(with_options[term]).parameters.values()
-        _check_names(f"option of {term}", options, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY])
+        defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        _check_names(f"option of {term}", options, list(defaults))
+        for name, value in options.items():
+            if what := _other_kind(value, defaults[name]):
+                raise DistillError(f"method_options.{term}.{name} is {value!r}; give {what}")
     return by_term
+
+
+def _other_kind(value: object, default: object) -> str:
+    """What an option is asked to be, where its default says that `value` is not; empty where it may be."""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(default, int | float):
+        return "" if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+    return "" if isinstance(value, list) else "a list"
 
 
 # A description is what a sentence asks for.
 _TEXT, _WHOLE, _TABLE = (Field(description=words) for words in ("a text", "a whole number", "a table"))
 _Text = Annotated[str, _TEXT]
 _TextOrNone = Annotated[str | None, _TEXT]
-_WholeOrNone = Annotated[int | None, _WHOLE]
+_Limit = Annotated[Annotated[int, Field(ge=1)] | None, Field(description="a whole number of at least 1")]
 _Options = Annotated[dict[str, Any], _TABLE]
 _Texts = Annotated[list[str], Field(min_length=1, description="a list, each of it a text")]
 _Students = Annotated[_Texts, AfterValidator(_students)]
@@ -119,7 +132,7 @@ class _Table(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     settings: _Options = {}
-    limit: _WholeOrNone = None
+    limit: _Limit = None
 
 
 class Variant(_Table):
@@ -137,7 +150,7 @@ class TrainedTeacher(_Table):
     data: _Text = ""
     data_root: _TextOrNone = None
     weights: _TextOrNone = None
-    seed: Annotated[int, _WHOLE] = 0
+    seed: Annotated[int, _WHOLE, Field(ge=0, lt=2**32)] = 0
 
 
 def _teacher(given: object) -> object:

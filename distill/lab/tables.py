@@ -22,6 +22,13 @@ from distill.training.runs import Run
 from distill.training.settings import NEUTRAL, with_every_setting
 
 
+class RecordedEpoch(TypedDict):
+    epoch: int
+    loss: NotRequired[Number]
+    ce: NotRequired[Number]
+    val_miou: NotRequired[Number]
+
+
 class _Recorded(TypedDict):
     """What must be in the record of a run; there is more in it."""
 
@@ -33,6 +40,9 @@ class _Recorded(TypedDict):
     miou: Number
     seconds: Number
     cpu_seconds: NotRequired[Number]
+    settings: NotRequired[dict[str, Any]]
+    terms: NotRequired[dict[str, Any]]
+    history: NotRequired[list[RecordedEpoch]]
 
 
 class RecordedTeacher(TypedDict):
@@ -106,11 +116,6 @@ def _cpu_seconds(history: list[dict[str, Any]]) -> dict[str, float]:
     return {"cpu_seconds": round(sum(line["cpu_seconds"] for line in history), 1)} if known else {}
 
 
-def seconds_of(entry: dict[str, Any]) -> float:
-    """How long a run trained: on the CPU the processor's seconds, where they are known, as others may have used it."""
-    return float(entry.get("cpu_seconds", entry["seconds"]))
-
-
 def _in_short(history: list[dict[str, Any]], most: int = 50) -> list[dict[str, Any]]:
     """Losses and scores of about `most` epochs, evenly chosen, and of all that were evaluated."""
     step = -(-len(history) // most)
@@ -171,7 +176,8 @@ def compare(records: list[dict[str, Any]], teacher_miou: float | None = None) ->
 
     The gain is paired: each seed's score less the baseline's of the same seed. `closed` is the share of the gap
     between baseline and teacher that the method closes. `late_rise`, `gain_at_equal_time`, `verdict` and
-    `seeds_to_settle` are explained in `curves`. Scores are shares between 0 and 1.
+    `seeds_to_settle` are explained in `curves`. `seconds` are the processor's where all records have them, because
+    other programs may have had their turn; else those of the clock on the wall. Scores are shares between 0 and 1.
     """
     groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for entry in records:
@@ -182,9 +188,10 @@ def compare(records: list[dict[str, Any]], teacher_miou: float | None = None) ->
                 f"study at a time"
             )
         seeds[entry["seed"]] = entry
+    clock = "cpu_seconds" if all("cpu_seconds" in entry for entry in records) else "seconds"
     students = list(dict.fromkeys(key[:2] for key in groups))  # a student's rows stand together
     return [
-        _row(key, groups[key], groups.get((*key[:2], "baseline"), {}), teacher_miou)
+        _row(key, groups[key], groups.get((*key[:2], "baseline"), {}), teacher_miou, clock)
         for key in sorted(groups, key=lambda key: students.index(key[:2]))
     ]
 
@@ -194,6 +201,7 @@ def _row(
     seeds: dict[int, dict[str, Any]],
     baseline: dict[int, dict[str, Any]],
     teacher_miou: float | None,
+    clock: str,
 ) -> dict[str, Any]:
     scores = [entry["miou"] for entry in seeds.values()]
     row = dict(
@@ -202,7 +210,7 @@ def _row(
         split=next(iter(seeds.values()))["split"],
         miou=float(np.mean(scores)),
         miou_interval=interval95(scores),
-        seconds=float(np.mean([seconds_of(entry) for entry in seeds.values()])),
+        seconds=float(np.mean([entry[clock] for entry in seeds.values()])),
     )
     if epochs := {entry["settings"]["epochs"] for entry in seeds.values() if "epochs" in (entry.get("settings") or {})}:
         row["epochs"] = max(epochs)
@@ -210,16 +218,18 @@ def _row(
     if rises:
         row["late_rise"] = float(np.mean(rises))
     pairs = [(entry, baseline[seed]) for seed, entry in seeds.items() if seed in baseline]
-    return row if key[2] == "baseline" or not pairs else row | _gains(pairs, teacher_miou)
+    return row if key[2] == "baseline" or not pairs else row | _gains(pairs, teacher_miou, clock)
 
 
-def _gains(pairs: list[tuple[dict[str, Any], dict[str, Any]]], teacher_miou: float | None) -> dict[str, Any]:
+def _gains(
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]], teacher_miou: float | None, clock: str
+) -> dict[str, Any]:
     """What a row has over its baseline: pairs of runs of one seed."""
     gains = [own["miou"] - other["miou"] for own, other in pairs]
     found: dict[str, Any] = {"gain": float(np.mean(gains)), "gain_interval": interval95(gains)}
     found |= {"verdict": verdict(gains), "seeds_to_settle": seeds_to_settle(gains)}
     # One time for all seeds of a row: that of a single run depends on what else the machine did.
-    own, other = (float(np.mean([seconds_of(run) for run in runs])) for runs in zip(*pairs, strict=True))
+    own, other = (float(np.mean([run[clock] for run in runs])) for runs in zip(*pairs, strict=True))
     timed = [gain for pair in pairs if (gain := gain_at_equal_time(*pair, own, other)) is not None]
     if len(timed) == len(pairs):
         found |= {"gain_at_equal_time": float(np.mean(timed)), "gain_at_equal_time_interval": interval95(timed)}
@@ -272,12 +282,19 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
         f"The baseline of {backbone} has not converged: its mIoU on val still rose by {100 * rise:.1f} points over the "
         f"last quarter. Its gains say how much faster a student learns, not how much better it becomes; train longer."
         for backbone, rise in unfinished.items()
+    ] + [
+        f"The baseline of {row['backbone']} was scored too rarely to tell whether it has converged."
+        for row in rows
+        if row["method"] == "baseline" and "late_rise" not in row
     ]
     return "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
 
 
 def not_converged(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """By student, how far its baseline still rose over the last quarter, where that is more than a point."""
+    """By student, how far its baseline still rose over the last quarter, where that is more than a point.
+
+    Baselines that were scored too rarely to tell are not among them.
+    """
     rises = {row["backbone"]: row.get("late_rise", 0.0) for row in rows if row["method"] == "baseline"}
     return {backbone: rise for backbone, rise in rises.items() if rise > POINT}
 
@@ -295,6 +312,8 @@ def _verdict(row: dict[str, Any], unfinished: dict[str, float]) -> str:
         return ""
     if row["verdict"] == "not settled":
         needed = row["seeds_to_settle"]
+        if needed is not None and needed <= len(row["seeds"]):
+            return "less than a point"  # whichever sign it has
         seeds = {None: "more than one seed", MANY: f"{MANY:,} seeds or more"}.get(needed, f"{needed} seeds")
         return f"not settled: needs {seeds}"
     return f"{row['verdict']}, so far" if row["backbone"] in unfinished else row["verdict"]

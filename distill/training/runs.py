@@ -66,7 +66,7 @@ class _Epoch(TypedDict):
 
     seconds: Number
     cpu_seconds: NotRequired[Number]
-    epoch: NotRequired[int]
+    epoch: int
     loss: NotRequired[Number]
     ce: NotRequired[Number]
     val_miou: NotRequired[Number]

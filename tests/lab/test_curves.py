@@ -28,6 +28,9 @@ def test_a_curve_scored_too_rarely_says_nothing(scores: dict[int, float]) -> Non
     assert late_rise(run(scores)) is None
     (row,) = compare([run(scores)])
     assert "late_rise" not in row and not not_converged([row])
+    assert "scored too rarely to tell whether it has converged" in markdown_table(
+        compare([run(scores), run(scores, "kd")])
+    )
     assert late_rise({"history": None}) is None
 
 
@@ -36,7 +39,7 @@ def test_at_equal_time_both_curves_are_read_when_the_faster_run_is_finished() ->
     assert gain_at_equal_time(slow, fast, 20.0, 10.0) == pytest.approx(0.4 - 0.5)
     assert gain_at_equal_time(slow, fast, 10.0, 20.0) == pytest.approx(0.6 - 0.3)
     assert gain_at_equal_time(slow, fast, 10.0, 10.0) == pytest.approx(0.1)
-    assert gain_at_equal_time(slow, fast, 40.0, 10.0) == pytest.approx(0.2 - 0.5), "it begins at nothing"
+    assert gain_at_equal_time(slow, fast, 40.0, 10.0) is None, "it was not scored by then"
     assert gain_at_equal_time({**slow, "history": []}, fast, 1.0, 1.0) is None
     assert gain_at_equal_time(slow, fast, 0.0, 1.0) is None
 
@@ -46,6 +49,8 @@ def test_the_processors_seconds_count_where_they_are_known() -> None:
     rows = compare(runs)
     assert [row["seconds"] for row in rows] == [10.0, 20.0]
     assert rows[1]["gain_at_equal_time"] == pytest.approx(0.5 - 0.6)
+    del runs[1]["cpu_seconds"]
+    assert [row["seconds"] for row in compare(runs)] == [90.0, 10.0], "one clock for a whole table"
 
 
 def test_a_gain_is_settled_where_its_interval_excludes_zero() -> None:
@@ -69,6 +74,9 @@ def test_seeds_that_settle_a_point_are_the_fewest_whose_interval_is_a_point(scat
 
 
 def test_one_value_says_nothing_about_seeds_and_a_wild_scatter_wants_many() -> None:
+    small = [run({4: 0.5}, seed=seed) for seed in range(3)]
+    small += [run({4: 0.5 + gain}, "kd", seed) for seed, gain in enumerate((0.001, -0.001, 0.0015))]
+    assert "| less than a point |" in markdown_table(compare(small)), "more seeds would settle no point"
     assert seeds_to_settle([0.1]) is None and seeds_to_settle([0.0, 1.0]) == MANY
 
 

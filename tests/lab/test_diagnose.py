@@ -1,5 +1,6 @@
 """Why is there no gain? Each cause is planted, and has to be found; where none is planted, none may be."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from distill import Run, fit, load_teacher, losses, open_dataset
+from distill import DistillError, Run, fit, load_teacher, losses, open_dataset
 from distill.cli import main
 from distill.data.sample import make_sample
 from distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
+from distill.files import read_json, write_json
 from distill.lab.diagnose import Finding, confidence, diagnose, exchanged_classes, gradient_ratios
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.training.evaluation import Scores
@@ -147,6 +149,33 @@ def test_mistakes_are_one_sentence(train: Callable[..., Path], refused) -> None:
     refused("no run of a method", call=lambda: list(diagnose([folder / "baseline"])))
     other = exchanged()
     refused("is not the teacher of", call=lambda: list(diagnose([folder / "baseline", folder], other)))
+
+
+def test_the_teacher_that_a_study_trained_is_no_baseline(train: Callable[..., Path]) -> None:
+    folder = train(weight=1.0)
+    (folder / "study.json").write_text("{}")
+    shutil.copytree(folder / "kd" / "seed0", folder / "teacher")
+    config = read_json(folder / "teacher" / "config.json")
+    write_json(folder / "teacher" / "config.json", {**config, "method": {"name": "baseline", "terms": {}}})
+    score = {"miou": 0.99, "pixel_accuracy": 1.0, "per_class_iou": {}}
+    write_json(folder / "teacher" / "scores.json", {"best": {"val_miou": 0.99}, "val": score})
+    with pytest.raises(DistillError, match="not the teacher"):  # it is taken for the teacher
+        by_check(folder)
+    given = load_teacher("sample")
+    assert by_check(folder, given)["teacher"].fine
+
+
+def test_runs_on_other_images_are_not_pooled(train: Callable[..., Path], refused) -> None:
+    folder = train(weight=1.0)
+    config = read_json(folder / "kd" / "seed0" / "config.json")
+    write_json(folder / "kd" / "seed0" / "config.json", {**config, "images": 8})
+    refused("on 16 images", "on 8 images", call=lambda: by_check(folder))
+
+
+def test_a_weight_that_fell_to_nothing_is_read_at_its_full_size(train: Callable[..., Path], scenes: Path) -> None:
+    train_split, teacher = open_dataset("sample", "train", scenes), load_teacher("sample")
+    (ratio,) = gradient_ratios(Run(train(weight=1.0, decay=3) / "kd" / "seed0"), teacher, train_split).values()
+    assert ratio > 0
 
 
 def test_the_command_prints_a_line_a_check(train: Callable[..., Path], capsys) -> None:
