@@ -242,8 +242,17 @@ class Method(nn.Module):
     def forward(
         self, student_output: Answer, teacher_output: Answer, labels: Tensor, count: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Outputs are (logits, maps), or bare logits where no term needs maps; the baseline's teacher may be
-        None. `count`: see `losses.cross_entropy`.
+        """The loss, and what it is the sum of, detached; see `summands`."""
+        summands = self.summands(student_output, teacher_output, labels, count)
+        return reduce(add, summands.values()), {name: value.detach() for name, value in summands.items()}
+
+    def summands(
+        self, student_output: Answer, teacher_output: Answer, labels: Tensor, count: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Cross-entropy (`ce`) and every term by its name, each with its weight.
+
+        Outputs are (logits, maps), or bare logits where no term needs maps; the baseline's teacher may be None.
+        `count`: see `losses.cross_entropy`.
         """
         student, teacher = _as_output(student_output), _as_output(teacher_output)
         self._check_outputs(student, teacher)
@@ -253,14 +262,11 @@ class Method(nn.Module):
         for name, term in self.terms.items():
             term.calls += step
             summands[name] = term.current_weight() * term(student, teacher, labels)
-        divisors = self.divisors(student.logits)
-        summands = {name: value / divisors[name] if name in divisors else value for name, value in summands.items()}
-        return reduce(add, summands.values()), {name: value.detach() for name, value in summands.items()}
-
-    def divisors(self, logits: Tensor) -> dict[str, int]:
-        """By what the published code divides some summands once more."""
-        batch, classes = logits.shape[:2]
-        return {"ce": batch, "kd": batch * classes} if self.divide_twice else {}
+        if self.divide_twice:
+            batch, classes = student.logits.shape[:2]
+            divisors = {"ce": batch, "kd": batch * classes}
+            summands = {name: value / divisors.get(name, 1) for name, value in summands.items()}
+        return summands
 
     def describe(self) -> dict[str, Any]:
         """JSON-able: the name, and every option of every term; `build_method(name, …, **terms)` builds it

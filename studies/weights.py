@@ -2,9 +2,8 @@
 
 Each method gets the same care: the same number of weights, both students, one seed that the reported runs do not use,
 and half their schedule. The weight with the best mean over both students is in training.presets.TUNED. The learning
-rate was chosen before, on the baseline alone and at full length. It is a script and no study file because each method
-has weights of its own to choose from, and studies/report.py reads results/sample-weights.json in the short form that is
-written here.
+rate was chosen before, on the baseline alone and at full length. It is a script and no study file because
+studies/report.py and the test of the tuned weights read results/sample-weights.json in the short form written here.
 """
 
 import argparse

@@ -134,7 +134,7 @@ BREAKS = (
     Break("a gain within its interval is settled", "lab/curves", "if abs(mean) > half:", "if abs(mean) > half / 2:"),
     Break("seconds of a busy machine", "lab/tables", 'clock = "cpu_seconds" if', 'clock = "seconds" if'),
     Break("rows and columns of exchanged classes", "lab/diagnose", "overlap.argmax(1)", "overlap.argmax(0)"),
-    Break("gradients without the weight", "lab/diagnose", "term.current_weight() * term(ours", "term(ours"),
+    Break("a weight that fell to nothing is nothing", "lab/diagnose", '"decay": 0', '"decay": options["decay"]'),
     Break(
         "the atomic rename",
         "files",

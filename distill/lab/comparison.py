@@ -39,6 +39,9 @@ STUDY_FILE = "study.json"
 _WHAT = "a recorded study"
 
 
+_Side = Annotated[int, Field(gt=0, lt=10_000)]  # in pixels
+
+
 class _Variant(TypedDict):
     name: str
     baseline: NotRequired[str]
@@ -55,7 +58,7 @@ class _Described(TypedDict):
 
     study: NotRequired[_Content | None]
     teacher: NotRequired[RecordedTeacher | None]
-    image_size: NotRequired[list[Annotated[int, Field(gt=0, lt=10_000)]] | None]
+    image_size: NotRequired[Annotated[list[_Side], Field(min_length=2, max_length=2)] | None]
 
 
 @dataclass
@@ -75,7 +78,7 @@ class Findings:
         self.variants += [variant for variant in _variants(described) if variant["name"] not in known]
         self.teacher = described.get("teacher") or self.teacher
         if size := described.get("image_size"):
-            self.image_size = (size[0], size[-1])
+            self.image_size = (size[0], size[1])
 
 
 def read_findings(paths: Sequence[Path]) -> Findings:
@@ -100,11 +103,16 @@ def _add_runs(findings: Findings, folder: Path) -> None:
             findings.add(sorted(map(record, runs), key=_baseline_first), {}, folder)
             continue
         described = checked(read_json(home / STUDY_FILE), _Described, home / STUDY_FILE, _WHAT)
-        own = [run for run in runs if run.path.resolve().parent != home]  # its teacher's run is no row of a table
+        own = [run for run in runs if not is_studys_teacher(run)]
         names = {variant_folder(variant["name"]): variant["name"] for variant in _variants(described)}
         places = [run.path.resolve().relative_to(home).parts[0] for run in own]
         records = [record(run) | {"variant": names.get(place, "")} for run, place in zip(own, places, strict=True)]
         findings.add(in_order(records, described.get("study") or {}), described, home / STUDY_FILE)
+
+
+def is_studys_teacher(run: Run) -> bool:
+    """Whether it is the teacher that a study trained, which is no row of its table."""
+    return (run.path.resolve().parent / STUDY_FILE).exists()
 
 
 def _study_of(run: Run) -> Path | None:

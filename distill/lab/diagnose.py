@@ -20,14 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from distill import losses
 from distill.data.folders import VOCFolder, open_dataset
 from distill.data.transforms import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, normalise
 from distill.errors import DistillError
-from distill.lab.comparison import STUDY_FILE
+from distill.lab.comparison import is_studys_teacher
 from distill.lab.curves import POINT, late_rise
 from distill.lab.tables import record
-from distill.methods import Method, Output, build_method
+from distill.methods import build_method
 from distill.networks.teachers import ask, ask_teacher, fingerprint, freeze, load_teacher
 from distill.training.batches import batches_for
 from distill.training.checkpoint import read_checkpoint
@@ -78,7 +77,7 @@ class _Case:
     def __init__(
         self, runs: Sequence[Run], teacher: str | Path | nn.Module | None, data_root: str | Path | None, most: int
     ) -> None:
-        runs = [run for run in runs if not _trained_teacher(run)]
+        runs = [run for run in runs if not is_studys_teacher(run)]
         by_method: dict[str, list[Run]] = {}
         for run in runs:
             by_method.setdefault(run.config["method"]["name"], []).append(run)
@@ -211,11 +210,6 @@ class _Case:
         )
 
 
-def _trained_teacher(run: Run) -> bool:
-    """Whether it is the teacher that a study trained, and no row of its table."""
-    return run.path.name == "teacher" and (run.path.parent / STUDY_FILE).exists()
-
-
 def _evenly(dataset: VOCFolder, most: int, first: int | None = None) -> Subset[tuple[Tensor, Tensor]]:
     """At most so many images, evenly chosen from all, or from the first ones."""
     images = min(len(dataset), first or len(dataset))
@@ -253,20 +247,13 @@ def gradient_ratios(run: Run, teacher: nn.Module, train: VOCFolder) -> dict[str,
         batches = batches_for(train, settings, 0, torch.device("cpu"), ALONE)(0)
         labelled = (batch for batch in batches if (batch[1] != IGNORE_INDEX).any())
         for images, labels, _ in islice(labelled, BATCHES):
-            ours, theirs = _asked(student, images, method), _asked(teacher, images, method, frozen=True)
-            summands = {"ce": losses.cross_entropy(ours.logits, labels)}
-            for name, term in method.terms.items():
-                summands[name] = term.current_weight() * term(ours, theirs, labels)
-            divisors = method.divisors(ours.logits)
-            norms = {name: _gradient_norm(value, student) / divisors.get(name, 1) for name, value in summands.items()}
+            ours = ask(student, images, method.needs_maps, "float32")
+            theirs = ask_teacher(teacher, images, method.needs_maps)
+            summands = method.summands(ours, theirs, labels)
+            norms = {name: _gradient_norm(value, student) for name, value in summands.items()}
             for name in found:
                 found[name].append(norms[name] / max(norms["ce"], 1e-12))
     return {name: float(np.median(ratios)) for name, ratios in found.items()}
-
-
-def _asked(network: nn.Module, images: Tensor, method: Method, frozen: bool = False) -> Output:
-    logits, maps = (ask_teacher if frozen else ask)(network, images, method.needs_maps, "float32")
-    return Output(logits, maps or [])
 
 
 def _gradient_norm(value: Tensor, student: nn.Module) -> float:

@@ -18,15 +18,8 @@ from distill.lab.curves import (
     seeds_to_settle,
     verdict,
 )
-from distill.training.runs import Run
+from distill.training.runs import RecordedEpoch, Run
 from distill.training.settings import NEUTRAL, with_every_setting
-
-
-class RecordedEpoch(TypedDict):
-    epoch: int
-    loss: NotRequired[Number]
-    ce: NotRequired[Number]
-    val_miou: NotRequired[Number]
 
 
 class _Recorded(TypedDict):

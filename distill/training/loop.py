@@ -184,6 +184,9 @@ class _Loop:
         self.saved = 0  # epochs in the checkpoint
         self.ctrl_c = CtrlC()
         self.best = {"epoch": 0, "val_miou": -1.0}
+        # Only then are the processor's seconds of this process what the run would take on an idle machine.
+        single = torch.get_num_threads() == 1 and settings.workers == 0
+        self._alone = device.type == "cpu" and single and ranks.world == 1
         self.partial: dict[str, Any] = {}  # of the epoch that a checkpoint was in: its `step`, `sums` and clocks
         self.asked = compiled(self.teacher) if settings.compile and self.teacher is not None else self.teacher
 
@@ -224,8 +227,8 @@ class _Loop:
         tally = self._train(epoch)
         line = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0], **tally.means(len(self.batches))}
         line |= tally.clocks.read()
-        if self.device.type != "cpu":
-            del line["cpu_seconds"]  # of the program that waits for the GPU
+        if not self._alone:
+            del line["cpu_seconds"]
         self._check_weights(epoch)
         if epoch + 1 == self.settings.epochs or (epoch + 1) % self.settings.evaluate_every == 0:
             line["val_miou"] = evaluate(self.student, val, ranks=self.ranks, workers=self.settings.workers).miou

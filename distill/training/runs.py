@@ -61,15 +61,18 @@ class _Scores(TypedDict):
     test: NotRequired[_Score]
 
 
-class _Epoch(TypedDict):
-    """A line of the history: also the rate and each part of the loss."""
+class RecordedEpoch(TypedDict):
+    """What a record keeps of a line of the history."""
 
-    seconds: Number
-    cpu_seconds: NotRequired[Number]
     epoch: int
     loss: NotRequired[Number]
     ce: NotRequired[Number]
     val_miou: NotRequired[Number]
+
+
+class _Epoch(RecordedEpoch):
+    seconds: Number
+    cpu_seconds: NotRequired[Number]
 
 
 class _Model(TypedDict):
