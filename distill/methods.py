@@ -205,12 +205,39 @@ class OFD(MapTerm):
 
 
 class SAKD(MapTerm):
-    """Self-attention knowledge distillation, the method under study; see `losses.sakd`."""
+    """Self-attention knowledge distillation, the method under study; see `losses.sakd`.
 
-    __init__ = partialmethod(MapTerm.__init__, weight=150.0)
+    `self_attention` False compares the maps that SAKD would attend to, at the same positions and with the same
+    connectors and dividers: what is left is attention transfer. The difference is what self-attention is worth.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        *,
+        weight: float = 150.0,
+        positions: Sequence[str] = POSITIONS,
+        dividers: Sequence[float] | None = None,
+        connectors: bool = True,
+        self_attention: bool = True,
+        warmup: int = 0,
+        decay: int = 0,
+    ):
+        super().__init__(
+            teacher,
+            student,
+            weight=weight,
+            positions=positions,
+            dividers=dividers,
+            connectors=connectors,
+            warmup=warmup,
+            decay=decay,
+        )
+        self.self_attention = self_attention
 
     def compare(self, position: str, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        return losses.sakd(student_map, teacher_map)
+        return (losses.sakd if self.self_attention else losses.at)(student_map, teacher_map)
 
 
 # The baseline has no term: cross-entropy is part of every method.
@@ -448,6 +475,14 @@ def _default_options(term: Callable[..., Term] | None) -> dict[str, Any]:
     """A term's options and their defaults: the keyword-only arguments of its constructor; the baseline has none."""
     parameters = inspect.signature(term).parameters.values() if term else ()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def with_every_option(terms: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The recorded options of a run's terms, with those that were added to a term since it was made."""
+    defaults = {
+        name: {key: _plain(value) for key, value in _default_options(METHODS.get(name)).items()} for name in terms
+    }
+    return {name: {**defaults[name], **options} for name, options in terms.items()}
 
 
 def _plain(value: object) -> object:

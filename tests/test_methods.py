@@ -139,6 +139,21 @@ def test_the_published_totals_come_out_of_a_step(case):
     assert parts["sakd"].item() == pytest.approx(150 * case["sakd_total_over_dividers"], rel=1e-6)
 
 
+def test_sakd_without_self_attention_is_attention_transfer_at_its_positions():
+    teacher, student, method = make("sakd", sakd={"self_attention": False, "connectors": False, "weight": 1.0})
+    parts = method(student(), teacher(), LABELS)[1]
+    by_hand = [losses.at(s, t) / DIVIDERS[p] for p, s, t in zip(POSITIONS, student.maps, teacher.maps, strict=True)]
+    assert parts["sakd"].item() == pytest.approx(sum(by_hand).item(), rel=1e-6)
+    attending = step("sakd", sakd={"connectors": False, "weight": 1.0})[1]["sakd"]
+    assert attending.item() != pytest.approx(parts["sakd"].item(), rel=1e-3)
+
+
+def test_options_that_came_later_are_those_that_runs_had_before():
+    now = make("sakd")[2].describe()["terms"]
+    before = {"sakd": {name: value for name, value in now["sakd"].items() if name != "self_attention"}}
+    assert methods.with_every_option(before) == now
+
+
 # Names
 
 
@@ -238,7 +253,7 @@ def test_describe_is_json_and_builds_the_same_method(name):
     if name == "sakd":
         assert description["terms"]["sakd"] == {
             "weight": 150.0, "positions": list(POSITIONS), "dividers": [8, 4, 2, 1, 1, 16],
-            "connectors": True, "warmup": 0, "decay": 0,
+            "connectors": True, "self_attention": True, "warmup": 0, "decay": 0,
         }  # fmt: skip
 
 

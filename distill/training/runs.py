@@ -36,7 +36,7 @@ from distill.files import (
     write_json,
     write_text,
 )
-from distill.methods import Method
+from distill.methods import Method, with_every_option
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import load_model
 from distill.networks.teachers import fingerprint, taps_of
@@ -264,6 +264,7 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
     for found in (there, config):
         every = with_every_setting(found["settings"])
         found["settings"] = {name: value for name, value in every.items() if name not in NEUTRAL}
+        found["method"] = {**found["method"], "terms": with_every_option(found["method"]["terms"])}
     config["content"] = config["content"] if "content" in there else None  # runs of before do not tell
     different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
     if different:
