@@ -117,6 +117,9 @@ def _add_train(commands: Commands) -> None:
         "--recipe", choices=RECIPES, default="matched", help="published: put four faults of the published code back"
     )
     train.add_argument("--weights", help="DEFAULT: begin with torchvision's ImageNet weights (full width only)")
+    train.add_argument(
+        "--width", type=float, default=1.0, help="factor on the channels that the preset gives a student"
+    )
     train.add_argument("--limit", type=int, help="use only the first images of the train split")
     train.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation")
     train.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -199,6 +202,7 @@ def _train(options: argparse.Namespace) -> None:
         data_root=options.data_root,
         limit=options.limit,
         weights=options.weights,
+        width=options.width,
         device=options.device,
         resume=options.resume,
         method_options=weight,
@@ -351,6 +355,7 @@ def _add_data(commands: Commands) -> None:
         sample.add_argument(f"--{split}", type=int, default=count, help="number of images")
     sample.add_argument("--size", type=int, default=64, help="pixels a side")
     sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--label-noise", type=float, default=0.0, help="share of wrong labels in the train split")
     check = _command(kinds, "check", _check, "read every image and mask of a folder in VOC layout")
     check.add_argument("folder", type=Path)
     check.add_argument("--json", action="store_true")
@@ -404,13 +409,13 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _make_sample(options: argparse.Namespace) -> None:
     counts = {split: getattr(options, split) for split in SAMPLE_SIZES}
-    default = {"size": 64, "seed": 0, **SAMPLE_SIZES}
-    if options.out is None and default == {"size": options.size, "seed": options.seed, **counts}:
+    asked = {**counts, "size": options.size, "seed": options.seed, "label_noise": options.label_noise}
+    if options.out is None and asked == {**SAMPLE_SIZES, "size": 64, "seed": 0, "label_noise": 0.0}:
         print(make_default_sample())
     elif options.out is None:
         raise DistillError("a sample other than the default needs a folder of its own; add --out")
     else:
-        print(make_sample(options.out, **counts, size=options.size, seed=options.seed))
+        print(make_sample(options.out, **asked))
 
 
 def _download(options: argparse.Namespace) -> None:

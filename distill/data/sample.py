@@ -365,10 +365,13 @@ def make_sample(
     size: int = 64,
     seed: int = 0,
     progress: bool = True,
+    *,
+    label_noise: float = 0.0,
 ) -> Path:
     """Write the sample in VOC layout under `root` and return it; what is already there and the same is kept.
 
-    The first images of a larger sample are those of a smaller one. `size` is in pixels a side.
+    The first images of a larger sample are those of a smaller one. `size` is in pixels a side. `label_noise`: with this
+    probability a class that is seen in a scene of the train split is labelled as another one.
     Raises DistillError when `root` holds another sample, or the numbers make no sense.
     """
     root = Path(root)
@@ -377,7 +380,9 @@ def make_sample(
     limits |= {"size": (size, 16, 1024), "seed": (seed, 0, 2**32 - 1)}
     for name, (value, least, most) in limits.items():
         check_number(name, value, least, most)
-    recipe = f"distill sample 1: {counts}, size {size}, seed {seed}\n"
+    check_number("label_noise", label_noise, 0, 1, whole=False)
+    noise = f", label noise {label_noise:g}" if label_noise else ""
+    recipe = f"distill sample 1: {counts}, size {size}, seed {seed}{noise}\n"
     stamp = root / "sample.txt"
     if stamp.exists():
         if stamp.read_text() == recipe:
@@ -391,20 +396,32 @@ def make_sample(
     write_text(root / "sample.partial", recipe)
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    _write_images(root, counts, size, seed, progress)
+    _write_images(root, counts, size, seed, label_noise, progress)
     write_text(root / "class_names.txt", "\n".join(SAMPLE_CLASSES) + "\n")
     write_text(stamp, recipe)  # last, so that an interrupted making starts again
     (root / "sample.partial").unlink(missing_ok=True)
     return root
 
 
-def _write_images(root: Path, counts: dict[str, int], size: int, seed: int, progress: bool) -> None:
+def _mislabelled(mask: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
+    """The mask with each of its classes called another one with probability `share`; background and void stay."""
+    names = np.arange(256, dtype=np.uint8)
+    for label in np.unique(mask[(mask > 0) & (mask < VOID)]):
+        if rng.random() < share:
+            other = rng.integers(1, len(SAMPLE_CLASSES) - 1)
+            names[label] = other + (other >= label)
+    return names[mask]
+
+
+def _write_images(root: Path, counts: dict[str, int], size: int, seed: int, label_noise: float, progress: bool) -> None:
     palette = voc_palette()
     with tqdm(total=sum(counts.values()), desc="making the sample", unit="image", disable=not progress) as bar:
         for split, count in counts.items():
             names = [f"{split}_{index:05d}" for index in range(count)]
             for index, name in enumerate(names):
                 image, mask = scene(split, index, size, seed)
+                if label_noise and split == "train":
+                    mask = _mislabelled(mask, np.random.default_rng([seed, len(SPLITS), index]), label_noise)
                 labels = Image.fromarray(mask).convert("P")
                 labels.putpalette(palette)
                 with replace_file(root / "JPEGImages" / f"{name}.jpg") as temporary:

@@ -104,6 +104,7 @@ def _planned(
     keywords = {
         **{"student": student, "seed": seed, **taught},
         **{key: table.get(key) for key in ("data", "limit", "weights")},
+        "width": table.get("width", 1.0),
         **{"data_root": data_root or table.get("data_root"), "preset": preset, "recipe": recipe, "out": str(out)},
         **{"device": target.type, "progress": False},
         **table["settings"],

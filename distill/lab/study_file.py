@@ -7,9 +7,9 @@
 
 More keys: `data_root`, `weights`, `preset`, `recipe`, `limit` and `[method_options.TERM]`, as `training.fit` takes
 them. `seeds` is a number or a list. A `[teacher]` table has the teacher trained first, with the study's settings and
-its own. A variant may have its own `methods`, `students`, `limit`, `recipe`, `settings`, `method_options`, an `about`,
-and as `baseline` the name of the variant whose baselines its runs are compared with. Without variants there is one
-without a name.
+its own. A variant may have its own `methods`, `students`, `limit`, `recipe`, `settings`, `method_options`, a `width` of
+its students, an `about`, and as `baseline` the name of the variant whose baselines its runs are compared with. Without
+variants there is one without a name.
 """
 
 import inspect
@@ -143,6 +143,7 @@ class Variant(_Table):
     students: _Students = []
     methods: _Methods = []
     method_options: _MethodOptions = {}
+    width: Annotated[float, Field(ge=0.01, le=100, description="a number from 0.01 to 100")] = 1.0
 
 
 class TrainedTeacher(_Table):

@@ -50,6 +50,7 @@ def fit(
     data_root: str | Path | None = None,
     limit: int | None = None,
     weights: str | None = None,
+    width: float = 1.0,
     device: str | int | torch.device = "auto",
     resume: bool = True,
     progress: bool = True,
@@ -60,9 +61,9 @@ def fit(
     """Train `student` with `method` under `teacher` on the train split of `data`; score it on val and test.
 
     `student` is a backbone's name (built with `seed`; `weights="DEFAULT"` takes torchvision's ImageNet weights for the
-    backbone) or a network, which is trained in place. `teacher` is a network, or what `load_teacher` takes. `out` is
-    the run's folder, by default runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for Pascal VOC, and
-    `sample` for everything else; `augment` is `crops` for all data but the sample. `recipe` is one of `RECIPES`.
+    backbone; `width` is a factor on its channels) or a network, which is trained in place. `teacher` is a network, or
+    what `load_teacher` takes. `out` is the run's folder, by default runs/DATA/BACKBONE/METHOD/seedK. `preset` is by
+    default `voc` for Pascal VOC, and `sample` for everything else; `augment` is `crops` for all data but the sample. `recipe` is one of `RECIPES`.
     Every field of `Settings` can be given as a keyword. `method_options`, as `build_method` takes them, lie over those
     that were tuned for the data.
 
@@ -88,7 +89,7 @@ def fit(
         train = open_dataset(data, "train", data_root, limit)
     given = None if isinstance(student, str) else student  # the caller's, to be trained in place
     if isinstance(student, str):
-        student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights)
+        student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights, width)
     check_student(student, train)
     student = student.to(target).to(memory_format=torch.channels_last)
     student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others

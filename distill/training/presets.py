@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from distill.errors import DistillError, nearest
+from distill.errors import DistillError, check_number, nearest
 from distill.methods import options_by_term
 from distill.networks.deeplab import DeepLabV3Plus, build_model
 from distill.training.parallel import seeded
@@ -128,9 +128,16 @@ def make_student(
     output_stride: int = 16,
     seed: int = 0,
     weights: str | None = None,
+    width: float = 1.0,
 ) -> DeepLabV3Plus:
-    """A network of a preset with the initial weights that belong to a seed: slim for `sample`, published for `voc`."""
+    """A network of a preset with the initial weights that belong to a seed: slim for `sample`, published for `voc`.
+
+    `width` is a factor on the channels that it has in the preset: 0.5 makes a student with half of them.
+    """
     backbone = "mobilenetv2" if backbone == "mobilenet" else backbone
-    shape = SLIM.get(backbone, {}) if preset == "sample" else {}
+    shape = dict(SLIM.get(backbone, {}) if preset == "sample" else {})
+    check_number("width", width, 0.01, 100, whole=False)
+    for name in ("width", "head_width") if "head_width" in shape else ("width",):
+        shape[name] = width * shape.get(name, 1.0)
     with seeded(seed):
         return build_model(backbone, num_classes, output_stride, weights=weights, **shape)

@@ -60,7 +60,7 @@ class Settings:
     `crops` add beyond an image is labelled 0 instead of void.
     """
 
-    epochs: Annotated[Whole, Field(ge=1, le=1_000_000)] = 24
+    epochs: Annotated[Whole, Field(ge=1, le=1_000_000)] = 96
     batch_size: Annotated[Whole, Field(ge=2, le=100_000)] = 16
     crop_size: Annotated[Whole, Field(ge=8, le=10_000)] = 64
     output_stride: Annotated[Literal[8, 16], BeforeValidator(_whole)] = 16
@@ -74,7 +74,7 @@ class Settings:
     connector_epochs: Annotated[Whole, Field(ge=0, le=1_000_000)] = 0
     clip: Annotated[Number, Field(ge=0, le=1e9)] = 5.0
     augment: Literal["flip", "crops"] = "flip"
-    evaluate_every: Annotated[Whole, Field(ge=1, le=1_000_000)] = 6
+    evaluate_every: Annotated[Whole, Field(ge=1, le=1_000_000)] = 8
     labelled: Annotated[Whole, Field(ge=0, le=100_000_000)] = 0
     accumulate: Annotated[Whole, Field(ge=1, le=10_000)] = 1
     sync_batchnorm: Switch = True

@@ -169,6 +169,27 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path, refused) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
+def test_label_noise_calls_classes_of_the_train_split_by_other_names(tmp_path: Path, refused) -> None:
+    asked = {"train": 40, "val": 3, "test": 1, "size": 32, "progress": False}
+    clean, noisy, all_wrong = (
+        make_sample(tmp_path / str(share), label_noise=share, **asked) for share in (0.0, 0.3, 1.0)
+    )
+    different = {name for name, content in files(clean).items() if files(noisy)[name] != content}
+    assert different and all("SegmentationClass/train" in name or name == "sample.txt" for name in different)
+    changed = total = 0
+    for (_, true), (_, said), (_, wrong) in zip(
+        *(VOCFolder(r, "train") for r in (clean, noisy, all_wrong)), strict=True
+    ):
+        fixed = (true == 0) | (true == VOID)
+        assert (said[fixed] == true[fixed]).all() and not ((said == 0) & ~fixed).any()
+        assert (wrong[~fixed] != true[~fixed]).all() and wrong[~fixed].min() >= 1 and wrong[~fixed].max() <= 20
+        for label in true[~fixed].unique():
+            changed, total = changed + int((said[true == label] != label).all()), total + 1
+    assert 0.15 < changed / total < 0.45
+    refused(noisy, "label noise 0.3", call=lambda: make_sample(noisy, **asked))
+    refused("label_noise is 2", "give a number from 0 to 1", call=lambda: make_sample(tmp_path / "x", label_noise=2))
+
+
 @pytest.mark.parametrize("wrong", [{"train": 0}, {"val": -1}, {"size": 8}])
 def test_senseless_numbers_are_refused(tmp_path: Path, wrong: dict[str, int], refused) -> None:
     refused(*wrong, "give a whole number from", call=lambda: make_sample(tmp_path / "s", **wrong))

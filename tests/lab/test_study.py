@@ -116,6 +116,12 @@ def test_a_variant_has_options_of_its_own_over_those_of_the_file(write: Callable
     assert found["all labels"] == {"weight": 10.0, "temperature": 2.0}
 
 
+def test_a_variant_may_have_narrower_students(write: Callable[..., Path], refused) -> None:
+    runs = plan(load_study(write("limit = 16", "limit = 16\nwidth = 0.5")), Path(), device="cpu")
+    assert {run.variant: run.keywords["width"] for run in runs} == {"8 labels": 0.5, "all labels": 1.0}
+    refused("width is 0", "give a number", call=lambda: load_study(write("limit = 16", "limit = 16\nwidth = 0.0")))
+
+
 def test_a_folders_images_are_cropped_and_its_name_is_only_a_name(write: Callable[..., Path]) -> None:
     for data, preset, augment in (("sample", "sample", "flip"), ("pascal-mini", "sample", "crops")):
         run = plan(load_study(write('data = "sample"', f'data = "{data}"')), Path(), device="cpu")[0]

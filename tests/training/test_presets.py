@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.training.presets import TUNED, choose_options, choose_settings, defaults_for
+from distill.training.presets import TUNED, choose_options, choose_settings, defaults_for, make_student
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,11 @@ def test_only_the_names_that_open_a_data_set_have_its_defaults(
 )
 def test_what_is_given_wins_then_the_data_then_the_preset(preset: str, data: str, given: dict, expected: str) -> None:
     assert choose_settings(preset, "matched", given, data).augment == expected
+
+
+def test_the_width_is_a_factor_on_the_channels_of_the_preset(refused) -> None:
+    for backbone in ("resnet18", "mobilenetv2"):
+        usual, half = (make_student(backbone, 3, width=width).config for width in (1.0, 0.5))
+        assert (half["width"], half["head_width"]) == (usual["width"] / 2, usual["head_width"] / 2)
+    assert make_student("resnet18", 3, "voc", width=0.25).config["width"] == 0.25
+    refused("width is 0", "give a number", call=lambda: make_student("resnet18", 3, width=0))
