@@ -63,7 +63,8 @@ def fit(
     `student` is a backbone's name (built with `seed`; `weights="DEFAULT"` takes torchvision's ImageNet weights for the
     backbone; `width` is a factor on its channels) or a network, which is trained in place. `teacher` is a network, or
     what `load_teacher` takes. `out` is the run's folder, by default runs/DATA/BACKBONE/METHOD/seedK. `preset` is by
-    default `voc` for Pascal VOC, and `sample` for everything else; `augment` is `crops` for all data but the sample. `recipe` is one of `RECIPES`.
+    default `voc` for Pascal VOC, and `sample` for everything else; `augment` is `crops` for all data but the sample.
+    `recipe` is one of `RECIPES`.
     Every field of `Settings` can be given as a keyword. `method_options`, as `build_method` takes them, lie over those
     that were tuned for the data.
 
