@@ -1,27 +1,23 @@
-"""Write the README's results block and pictures from results/: python studies/report.py
+"""Write the results in README.md, all of results/README.md, and their pictures from results/: python -m studies.report
 
-Studies that are not recorded yet have no block, and are named.
+README.md has the three tables that its reader needs first, results/README.md has everything that was recorded.
 """
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from distill import load_model, load_teacher, open_dataset, predict
-from distill.files import PROJECT, read_json, replace_file, write_text
-from distill.lab.comparison import Findings, by_labels, markdown, read_findings, tables
-from distill.lab.curves import interval95, late_rise
-from distill.lab.tables import compare, markdown_table, not_converged, plus_minus, results_file
+from distill.files import PROJECT, replace_file, write_text
+from distill.lab.comparison import by_labels, read_findings, tables
+from distill.lab.curves import interval95
+from distill.lab.tables import compare, markdown_table, plus_minus, results_file, verdict_of
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
+from studies import blocks
+from studies.blocks import mean_of, paired, read, recorded_on
 
 RESULTS = PROJECT / "results"
-
-
-def read(name: str) -> dict:
-    return read_json(results_file(name))
 
 
 def readme_with_results(readme: str) -> str:
@@ -34,271 +30,142 @@ def readme_with_results(readme: str) -> str:
 
 
 def results_block() -> str:
-    further = [block() for name, (block, _) in FURTHER.items() if (RESULTS / name).exists()]
-    first = [_converged()] if (RESULTS / "sample-128.json").exists() else []
-    return "\n\n".join([*first, _schedule(), _sample(), _reading(), _sakd(), _controls(), *further, _camvid()])
+    """What a reader of README.md needs first."""
+    return "\n\n".join([better("results"), few(), faster()])
 
 
-def _converged() -> str:
-    """What a teacher is worth where labels are few, against a baseline whose settings were chosen for it."""
-    study, found = read("sample-128.json"), read_findings([results_file("sample-128.json")])
-    seeds = len({entry["seed"] for entry in study["runs"]})
+def results_page() -> str:
+    """results/README.md: every recorded study."""
     head = (
-        f"Sample data, test split. {study['study']['about']} The teacher, trained on "
-        f"{read('teacher.json')['config']['images']:,} images with labels, has "
-        f"**{100 * study['teacher']['miou']:.1f}** mIoU. Mean and 95 % interval over {seeds} seeds, in points."
+        "# Everything that was recorded\n\nWritten by `python -m studies.report` from the JSON files beside it, each of "
+        "which names the command that made it. mIoU and gains are in points; behind ± stands half the width of a 95 % "
+        "confidence interval over seeds. A gain is over the baseline of the same seed, which started from the same "
+        "weights and saw the same images in the same order."
     )
-    few, more = ("128 labels", "kd"), ("128 labels, 2,000 images", "kd")
-    decay = {run["variant"]: run["settings"]["weight_decay"] for run in study["runs"]}
-    read_out = (
-        f"Images without labels add {_mean(_paired(found, [more, few]))} points to kd on the labelled ones alone, in "
-        f"as many steps, and with another weight decay ({decay[more[0]]}, and {decay[few[0]]} on 128 images), which "
-        f"may be part of it. The teacher's own labels are not counted: it had those of all its images."
-    )
-    title = "### Few labels, against a baseline with settings of its own"
-    return "\n\n".join([title, head, markdown(found), read_out, _recorded(study)])
+    converged = [better("."), self_attention(), weights(), blocks.converged(), blocks.schedule()]
+    short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), blocks.few_labels(), blocks.quirks()]
+    return "\n\n".join([head, *converged, *short, blocks.camvid()]) + "\n"
 
 
-def _schedule() -> str:
-    """How much of a baseline is its settings: the runs that chose them."""
-    runs = read("sample-schedule.json")["runs"]
-    lines = ["| images | what | mIoU, val | mIoU, test | still rising | seconds |", "|---|---|---|---|---|---|"]
-    for run in runs:
-        what = run["variant"].partition("labels, ")[2] or run["variant"]
-        points = [f"{100 * run['val_miou']:.1f}", f"{100 * run['miou']:.1f}", f"{100 * (late_rise(run) or 0):+.1f}"]
-        lines.append(f"| {run['images']} | {what} | {' | '.join(points)} | {run['cpu_seconds']:.0f} |")
-    miou = {run["variant"]: f"{100 * run['miou']:.1f}" for run in runs}
-    usual, other = miou["186 epochs"], miou["186 epochs, decay 0.3"]
-    head = (
-        f"A setting can be worth more than a teacher. {charts.network_name('resnet18')} on the first 128 images "
-        f"reaches {usual} mIoU on test with the sample's usual weight decay, 0.02, and its curve is flat; with 0.3 it "
-        f"reaches {other}. A flat curve says that longer will not help, and not that the settings are good. Of the "
-        f"baseline alone, with a seed that the tables of gains do not use; rate 0.032, decay 0.02 and mirrored images "
-        f"where nothing else is said. `still rising`: over the last quarter, on val."
-    )
-    return "\n\n".join(["### Before any gain: what is the baseline worth?", head, "\n".join(lines)])
-
-
-def _sample() -> str:
-    study, teacher = read("sample.json"), read("teacher.json")
-    run = study["runs"][0]
-    teacher_miou, teacher_images = study["teacher"]["miou"], teacher["config"]["images"]
-    head = (
-        f"### Faster: the same students after 24 epochs\n\n"
-        f"Sample data, test split; {run['images']} training images, {run['samples']:,} samples a run. The teacher, "
-        f"trained on {teacher_images:,} images, has **{100 * teacher_miou:.1f}** mIoU. Mean and 95 % interval over "
-        f"seeds, in points. A gain is over the baseline of the same seed, which started from the same weights and "
-        f"saw the same images in the same order. The gap is that between baseline and teacher."
-    )
-    rows = compare(study["runs"], study["teacher"]["miou"])
-    foot = (
-        f"{_recorded(study)} Every method's weight was chosen on the val split with another seed, from equally many "
-        f"candidates ([results/sample-weights.json](results/sample-weights.json))."
-    )
-    return f"{head}\n\n{markdown_table(rows)}\n\n{foot}\n\n![Gain of every method over the baseline](results/gains.png)"
-
-
-def _recorded(study: dict) -> str:
-    """When and on what, and whether all runs were alike in that."""
-    environment = study["environment"]
-    others = len(study.get("environments", ())) - 1
-    more = f"; some runs on {others} other machines or versions, which the file names" if others > 0 else ""
-    return (
-        f"Recorded {study['date']} on {environment['cores']} cores of an {environment['processor']}, PyTorch "
-        f"{environment['torch']}, one thread a run and one run a core{more}."
-    )
-
-
-def _reading() -> str:
-    """What the intervals allow to say, method by method, and whether it is about speed or about what is reached."""
+def better(folder: str) -> str:
+    """The main study: every method, after as many epochs as the baseline needs."""
     study = read("sample.json")
-    rows = compare(study["runs"], study["teacher"]["miou"])
-    words: dict[str, list[str]] = {"better": [], "worse": [], "not settled": []}
+    rows = tables(read_findings([results_file("sample.json")]))["all methods"]
+    run, published = study["runs"][0], read("published.json")["voc"]
+    teacher = study["teacher"]["miou"]
+    gaps = [
+        f"{100 * (teacher - row['miou']):.1f} for {charts.network_name(row['backbone'])} (on Pascal VOC, as published, "
+        f"{published['teacher'] - published['students'][row['backbone']]['baseline']:.1f})"
+        for row in rows
+        if row["method"] == "baseline"
+    ]
+    head = (
+        f"{'###' if folder == 'results' else '## sample:'} Better? Students that trained for as long as it helped\n\n"
+        f"Sample data, test split; {run['images']} training images, {run['settings']['epochs']} epochs. The teacher, "
+        f"trained on {read('teacher.json')['config']['images']:,} images, has **{100 * teacher:.1f}** mIoU. What is "
+        f"left to gain is the gap to it: {', '.join(gaps)}."
+    )
+    picture = f"![Gain of every method over the converged baseline]({folder}/gains.png)"
+    return "\n\n".join([head, markdown_table(rows), recorded_on(study), picture, said(rows)])
+
+
+def said(rows: list[dict]) -> str:
+    """What the intervals allow to say, verdict by verdict."""
+    words: dict[str, list[str]] = {"better": [], "worse": [], "less than a point": [], "not settled": []}
     for row in rows:
         if "verdict" in row:
-            words[row["verdict"]].append(f"{row['method']} on {row['backbone']}")
-    said = "; ".join(f"{word}: {', '.join(names)}" for word, names in words.items() if names)
-    if not not_converged(rows):
-        return f"Read with the 95 % intervals, against the baseline: {said}."
-    return (
-        f"Read with the 95 % intervals, against the baseline after as many epochs: {said}. **That is about speed**: "
-        f"the baselines had not converged, and nothing here says that a student that is trained to the end becomes "
-        f"better with a teacher."
-    )
+            word = verdict_of(row, {}).partition(":")[0]
+            words[word].append(f"{charts.method_name(row['method'])} on {charts.network_name(row['backbone'])}")
+    found = "; ".join(f"{word}: {', '.join(names)}" for word, names in words.items() if names)
+    return f"Read with the 95 % intervals, at equal epochs: {found}."
 
 
-def _sakd() -> str:
-    """SAKD by weight and by variant, each against the baseline of the same seed and schedule."""
-    tried = read("sample-weights.json")["runs"]
-    short = {run["backbone"]: run["val_miou"] for run in tried if run["method"] == "baseline" and run["epochs"] == 12}
-    scores: dict[str, dict[str, float]] = {}
-    for run in tried:
-        if run["method"] == "sakd":
-            scores.setdefault(f"weight {run['value']:g}", {})[run["backbone"]] = run["val_miou"]
-    for run in read("sample-sakd.json")["runs"]:
-        scores.setdefault(f"weight 150, {run['variant']}", {})[run["backbone"]] = run["val_miou"]
-    lines = [f"| SAKD, half schedule | {' | '.join(short)} |", f"|---|{'---|' * len(short)}"]
-    for name, row in scores.items():
-        gains = [f"{100 * (row[backbone] - miou):+.1f}" for backbone, miou in short.items()]
-        lines.append(f"| {name} | {' | '.join(gains)} |")
-    head = (
-        "How SAKD depends on its weight, its schedule and its positions: gain over the baseline on val, one seed each "
-        "and half the schedule, so differences of a few points are noise. 150 is the published weight."
-    )
-    return head + "\n\n" + "\n".join(lines)
-
-
-def _controls() -> str:
-    lines = [
-        f"- {control['what']}: {100 * control['miou']:.1f}" for control in read("sample-controls.json")["controls"]
-    ]
-    return "What the gap is made of (test mIoU, one run each, same trainer):\n\n" + "\n".join(lines)
-
-
-def _few_labels() -> str:
-    """mIoU by the number of labels, and what distilling on unlabelled images adds, seed by seed."""
-    study, found = read("sample-few-labels.json"), read_findings([results_file("sample-few-labels.json")])
-    rows = {(name, row["method"]): row for name, table in tables(found).items() for row in table}
-    head = (
-        f"Fewer labels: {charts.network_name(study['study']['students'][0])} on the first of the "
-        f"{max(entry['images'] for entry in study['runs'])} training images alone, and with distillation on the "
-        f"others too, which then have no labels. Test mIoU, mean and 95 % interval over "
-        f"{len({entry['seed'] for entry in study['runs']})} seeds, in points; gains over the baseline of as many "
-        f"labels; equally many steps in all runs, half of those above."
-    )
-    lines = [
-        "| labels | method | mIoU | gain | mIoU, distilled on all | gain | added by images without labels |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, method in ((name, method) for name, method in rows if "distilled on" not in name):
-        row, wider = rows[name, method], next((v for v in found.variants if v.get("baseline") == name), {"name": ""})
-        cells = [name.removesuffix(" labels"), method, plus_minus(row["miou"], row["miou_interval"]), _gain(row)]
-        if method != "baseline" and (more := rows.get((wider["name"], method))):
-            added = _paired(found, [(wider["name"], method), (name, method)])
-            cells += [plus_minus(more["miou"], more["miou_interval"]), _gain(more), _mean(added)]
-        lines.append(f"| {' | '.join(cells + [''] * (7 - len(cells)))} |")
-    picture = "![mIoU against the number of labelled images](results/few-labels.png)"
-    return "\n\n".join([head, "\n".join(lines), _few_labels_read(found, rows), _recorded(study), picture])
-
-
-def _few_labels_read(found: Findings, rows: dict[tuple[str, str], dict]) -> str:
-    """Which gains, and which additions of images without labels, are more than scatter."""
-    gains = {f"{method} with {name}": row for (name, method), row in rows.items() if "gain" in row}
-    added = {}
-    for variant in found.variants:
-        for method in ("kd", "ofd"):
-            pair = [(variant["name"], method), (variant.get("baseline"), method)]
-            if variant.get("baseline") and all(key in rows for key in pair):
-                added[f"{method} with {variant['baseline']}"] = _paired(found, pair)
-    noise = [name for name, row in gains.items() if abs(row["gain"]) <= row["gain_interval"]]
-    kept = [name for name, values in added.items() if abs(sum(values) / len(values)) > interval95(values)]
-    fewest = found.variants[0]["name"]
-    best = max((row["miou"], name, method) for (name, method), row in rows.items() if name.startswith(fewest))
-    last = [name for name, method in rows if method == "baseline"][-1]
-    return (
-        f"Read with the intervals: gains that these seeds do not settle are those of {'; '.join(noise) or 'none'}; all "
-        f"others are more than scatter. Images without labels add something that is more than scatter to "
-        f"{'; '.join(kept) or 'nothing'}, and nothing that could be told elsewhere. {best[2]} with {best[1]}, reaches "
-        f"{100 * best[0]:.1f}; a student alone with {last} reaches {100 * rows[last, 'baseline']['miou']:.1f} in as "
-        f"many steps."
-    )
-
-
-# Each fault: the variants that its distilled runs and its baselines are of, and the variant without it.
-FAULTS = {
-    "distilled students skip ASPP's dropout": ("no dropout in distilled students", "matched", "matched"),
-    "the teacher is in training mode": ("teacher in training mode", "matched", "matched"),
-    "baselines train half as long at twice the rate": ("matched", "another schedule for baselines", "matched"),
-    "losses are divided twice": ("divided twice", "divided twice", "matched"),
-    "padding is labelled background": ("crops, padding is background", "crops, padding is background", "crops"),
+# Of the study sample-128: what a row of README.md is called, its variant and its method.
+FEW = {
+    "128 images with labels": ("128 labels", "baseline"),
+    "the same, twice as long": ("128 labels, twice as long", "baseline"),
+    "the same, and a teacher (kd)": ("128 labels", "kd"),
+    "the same, and a teacher (ofd)": ("128 labels", "ofd"),
+    "also 1,872 images without labels, and a teacher (kd)": ("128 labels, 2,000 images", "kd"),
 }
 
 
-def _quirks() -> str:
-    """What each fault adds to the gain of a method: the gain with it less the gain without, seed by seed."""
-    study, found = read("quirks.json"), read_findings([results_file("quirks.json")])
-    tables(found)  # which refuses runs that cannot be compared
+def few() -> str:
+    """Few labels, every row against the better baseline."""
+    study, found = read("sample-128.json"), read_findings([results_file("sample-128.json")])
+    runs = {what: [e for e in found.records if (e["variant"], e["method"]) == row] for what, row in FEW.items()}
+    alone = {row: average(runs[what], "miou") for what, row in FEW.items() if row[1] == "baseline"}
+    best = max(alone, key=alone.__getitem__)
+    lines = ["| learns from | mIoU | gain over the better baseline | epochs | seconds a run |", "|---|---|---|---|---|"]
+    above = True
+    for what, row in FEW.items():
+        gains = [] if row[1] == "baseline" else paired(found, [row, best])
+        interval = interval95([entry["miou"] for entry in runs[what]])
+        cells = [what, plus_minus(average(runs[what], "miou"), interval), mean_of(gains) if gains else ""]
+        cells += [f"{runs[what][0]['settings']['epochs']}", f"{average(runs[what], 'cpu_seconds'):.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+        above &= not gains or sum(gains) / len(gains) > interval95(gains)
     head = (
-        f"What the faults of the published protocol are worth, on the sample and "
-        f"{charts.network_name(study['study']['students'][0])}, half the schedule, "
-        f"{len({entry['seed'] for entry in study['runs']})} seeds: gain over the baseline without and with each fault, "
-        f"and what it adds, paired by seed, with 95 % intervals, in points of test mIoU."
+        f"### Where a teacher helps: few labels\n\n{charts.network_name('resnet18')}, test split, "
+        f"{len(runs[what])} seeds. The baseline has a weight decay of its own choice, and was given twice as many "
+        f"epochs too ([how both were chosen](results/README.md))."
     )
-    lines = ["| fault | method | gain without | gain with | added by the fault |", "|---|---|---|---|---|"]
-    real, noise = [], []
-    for fault, (runs, baselines, reference) in FAULTS.items():
-        there = {entry["method"] for entry in found.records if entry["variant"] == runs}
-        for method in (method for method in study["study"]["methods"] if method in there - {"baseline"}):
-            without = [(reference, method), (reference, "baseline")]
-            with_it = [(runs, method), (baselines, "baseline")]
-            cells = [fault, method, *(_mean(_paired(found, pair)) for pair in (without, with_it))]
-            more = _paired(found, with_it + without[::-1])
-            lines.append(f"| {' | '.join(cells)} | {_mean(more)} |")
-            (real if abs(sum(more) / len(more)) > interval95(more) else noise).append(fault)
-    read_as = (
-        f"Read with the intervals: more than scatter {'is' if len(real) == 1 else 'are'}: {'; '.join(real) or 'none'}. "
-        f"Not settled by these seeds: {'; '.join(noise) or 'none'}."
-    )
-    return "\n\n".join([head, "\n".join(lines), read_as, _best_epochs(found), _recorded(study)])
+    foot = "The interval of every gain lies above zero." if above else "Not every interval lies above zero."
+    return "\n\n".join([head, "\n".join(lines), f"{foot} {recorded_on(study)}"])
 
 
-def _best_epochs(found: Findings) -> str:
-    """The fault that needs no run: the best epoch, chosen on the very images that are reported."""
-    matched = [entry for entry in found.records if entry["variant"] == "matched"]
-    methods = list(dict.fromkeys(entry["method"] for entry in matched))
-    more = {m: [e["best_val_miou"] - e["val_miou"] for e in matched if e["method"] == m] for m in methods}
-    said = ", ".join(f"{_mean(values)} for {method}" for method, values in more.items())
-    return f"Reporting the best epoch on val instead of the last adds to the val mIoU: {said}."
+def average(runs: list[dict], key: str) -> float:
+    return sum(entry[key] for entry in runs) / len(runs)
 
 
-def _paired(found: Findings, rows: list[tuple[str, str]]) -> list[float]:
-    """Scores of the first (variant, method) less those of the second, plus those of the third …, of the same seed."""
-    by_seed = [
-        {entry["seed"]: entry["miou"] for entry in found.records if (entry["variant"], entry["method"]) == row}
-        for row in rows
-    ]
-    seeds = [seed for seed in by_seed[0] if all(seed in scores for scores in by_seed)]
-    return [sum((-1) ** place * scores[seed] for place, scores in enumerate(by_seed)) for seed in seeds]
-
-
-def _mean(values: list[float]) -> str:
-    return plus_minus(sum(values) / len(values), interval95(values), "+") if values else "no seed has all of it"
-
-
-def _gain(row: dict) -> str:
-    return plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else ""
-
-
-def _camvid() -> str:
-    study = read("camvid.json")
-    train, val = study["check"]["train"], study["check"]["val"]
-    teacher, *students = study["runs"]
-    epochs, longer = (run["settings"]["epochs"] for run in (students[0], teacher))
-    prediction = study["prediction"]
-    head = (
-        f"Real photographs: CamVid, street scenes, {train['images']} training and {val['images']} validation images, "
-        f"{len(train['class_share'])} classes. The slim networks, from scratch, crops of {study['crop_size']} pixels, "
-        f"{epochs} epochs for students and {longer} for the teacher. Validation mIoU of the last epoch by both "
-        f"protocols, one seed: it shows that the path works, and is no comparison of methods."
-    )
-    alone, *taught = (run["miou"] for run in students)
-    if max(taught) < alone:
-        head += (
-            f" Neither method helped here: with {100 * (teacher['miou'] - alone):+.1f} points against the student "
-            f"alone, the teacher has little to teach."
+def faster() -> str:
+    """How much sooner a student with a teacher is where the baseline is at the end of the short study."""
+    study = read("speed.json")
+    rows = compare(study["runs"], study["teacher"]["miou"])
+    epochs, gains = rows[0]["epochs"], []
+    for backbone in dict.fromkeys(row["backbone"] for row in rows):
+        best = max((row for row in rows if row["backbone"] == backbone), key=lambda row: row.get("gain", -1.0))
+        gains.append(
+            f"{charts.network_name(backbone)} with {charts.method_name(best['method'])} "
+            f"{plus_minus(best['gain'], best['gain_interval'], '+')} at equal epochs and "
+            f"{plus_minus(best['gain_at_equal_time'], best['gain_at_equal_time_interval'], '+')} at equal time"
         )
-    rows = [
-        f"| {run['backbone']} | {run['method']} | {100 * run['miou_by_protocol']['native']:.1f} | "
-        f"{100 * run['miou_by_protocol']['resize513']:.1f} |"
-        for run in study["runs"]
-    ]
-    foot = (
-        f"`data check` found {train['faults'] + val['faults']} faults. `predict` with the last of them, on the "
-        f"photograph {prediction['image']}, gives a mask that is right at {100 * prediction['right']:.0f} % of the "
-        f"labelled pixels."
+    return (
+        f"### Faster: the first {epochs} epochs\n\nStopped after {epochs} epochs, when no student has converged, a "
+        f"teacher seems to be worth far more: {'; '.join(gains)}. Such a gain says how much sooner a student learns, "
+        f"and not how much better it becomes, and a table without the baseline's curve does not say which of the "
+        f"two it shows.\n\nEvery recorded study, with what the weights of the methods, the faults of the published protocol "
+        f"and real photographs are worth, is in [results/README.md](results/README.md)."
     )
-    table = ["| network | method | native | resize513 |", "|---|---|---|---|", *rows]
-    return "\n".join([head, "", *table, "", foot])
+
+
+def self_attention() -> str:
+    """The ablation: SAKD less the same without its self-attention, seed by seed."""
+    found, added = read_findings([results_file("sample.json")]), []
+    for backbone in dict.fromkeys(entry["backbone"] for entry in found.records):
+        pair = [("all methods", "sakd"), ("SAKD without self-attention", "sakd")]
+        added.append(f"{mean_of(paired(found, pair, backbone))} for {charts.network_name(backbone)}")
+    return (
+        f"What self-attention adds to SAKD, which without it is attention transfer at SAKD's six positions, with its "
+        f"connectors and dividers: {', '.join(added)}."
+    )
+
+
+def weights() -> str:
+    """The runs that chose the weights of the main study."""
+    runs = read("sample-weights.json")["runs"]
+    alone = next(run for run in runs if run["method"] == "baseline")
+    lines = ["| method | weight: mIoU on val |", "|---|---|"]
+    for method in dict.fromkeys(run["method"] for run in runs if run is not alone):
+        tried = [run for run in runs if run["method"] == method]
+        cells = [f"{run['terms'][method]['weight']:g}: {100 * run['val_miou']:.1f}" for run in tried]
+        lines.append(f"| {method} | {', '.join(cells)} |")
+    head = (
+        f"The weights of this study were chosen on val, with a seed that no table reports and equally many "
+        f"candidates for each method; {charts.network_name(alone['backbone'])}, {alone['settings']['epochs']} epochs. "
+        f"The baseline of that seed has {100 * alone['val_miou']:.1f}. Differences of less than a point are noise."
+    )
+    return head + "\n\n" + "\n".join(lines)
 
 
 def speed_block() -> str:
@@ -374,20 +241,14 @@ def draw_masks(count: int = 4) -> None:
 
 
 def draw_gains() -> None:
-    study = read("sample.json")
-    save(charts.gain_chart(compare(study["runs"], study["teacher"]["miou"])), RESULTS / "gains.png")
+    for name, variant in (("sample.json", "all methods"), ("speed.json", "")):
+        picture = RESULTS / ("gains.png" if variant else "speed-gains.png")
+        save(charts.gain_chart(tables(read_findings([results_file(name)]))[variant]), picture)
 
 
 def draw_few_labels() -> None:
     found = read_findings([results_file("sample-few-labels.json")])
     save(charts.label_chart(by_labels(found), found.teacher["miou"]), RESULTS / "few-labels.png")
-
-
-# Blocks and pictures of studies that may not be recorded yet.
-FURTHER: dict[str, tuple[Callable[[], str], Callable[[], None] | None]] = {
-    "sample-few-labels.json": (_few_labels, draw_few_labels),
-    "quirks.json": (_quirks, None),
-}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -398,13 +259,10 @@ def save(figure: Figure, path: Path) -> None:
 def main() -> None:
     draw_masks()
     draw_gains()
-    for name, (_, picture) in FURTHER.items():
-        if not (RESULTS / name).exists():
-            print(f"results/{name} is not recorded yet, so the README says nothing of it", file=sys.stderr)
-        elif picture is not None:
-            picture()
+    draw_few_labels()
     path = PROJECT / "README.md"
     write_text(path, readme_with_results(path.read_text(encoding="utf-8")))
+    write_text(RESULTS / "README.md", results_page())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Choose the weight of every method on the sample's val split: python studies/weights.py
+"""The weights of the study of speed, chosen on the sample's val split: python studies/speed_weights.py
 
 Each method gets the same care: the same number of weights, both students, one seed that the reported runs do not use,
-and half their schedule. The weight with the best mean over both students is in training.presets.TUNED. The learning
+and half their schedule. The weight with the best mean over both students is in studies/speed.toml. The learning
 rate was chosen before, on the baseline alone and at full length. It is a script and no study file because
-studies/report.py and the test of the tuned weights read results/sample-weights.json in the short form written here.
+studies/blocks.py reads results/speed-weights.json in the short form written here.
 """
 
 import argparse
@@ -63,8 +63,8 @@ def main() -> None:
     rows = [(backbone, *choice) for choice in choices for backbone in BACKBONES]
     runs = run_all(train, rows, options.jobs)
     environment = Run(PROJECT / "runs" / "weights" / "resnet18" / "kd" / "0.9").environment
-    path = PROJECT / "results" / "sample-weights.json"
-    write_json(path, {"command": "python studies/weights.py", "seed": SEED, "environment": environment, "runs": runs})
+    path = PROJECT / "results" / "speed-weights.json"
+    write_json(path, {"command": "python studies/speed_weights.py", "seed": SEED, "environment": environment, "runs": runs})
     for run in runs:
         print(f"{run['backbone']:>12} {run['method']:>9} {run['value']:>8g} {100 * run['val_miou']:6.2f}")
 

@@ -21,16 +21,18 @@ def read(name: str) -> dict:
     return json.loads((RESULTS / name).read_text())
 
 
-def test_every_row_of_the_study_is_there_with_three_seeds_or_more() -> None:
-    rows = compare(read("sample.json")["runs"])
-    assert {(row["backbone"], row["method"]) for row in rows} == {
-        (b, m) for b in ("resnet18", "mobilenetv2") for m in METHODS
-    }
+@pytest.mark.parametrize("name", ["sample.json", "speed.json"])
+def test_every_row_of_a_study_is_there_with_three_seeds_or_more(name: str) -> None:
+    runs = [run for run in read(name)["runs"] if run.get("variant") in ("all methods", "", None)]
+    rows = compare(runs)
+    students = {run["backbone"] for run in runs}
+    assert {(row["backbone"], row["method"]) for row in rows} == {(b, m) for b in students for m in METHODS}
     assert all(len(row["seeds"]) >= 3 and row["split"] == "test" for row in rows)
 
 
-def test_rows_of_a_seed_share_weights_at_the_start_settings_and_teacher() -> None:
-    runs = read("sample.json")["runs"]
+@pytest.mark.parametrize("name", ["sample.json", "speed.json"])
+def test_rows_of_a_seed_share_weights_at_the_start_settings_and_teacher(name: str) -> None:
+    runs = read(name)["runs"]
     assert len({json.dumps(run["settings"], sort_keys=True) for run in runs}) == 1
     assert {run["teacher"]["weights"] for run in runs if run["method"] != "baseline"} == {
         read("teacher.json")["fingerprint"]
@@ -43,12 +45,13 @@ def test_rows_of_a_seed_share_weights_at_the_start_settings_and_teacher() -> Non
 def test_the_tuned_weights_are_the_best_of_those_tried() -> None:
     from distill.training.presets import TUNED
 
-    tried: dict[str, dict[float, list[float]]] = {}
+    tried: dict[str, dict[float, float]] = {method: {} for method in ("kd", "at", "ofd", "sakd")}
     for run in read("sample-weights.json")["runs"]:
-        tried.setdefault(run["method"], {}).setdefault(run["value"], []).append(run["val_miou"])
-    for method in ("kd", "at", "ofd", "sakd"):
-        best = max(tried[method], key=lambda value: sum(tried[method][value]))
-        assert TUNED["sample"][method]["weight"] == best
+        if run["method"] != "baseline":
+            tried[run["method"]][run["terms"][run["method"]]["weight"]] = run["val_miou"]
+    assert {len(weights) for weights in tried.values()} == {3}, "not equally many candidates a method"
+    for method, weights in tried.items():
+        assert TUNED["sample"][method]["weight"] == max(weights, key=weights.__getitem__)
 
 
 def test_the_shipped_teacher_is_the_recorded_one() -> None:
@@ -72,7 +75,7 @@ def test_the_shipped_students_score_as_recorded(name: str, test_split) -> None:
     (recorded,) = [
         run
         for run in read("sample.json")["runs"]
-        if (run["backbone"], run["method"], run["seed"]) == ("resnet18", method, 0)
+        if (run["variant"], run["backbone"], run["method"], run["seed"]) == ("all methods", "resnet18", method, 0)
     ]
     scores = distill.evaluate(distill.load_model(shipped_file(f"student-resnet18-{name}.safetensors")), test_split)
     assert scores.miou == pytest.approx(recorded["miou"], abs=0.003)
@@ -86,7 +89,7 @@ def test_the_readme_says_what_was_recorded() -> None:
     from studies.report import readme_with_results
 
     readme = (PROJECT / "README.md").read_text()
-    assert readme == readme_with_results(readme), "the README is behind results/: run python studies/report.py"
+    assert readme == readme_with_results(readme), "the README is behind results/: run python -m studies.report"
 
 
 def test_published_numbers_in_the_readme_are_those_on_file() -> None:

@@ -265,7 +265,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else "",
             _equal_time(row),
             f"{row['closed']:.0%}" if "closed" in row else "",
-            _verdict(row, unfinished),
+            verdict_of(row, unfinished),
             str(len(row["seeds"])),
             str(row.get("epochs", "")),
             f"{row['seconds']:.0f}",
@@ -297,7 +297,7 @@ def _equal_time(row: dict[str, Any]) -> str:
     return plus_minus(row["gain_at_equal_time"], row["gain_at_equal_time_interval"], "+") if known else ""
 
 
-def _verdict(row: dict[str, Any], unfinished: dict[str, float]) -> str:
+def verdict_of(row: dict[str, Any], unfinished: dict[str, float]) -> str:
     """A word on a gain; where it is not settled, the seeds that would settle a point."""
     if row["method"] == "baseline":
         return "not converged" if row["backbone"] in unfinished else ""

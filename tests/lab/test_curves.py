@@ -92,6 +92,6 @@ def test_the_table_itself_says_which_baseline_has_not_converged() -> None:
 
 def test_the_studies_of_speed_are_called_unconverged() -> None:
     """The first study of this project, whose gains were those of students that had not finished learning."""
-    study = read_json(PROJECT / "results" / "sample.json")
+    study = read_json(PROJECT / "results" / "speed.json")
     rises = not_converged(compare(study["runs"]))
     assert set(rises) == {"resnet18", "mobilenetv2"} and all(math.isfinite(rise) for rise in rises.values())

@@ -25,7 +25,7 @@ from distill.lab.pool import Job, progress_bar, run_all, slots
 from distill.lab.study import Study
 from distill.lab.study_file import Variant
 from distill.lab.tables import check_comparable
-from studies import report
+from studies import blocks
 
 GOOD = """
 about = "A study."
@@ -734,8 +734,8 @@ def test_the_readme_can_show_few_labels(tmp_path: Path, monkeypatch: pytest.Monk
         return 0.1 * (run.keywords["method"] == "kd") + 0.05 * bool(run.settings.labelled)
 
     write_json(tmp_path / "sample-few-labels.json", recorded("sample-few-labels", worth))
-    monkeypatch.setattr(report, "results_file", lambda name: tmp_path / name)
-    block = report._few_labels()
+    monkeypatch.setattr(blocks, "results_file", lambda name: tmp_path / name)
+    block = blocks.few_labels()
     assert "| 64 | kd | 61.0 ± 2.5 | +10.0 ± 0.0 | 66.0 ± 2.5 | +15.0 ± 0.0 | +5.0 ± 0.0 |" in block
     assert "| 500 | baseline | 51.0 ± 2.5 |  |  |  |  |" in block and "nan" not in block
 
@@ -746,8 +746,8 @@ def test_the_readme_can_show_what_faults_are_worth(tmp_path: Path, monkeypatch: 
         return 0.1 * (method == "kd") + 0.02 * (method == "kd" and changed) - 0.03 * (changed and method == "baseline")
 
     write_json(tmp_path / "quirks.json", recorded("quirks", worth))
-    monkeypatch.setattr(report, "results_file", lambda name: tmp_path / name)
-    block = report._quirks()
+    monkeypatch.setattr(blocks, "results_file", lambda name: tmp_path / name)
+    block = blocks.quirks()
     assert "| distilled students skip ASPP's dropout | kd | +10.0 ± 0.0 | +12.0 ± 0.0 | +2.0 ± 0.0 |" in block
     assert "| losses are divided twice | kd | +10.0 ± 0.0 | +15.0 ± 0.0 | +5.0 ± 0.0 |" in block
     assert "| baselines train half as long at twice the rate | kd | +10.0 ± 0.0 | +13.0 ± 0.0 | +3.0 ± 0.0 |" in block

@@ -1,0 +1,271 @@
+"""What results/README.md says of each recorded study, one function a study; see report.py."""
+
+from distill.files import read_json
+from distill.lab.comparison import Findings, markdown, read_findings, tables
+from distill.lab.curves import interval95, late_rise
+from distill.lab.tables import compare, markdown_table, not_converged, plus_minus, results_file
+from distill.show import charts
+
+
+def read(name: str) -> dict:
+    return read_json(results_file(name))
+
+
+def converged() -> str:
+    """What a teacher is worth where labels are few, against a baseline whose settings were chosen for it."""
+    study, found = read("sample-128.json"), read_findings([results_file("sample-128.json")])
+    seeds = len({entry["seed"] for entry in study["runs"]})
+    head = (
+        f"Sample data, test split. {study['study']['about']} The teacher, trained on "
+        f"{read('teacher.json')['config']['images']:,} images with labels, has "
+        f"**{100 * study['teacher']['miou']:.1f}** mIoU. Mean and 95 % interval over {seeds} seeds, in points."
+    )
+    few, more = ("128 labels", "kd"), ("128 labels, 2,000 images", "kd")
+    decay = {run["variant"]: run["settings"]["weight_decay"] for run in study["runs"]}
+    read_out = (
+        f"Images without labels add {mean_of(paired(found, [more, few]))} points to kd on the labelled ones alone, in "
+        f"as many steps, and with another weight decay ({decay[more[0]]}, and {decay[few[0]]} on 128 images), which "
+        f"may be part of it. The teacher's own labels are not counted: it had those of all its images."
+    )
+    title = "## sample-128: few labels, against a baseline with settings of its own"
+    return "\n\n".join([title, head, markdown(found), read_out, recorded_on(study)])
+
+
+def schedule() -> str:
+    """How much of a baseline is its settings: the runs that chose them."""
+    runs = read("sample-schedule.json")["runs"]
+    lines = ["| images | what | mIoU, val | mIoU, test | still rising | seconds |", "|---|---|---|---|---|---|"]
+    for run in runs:
+        what = run["variant"].partition("labels, ")[2] or run["variant"]
+        points = [f"{100 * run['val_miou']:.1f}", f"{100 * run['miou']:.1f}", f"{100 * (late_rise(run) or 0):+.1f}"]
+        lines.append(f"| {run['images']} | {what} | {' | '.join(points)} | {run['cpu_seconds']:.0f} |")
+    miou = {run["variant"]: f"{100 * run['miou']:.1f}" for run in runs}
+    usual, other = miou["186 epochs"], miou["186 epochs, decay 0.3"]
+    head = (
+        f"A setting can be worth more than a teacher. {charts.network_name('resnet18')} on the first 128 images "
+        f"reaches {usual} mIoU on test with the sample's usual weight decay, 0.02, and its curve is flat; with 0.3 it "
+        f"reaches {other}. A flat curve says that longer will not help, and not that the settings are good. Of the "
+        f"baseline alone, with a seed that the tables of gains do not use; rate 0.032, decay 0.02 and mirrored images "
+        f"where nothing else is said. `still rising`: over the last quarter, on val."
+    )
+    return "\n\n".join(["## sample-schedule: what is the baseline worth?", head, "\n".join(lines)])
+
+
+def speed() -> str:
+    study, teacher = read("speed.json"), read("teacher.json")
+    run = study["runs"][0]
+    teacher_miou, teacher_images = study["teacher"]["miou"], teacher["config"]["images"]
+    head = (
+        f"## speed: the same students after 24 epochs\n\n"
+        f"Sample data, test split; {run['images']} training images, {run['samples']:,} samples a run. The teacher, "
+        f"trained on {teacher_images:,} images, has **{100 * teacher_miou:.1f}** mIoU. Mean and 95 % interval over "
+        f"seeds, in points. A gain is over the baseline of the same seed, which started from the same weights and "
+        f"saw the same images in the same order. The gap is that between baseline and teacher."
+    )
+    rows = compare(study["runs"], study["teacher"]["miou"])
+    foot = (
+        f"{recorded_on(study)} Every method's weight was chosen on the val split with another seed, from equally many "
+        f"candidates ([speed-weights.json](speed-weights.json))."
+    )
+    return f"{head}\n\n{markdown_table(rows)}\n\n{foot}\n\n![Gain of every method over the baseline](speed-gains.png)"
+
+
+def recorded_on(study: dict) -> str:
+    """When and on what, and whether all runs were alike in that."""
+    environment = study["environment"]
+    others = len(study.get("environments", ())) - 1
+    more = f"; some runs on {others} other machines or versions, which the file names" if others > 0 else ""
+    return (
+        f"Recorded {study['date']} on {environment['cores']} cores of an {environment['processor']}, PyTorch "
+        f"{environment['torch']}, one thread a run and one run a core{more}."
+    )
+
+
+def reading() -> str:
+    """What the intervals allow to say, method by method, and whether it is about speed or about what is reached."""
+    study = read("speed.json")
+    rows = compare(study["runs"], study["teacher"]["miou"])
+    words: dict[str, list[str]] = {"better": [], "worse": [], "not settled": []}
+    for row in rows:
+        if "verdict" in row:
+            words[row["verdict"]].append(f"{row['method']} on {row['backbone']}")
+    said = "; ".join(f"{word}: {', '.join(names)}" for word, names in words.items() if names)
+    if not not_converged(rows):
+        return f"Read with the 95 % intervals, against the baseline: {said}."
+    return (
+        f"Read with the 95 % intervals, against the baseline after as many epochs: {said}. **That is about speed**: "
+        f"the baselines had not converged, and nothing here says that a student that is trained to the end becomes "
+        f"better with a teacher."
+    )
+
+
+def sakd() -> str:
+    """SAKD by weight and by variant, each against the baseline of the same seed and schedule."""
+    tried = read("speed-weights.json")["runs"]
+    short = {run["backbone"]: run["val_miou"] for run in tried if run["method"] == "baseline" and run["epochs"] == 12}
+    scores: dict[str, dict[str, float]] = {}
+    for run in tried:
+        if run["method"] == "sakd":
+            scores.setdefault(f"weight {run['value']:g}", {})[run["backbone"]] = run["val_miou"]
+    for run in read("sample-sakd.json")["runs"]:
+        scores.setdefault(f"weight 150, {run['variant']}", {})[run["backbone"]] = run["val_miou"]
+    lines = [f"| SAKD, half schedule | {' | '.join(short)} |", f"|---|{'---|' * len(short)}"]
+    for name, row in scores.items():
+        gains = [f"{100 * (row[backbone] - miou):+.1f}" for backbone, miou in short.items()]
+        lines.append(f"| {name} | {' | '.join(gains)} |")
+    head = (
+        "How SAKD depends on its weight, its schedule and its positions: gain over the baseline on val, one seed each "
+        "and half the schedule, so differences of a few points are noise. 150 is the published weight."
+    )
+    return head + "\n\n" + "\n".join(lines)
+
+
+def controls() -> str:
+    lines = [
+        f"- {control['what']}: {100 * control['miou']:.1f}" for control in read("sample-controls.json")["controls"]
+    ]
+    return "What the gap is made of (test mIoU, one run each, same trainer):\n\n" + "\n".join(lines)
+
+
+def few_labels() -> str:
+    """mIoU by the number of labels, and what distilling on unlabelled images adds, seed by seed."""
+    study, found = read("sample-few-labels.json"), read_findings([results_file("sample-few-labels.json")])
+    rows = {(name, row["method"]): row for name, table in tables(found).items() for row in table}
+    head = (
+        f"Fewer labels: {charts.network_name(study['study']['students'][0])} on the first of the "
+        f"{max(entry['images'] for entry in study['runs'])} training images alone, and with distillation on the "
+        f"others too, which then have no labels. Test mIoU, mean and 95 % interval over "
+        f"{len({entry['seed'] for entry in study['runs']})} seeds, in points; gains over the baseline of as many "
+        f"labels; equally many steps in all runs, half of those above."
+    )
+    lines = [
+        "| labels | method | mIoU | gain | mIoU, distilled on all | gain | added by images without labels |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, method in ((name, method) for name, method in rows if "distilled on" not in name):
+        row, wider = rows[name, method], next((v for v in found.variants if v.get("baseline") == name), {"name": ""})
+        cells = [name.removesuffix(" labels"), method, plus_minus(row["miou"], row["miou_interval"]), gain_of(row)]
+        if method != "baseline" and (more := rows.get((wider["name"], method))):
+            added = paired(found, [(wider["name"], method), (name, method)])
+            cells += [plus_minus(more["miou"], more["miou_interval"]), gain_of(more), mean_of(added)]
+        lines.append(f"| {' | '.join(cells + [''] * (7 - len(cells)))} |")
+    picture = "![mIoU against the number of labelled images](few-labels.png)"
+    return "\n\n".join([head, "\n".join(lines), few_labels_read(found, rows), recorded_on(study), picture])
+
+
+def few_labels_read(found: Findings, rows: dict[tuple[str, str], dict]) -> str:
+    """Which gains, and which additions of images without labels, are more than scatter."""
+    gains = {f"{method} with {name}": row for (name, method), row in rows.items() if "gain" in row}
+    added = {}
+    for variant in found.variants:
+        for method in ("kd", "ofd"):
+            pair = [(variant["name"], method), (variant.get("baseline"), method)]
+            if variant.get("baseline") and all(key in rows for key in pair):
+                added[f"{method} with {variant['baseline']}"] = paired(found, pair)
+    noise = [name for name, row in gains.items() if abs(row["gain"]) <= row["gain_interval"]]
+    kept = [name for name, values in added.items() if abs(sum(values) / len(values)) > interval95(values)]
+    fewest = found.variants[0]["name"]
+    best = max((row["miou"], name, method) for (name, method), row in rows.items() if name.startswith(fewest))
+    last = [name for name, method in rows if method == "baseline"][-1]
+    return (
+        f"Read with the intervals: gains that these seeds do not settle are those of {'; '.join(noise) or 'none'}; all "
+        f"others are more than scatter. Images without labels add something that is more than scatter to "
+        f"{'; '.join(kept) or 'nothing'}, and nothing that could be told elsewhere. {best[2]} with {best[1]}, reaches "
+        f"{100 * best[0]:.1f}; a student alone with {last} reaches {100 * rows[last, 'baseline']['miou']:.1f} in as "
+        f"many steps."
+    )
+
+
+# Each fault: the variants that its distilled runs and its baselines are of, and the variant without it.
+FAULTS = {
+    "distilled students skip ASPP's dropout": ("no dropout in distilled students", "matched", "matched"),
+    "the teacher is in training mode": ("teacher in training mode", "matched", "matched"),
+    "baselines train half as long at twice the rate": ("matched", "another schedule for baselines", "matched"),
+    "losses are divided twice": ("divided twice", "divided twice", "matched"),
+    "padding is labelled background": ("crops, padding is background", "crops, padding is background", "crops"),
+}
+
+
+def quirks() -> str:
+    """What each fault adds to the gain of a method: the gain with it less the gain without, seed by seed."""
+    study, found = read("quirks.json"), read_findings([results_file("quirks.json")])
+    tables(found)  # which refuses runs that cannot be compared
+    head = (
+        f"What the faults of the published protocol are worth, on the sample and "
+        f"{charts.network_name(study['study']['students'][0])}, half the schedule, "
+        f"{len({entry['seed'] for entry in study['runs']})} seeds: gain over the baseline without and with each fault, "
+        f"and what it adds, paired by seed, with 95 % intervals, in points of test mIoU."
+    )
+    lines = ["| fault | method | gain without | gain with | added by the fault |", "|---|---|---|---|---|"]
+    real, noise = [], []
+    for fault, (runs, baselines, reference) in FAULTS.items():
+        there = {entry["method"] for entry in found.records if entry["variant"] == runs}
+        for method in (method for method in study["study"]["methods"] if method in there - {"baseline"}):
+            without = [(reference, method), (reference, "baseline")]
+            with_it = [(runs, method), (baselines, "baseline")]
+            cells = [fault, method, *(mean_of(paired(found, pair)) for pair in (without, with_it))]
+            more = paired(found, with_it + without[::-1])
+            lines.append(f"| {' | '.join(cells)} | {mean_of(more)} |")
+            (real if abs(sum(more) / len(more)) > interval95(more) else noise).append(fault)
+    read_as = (
+        f"Read with the intervals: more than scatter {'is' if len(real) == 1 else 'are'}: {'; '.join(real) or 'none'}. "
+        f"Not settled by these seeds: {'; '.join(noise) or 'none'}."
+    )
+    return "\n\n".join([head, "\n".join(lines), read_as, best_epochs(found), recorded_on(study)])
+
+
+def best_epochs(found: Findings) -> str:
+    """The fault that needs no run: the best epoch, chosen on the very images that are reported."""
+    matched = [entry for entry in found.records if entry["variant"] == "matched"]
+    methods = list(dict.fromkeys(entry["method"] for entry in matched))
+    more = {m: [e["best_val_miou"] - e["val_miou"] for e in matched if e["method"] == m] for m in methods}
+    said = ", ".join(f"{mean_of(values)} for {method}" for method, values in more.items())
+    return f"Reporting the best epoch on val instead of the last adds to the val mIoU: {said}."
+
+
+def paired(found: Findings, rows: list[tuple[str, str]], backbone: str = "resnet18") -> list[float]:
+    """Scores of the first (variant, method) less those of the second, plus those of the third …, of the same seed."""
+    own = [entry for entry in found.records if entry["backbone"] == backbone]
+    by_seed = [{e["seed"]: e["miou"] for e in own if (e["variant"], e["method"]) == row} for row in rows]
+    seeds = [seed for seed in by_seed[0] if all(seed in scores for scores in by_seed)]
+    return [sum((-1) ** place * scores[seed] for place, scores in enumerate(by_seed)) for seed in seeds]
+
+
+def mean_of(values: list[float]) -> str:
+    return plus_minus(sum(values) / len(values), interval95(values), "+") if values else "no seed has all of it"
+
+
+def gain_of(row: dict) -> str:
+    return plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else ""
+
+
+def camvid() -> str:
+    study = read("camvid.json")
+    train, val = study["check"]["train"], study["check"]["val"]
+    teacher, *students = study["runs"]
+    epochs, longer = (run["settings"]["epochs"] for run in (students[0], teacher))
+    prediction = study["prediction"]
+    head = (
+        f"Real photographs: CamVid, street scenes, {train['images']} training and {val['images']} validation images, "
+        f"{len(train['class_share'])} classes. The slim networks, from scratch, crops of {study['crop_size']} pixels, "
+        f"{epochs} epochs for students and {longer} for the teacher. Validation mIoU of the last epoch by both "
+        f"protocols, one seed: it shows that the path works, and is no comparison of methods."
+    )
+    alone, *taught = (run["miou"] for run in students)
+    if max(taught) < alone:
+        head += (
+            f" Neither method helped here: with {100 * (teacher['miou'] - alone):+.1f} points against the student "
+            f"alone, the teacher has little to teach."
+        )
+    rows = [
+        f"| {run['backbone']} | {run['method']} | {100 * run['miou_by_protocol']['native']:.1f} | "
+        f"{100 * run['miou_by_protocol']['resize513']:.1f} |"
+        for run in study["runs"]
+    ]
+    foot = (
+        f"`data check` found {train['faults'] + val['faults']} faults. `predict` with the last of them, on the "
+        f"photograph {prediction['image']}, gives a mask that is right at {100 * prediction['right']:.0f} % of the "
+        f"labelled pixels."
+    )
+    table = ["| network | method | native | resize513 |", "|---|---|---|---|", *rows]
+    return "\n".join([head, "", *table, "", foot])
