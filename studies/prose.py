@@ -13,32 +13,16 @@ import sys
 import nbformat
 
 from distill.files import PROJECT, read_json
-from distill.lab.tables import compare, results_file
+from distill.lab.tables import results_file
 
 NOTEBOOKS = PROJECT / "notebooks"
 MARK = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?)<!-- =([\w.+-]+) -->")
 
 
 def recorded() -> dict[str, str]:
-    """Name to value as prose writes it; scores and gains in points of mIoU."""
-    study, teacher = read_json(results_file("sample.json")), read_json(results_file("teacher.json"))
-    values = {
-        "teacher.val": f"{100 * teacher['scores']['val']['miou']:.1f}",
-        "teacher.test": f"{100 * teacher['scores']['test']['miou']:.1f}",
-        "teacher.images": f"{teacher['config']['images']:,}",
-        "study.images": f"{study['runs'][0]['images']:,}",
-        "study.samples": f"{study['runs'][0]['samples']:,}",
-        "study.runs": f"{len(study['runs'])}",
-        "study.seeds": f"{len({run['seed'] for run in study['runs']})}",
-    }
-    for row in compare(study["runs"], study["teacher"]["miou"]):
-        name = f"{row['backbone']}.{row['method']}"
-        values[f"{name}.miou"] = f"{100 * row['miou']:.1f}"
-        values[f"{name}.miou-interval"] = f"{100 * row['miou_interval']:.1f}"
-        if "gain" in row:
-            values[f"{name}.gain"] = f"{100 * row['gain']:+.1f}"
-            values[f"{name}.gain-interval"] = f"{100 * row['gain_interval']:.1f}"
-            values[f"{name}.closed"] = f"{100 * row['closed']:.0f}"
+    """Name to value as prose writes it; scores in points of mIoU."""
+    teacher = read_json(results_file("teacher.json"))
+    values = {f"teacher.{split}": f"{100 * teacher['scores'][split]['miou']:.1f}" for split in ("val", "test")}
     for control in read_json(results_file("sample-controls.json"))["controls"]:
         values[f"control.{control['name']}"] = f"{100 * control['miou']:.1f}"
     return values | _published()

@@ -37,8 +37,8 @@ def results_block() -> str:
 def results_page() -> str:
     """results/README.md: every recorded study."""
     head = (
-        "# Everything that was recorded\n\nWritten by `python -m studies.report` from the JSON files beside it, each of "
-        "which names the command that made it. mIoU and gains are in points; behind ± stands half the width of a 95 % "
+        "# Everything that was recorded\n\nWritten by `python -m studies.report` from the JSON files beside it, each "
+        "of which names the command that made it. mIoU and gains are in points; behind ± stands half the width of a 95 % "
         "confidence interval over seeds. A gain is over the baseline of the same seed, which started from the same "
         "weights and saw the same images in the same order."
     )
@@ -134,8 +134,8 @@ def faster() -> str:
         f"### Faster: the first {epochs} epochs\n\nStopped after {epochs} epochs, when no student has converged, a "
         f"teacher seems to be worth far more: {'; '.join(gains)}. Such a gain says how much sooner a student learns, "
         f"and not how much better it becomes, and a table without the baseline's curve does not say which of the "
-        f"two it shows.\n\nEvery recorded study, with what the weights of the methods, the faults of the published protocol "
-        f"and real photographs are worth, is in [results/README.md](results/README.md)."
+        f"two it shows.\n\nEvery recorded study, with what weights, faults of the published protocol and real "
+        f"photographs do, is in [results/README.md](results/README.md)."
     )
 
 
@@ -224,12 +224,11 @@ def _loading(measured: list[dict]) -> str:
 
 def draw_masks(count: int = 4) -> None:
     """The README's first picture: the first test images under the shipped networks, chosen by their order alone."""
-    study, data = read("sample.json"), open_dataset("sample", "test")
-    distilled = f"student, {charts.method_name(study['shipped']['distilled'])}"
+    data = open_dataset("sample", "test")
     networks = {
         "teacher": load_teacher("sample"),
-        "student, baseline": load_model(shipped_file("student-resnet18-baseline.safetensors")),
-        distilled: load_model(shipped_file("student-resnet18-distilled.safetensors")),
+        "student alone": load_model(shipped_file("student-resnet18-baseline.safetensors")),
+        "student distilled": load_model(shipped_file("student-resnet18-distilled.safetensors")),
     }
     rows = {}
     for index in range(count):

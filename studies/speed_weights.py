@@ -64,7 +64,9 @@ def main() -> None:
     runs = run_all(train, rows, options.jobs)
     environment = Run(PROJECT / "runs" / "weights" / "resnet18" / "kd" / "0.9").environment
     path = PROJECT / "results" / "speed-weights.json"
-    write_json(path, {"command": "python studies/speed_weights.py", "seed": SEED, "environment": environment, "runs": runs})
+    write_json(
+        path, {"command": "python studies/speed_weights.py", "seed": SEED, "environment": environment, "runs": runs}
+    )
     for run in runs:
         print(f"{run['backbone']:>12} {run['method']:>9} {run['value']:>8g} {100 * run['val_miou']:6.2f}")
 

@@ -56,8 +56,8 @@ SLIM: dict[str, dict[str, Any]] = {
 }
 
 
-# By data set: weights for the sample's small maps, chosen on its val split by studies/sample-weights.toml. On other data the
-# published weights hold.
+# By data set: weights for the sample's small maps, chosen on its val split by studies/sample-weights.toml. On other data
+# the published weights hold.
 TUNED: dict[str, dict[str, dict[str, Any]]] = {
     "sample": {"kd": {"weight": 10.0}, "at": {"weight": 5.0}, "ofd": {"weight": 3.2e-2}, "sakd": {"weight": 1.0}},
 }
