@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_train(commands: Commands) -> None:
     train = _command(commands, "train", _train, "train a student, with or without a teacher", defaults=True)
-    train.add_argument("--backbone", default="resnet18", help="resnet18, mobilenetv2 or resnet101")
+    train.add_argument("--backbone", default="resnet18", help="resnet18, mobilenetv2, resnet101 or timm:NAME")
     train.add_argument("--method", default="sakd", help="baseline, kd, at, ofd, sakd, or several joined with +")
     train.add_argument("--teacher", default="sample", help="sample, torchvision, or a .safetensors or .pth.tar file")
     train.add_argument("--dataset", default="sample", help="sample, pascal, or a folder in VOC layout")
@@ -116,7 +116,10 @@ def _add_train(commands: Commands) -> None:
     train.add_argument(
         "--recipe", choices=RECIPES, default="matched", help="published: put four faults of the published code back"
     )
-    train.add_argument("--weights", help="DEFAULT: begin with torchvision's ImageNet weights (full width only)")
+    train.add_argument(
+        "--weights",
+        help="ImageNet weights to begin with. DEFAULT: torchvision's (full width only) or timm's; package: installed",
+    )
     train.add_argument(
         "--width", type=float, default=1.0, help="factor on the channels that the preset gives a student"
     )

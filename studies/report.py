@@ -38,9 +38,9 @@ def results_page() -> str:
     """results/README.md: every recorded study."""
     head = (
         "# Everything that was recorded\n\nWritten by `python -m studies.report` from the JSON files beside it, each "
-        "of which names the command that made it. mIoU and gains are in points; behind ± stands half the width of a 95 % "
-        "confidence interval over seeds. A gain is over the baseline of the same seed, which started from the same "
-        "weights and saw the same images in the same order."
+        "of which names the command that made it. mIoU and gains are in points; behind ± stands half the width of a "
+        "95 % confidence interval over seeds. A gain is over the baseline of the same seed, which started from the "
+        "same weights and saw the same images in the same order."
     )
     converged = [better("."), self_attention(), weights(), blocks.converged(), blocks.schedule()]
     short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), blocks.few_labels(), blocks.quirks()]

@@ -26,6 +26,7 @@ from distill.data.folders import repeated
 from distill.errors import DistillError, check_number, nearest
 from distill.methods import METHODS, method_terms
 from distill.networks.deeplab import BACKBONES
+from distill.networks.timm_backbone import PREFIX
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,7 +63,7 @@ def _each_once(key: str, names: Iterable[object]) -> None:
 
 
 def _students(names: list[str]) -> list[str]:
-    _check_names("student", names, BACKBONES)
+    _check_names("student", [name for name in names if not name.startswith(PREFIX)], BACKBONES)
     _each_once("students", names)
     return names
 
@@ -75,7 +76,7 @@ def _methods(names: list[str]) -> list[str]:
 
 
 def _backbone(name: str) -> str:
-    _check_names("network", [name], BACKBONES)
+    _check_names("network", [name] if not name.startswith(PREFIX) else [], BACKBONES)
     return name
 
 

@@ -23,7 +23,21 @@ def _set_atrous(conv: nn.Conv2d, dilation: int) -> None:
     conv.stride, conv.dilation, conv.padding = (1, 1), (dilation, dilation), (dilation, dilation)
 
 
-class ResNetBackbone(ResNet):  # type: ignore[misc]  # torchvision has no types
+class _Norms:
+    """The BatchNorms just before the maps of a backbone, by their names."""
+
+    norm_names: tuple[str, ...]
+    get_submodule: Any
+
+    def map_norms(self) -> list[nn.Module]:
+        return [self.get_submodule(name) for name in self.norm_names]
+
+    @property
+    def map_channels(self) -> tuple[int, ...]:
+        return tuple(norm.num_features for norm in self.map_norms())  # type: ignore[misc]  # of a BatchNorm
+
+
+class ResNetBackbone(_Norms, ResNet):  # type: ignore[misc]  # torchvision has no types
     """torchvision's ResNet without its classifier, with scaled channels and atrous last stages.
 
     `forward` maps images (N, 3, H, W) to layer1's output (256 channels at width 1 for ResNet-101, 64 for
@@ -95,7 +109,7 @@ def _sum_of(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
     return x + identity
 
 
-class MobileNetBackbone(MobileNetV2):  # type: ignore[misc]
+class MobileNetBackbone(_Norms, MobileNetV2):  # type: ignore[misc]
     """torchvision's MobileNetV2 up to `features[17]`, with scaled channels and atrous last stages.
 
     `forward` maps images (N, 3, H, W) to the outputs of `features[3]` (24 channels at width 1, stride 4) and

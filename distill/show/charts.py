@@ -433,4 +433,4 @@ def method_name(method: str) -> str:
 
 def network_name(backbone: str) -> str:
     """`resnet18` to ResNet-18."""
-    return _NETWORKS.get(backbone, backbone)
+    return _NETWORKS.get(backbone, backbone.removeprefix("timm:"))

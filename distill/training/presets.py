@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from distill.errors import DistillError, check_number, nearest
 from distill.methods import options_by_term
 from distill.networks.deeplab import DeepLabV3Plus, build_model
+from distill.networks.timm_backbone import PREFIX
 from distill.training.parallel import seeded
 from distill.training.settings import Settings, what_to_give
 
@@ -53,11 +54,12 @@ SLIM: dict[str, dict[str, Any]] = {
     "resnet101": {"width": 0.25, "atrous_rates": (2, 3, 4), "zero_init_residual": True},
     "resnet18": {"width": 0.25, "atrous_rates": (2, 3, 4), "zero_init_residual": True},
     "mobilenetv2": {"width": 0.35, "head_width": 0.125, "atrous_rates": (2, 3, 4)},
+    "timm": {"head_width": 0.25, "atrous_rates": (2, 3, 4)},  # their backbones have the width that timm gives them
 }
 
 
-# By data set: weights for the sample's small maps, chosen on its val split by studies/sample-weights.toml. On other data
-# the published weights hold.
+# By data set: weights for the sample's small maps, chosen on its val split by studies/sample-weights.toml. On other
+# data the published weights hold.
 TUNED: dict[str, dict[str, dict[str, Any]]] = {
     "sample": {"kd": {"weight": 10.0}, "at": {"weight": 5.0}, "ofd": {"weight": 3.2e-2}, "sakd": {"weight": 1.0}},
 }
@@ -135,9 +137,10 @@ def make_student(
     `width` is a factor on the channels that it has in the preset: 0.5 makes a student with half of them.
     """
     backbone = "mobilenetv2" if backbone == "mobilenet" else backbone
-    shape = dict(SLIM.get(backbone, {}) if preset == "sample" else {})
+    shape = dict(SLIM.get("timm" if backbone.startswith(PREFIX) else backbone, {}) if preset == "sample" else {})
     check_number("width", width, 0.01, 100, whole=False)
-    for name in ("width", "head_width") if "head_width" in shape else ("width",):
-        shape[name] = width * shape.get(name, 1.0)
+    if width != 1.0:
+        for name in ("width", "head_width") if "head_width" in shape else ("width",):
+            shape[name] = width * shape.get(name, 1.0)
     with seeded(seed):
         return build_model(backbone, num_classes, output_stride, weights=weights, **shape)

@@ -161,7 +161,7 @@ class Run:
 
 
 def run_folder(root: str | Path, data: str, backbone: str, method: str, seed: int) -> Path:
-    return Path(root) / data / backbone / method / f"seed{seed}"
+    return Path(root) / data / backbone.replace(":", "-") / method / f"seed{seed}"  # a colon is no name on Windows
 
 
 def find_runs(*folders: str | Path) -> list[Run]:
