@@ -18,7 +18,15 @@ except KeyboardInterrupt:  # `python -m distill` comes here, and spends its seco
 from distill.data import open_dataset
 from distill.errors import DistillError
 from distill.methods import METHODS, build_method
-from distill.networks import POSITIONS, build_model, load_model, load_teacher, save_model
+from distill.networks import (
+    POSITIONS,
+    build_model,
+    load_model,
+    load_teacher,
+    save_model,
+    suggest_positions,
+    wrap,
+)
 from distill.training import Run, Scores, evaluate, fit, make_student, predict
 
 __all__ = [
@@ -37,4 +45,6 @@ __all__ = [
     "open_dataset",
     "predict",
     "save_model",
+    "suggest_positions",
+    "wrap",
 ]

@@ -131,7 +131,8 @@ class MapTerm(Term):
             raise DistillError(
                 f"dividers is {self.dividers}; give one number above 0 for each of the {len(self.positions)} positions."
             )
-        _check_maps(teacher, self.positions)
+        _check_maps("teacher", "load_teacher", teacher, self.positions)
+        _check_maps("student", "wrap", student, self.positions)
         self.connectors = connectors
         self.connect = nn.ModuleDict(_build_connectors(teacher, student, self.positions) if connectors else {})
         self.prepare(teacher)
@@ -362,12 +363,12 @@ def _map_channels(who: str, model: nn.Module) -> Sequence[int]:
     return channels
 
 
-def _check_maps(teacher: nn.Module, positions: Sequence[str]) -> None:
-    """DistillError at the first position at which a teacher from another library has no map."""
-    for position, channels in zip(POSITIONS, getattr(teacher, "map_channels", None) or (), strict=False):
+def _check_maps(who: str, function: str, network: nn.Module, positions: Sequence[str]) -> None:
+    """DistillError at the first position at which a network from another library has no map."""
+    for position, channels in zip(POSITIONS, getattr(network, "map_channels", None) or (), strict=False):
         if position in positions and not channels:
             raise DistillError(
-                f"The teacher has no map at {position}; name a layer for it in load_teacher's `positions`, leave it "
+                f"The {who} has no map at {position}; name a layer for it in {function}'s `positions`, leave it "
                 f"out with the method's `positions`, or use kd, which needs logits only."
             )
 

@@ -333,7 +333,8 @@ class _Costs:
         sides = [(entry.get("settings") or {}).get("crop_size") for entry in findings.records]
         self.size = findings.image_size or ((sides[0], sides[0]) if sides[0] else None)
         teachers = [_config(entry.get("teacher")) for entry in findings.records]
-        configs = [config for config in (*(entry.get("model") for entry in findings.records), *teachers) if config]
+        students = [_config(entry.get("model")) for entry in findings.records]
+        configs = [config for config in (*students, *teachers) if config]
         self.configs = {str(config): config for config in configs}
 
     @cached_property
@@ -375,8 +376,8 @@ class _Costs:
 
 
 def _config(teacher: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What builds a teacher's network; None for one of another library."""
-    if not teacher or "backbone" not in teacher:
+    """What builds a teacher's or a student's network; None for one of another library."""
+    if not teacher or "backbone" not in teacher or "wrapped" in teacher:
         return None
     return {key: value for key, value in teacher.items() if key != "weights"}
 

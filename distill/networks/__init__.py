@@ -5,6 +5,7 @@ from distill.networks.deeplab import BACKBONES, DeepLabV3Plus, build_model, para
 from distill.networks.saving import load_model, save_model
 from distill.networks.taps import record
 from distill.networks.teachers import load_teacher
+from distill.networks.wrapped import suggest_positions, wrap
 
 __all__ = [
     "BACKBONES",
@@ -16,4 +17,6 @@ __all__ = [
     "parameter_groups",
     "record",
     "save_model",
+    "suggest_positions",
+    "wrap",
 ]

@@ -15,10 +15,11 @@ from torch import Tensor
 from distill.errors import DistillError, first_line
 from distill.files import make_folder, replace_file
 from distill.networks.deeplab import DeepLabV3Plus, build_model
+from distill.networks.wrapped import Wrapped
 
 
 def save_model(
-    model: DeepLabV3Plus,
+    model: DeepLabV3Plus | Wrapped,
     path: str | os.PathLike[str],
     metadata: dict[str, str] | None = None,
     half: bool = False,
@@ -35,6 +36,8 @@ def save_model(
     """
     path = Path(path)
     state = {name: _storable(name, tensor, half) for name, tensor in model.state_dict().items()}
+    if isinstance(model, Wrapped):  # two names may be one tensor, which safetensors refuses
+        state = {name: tensor.clone() for name, tensor in state.items()}
     own = {"config": json.dumps(model.config)}
     if model.class_names is not None:
         own["class_names"] = json.dumps(model.class_names)
@@ -52,6 +55,26 @@ def _storable(name: str, tensor: Tensor, half: bool) -> Tensor:
     return tensor.half()
 
 
+def load_into(network: Wrapped, path: str | os.PathLike[str]) -> Wrapped:
+    """Put the weights of a file that `save_model` wrote of a wrapped network into one that was built in the same way.
+
+    Raises:
+        DistillError: the file cannot be read, or holds the weights of another network.
+    """
+    path = Path(path)
+    state, metadata = _read(path)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise DistillError(
+            f"The weights in '{path}' do not fit the {type(network.network).__name__} ({mismatch(error)}); build it "
+            f"as it was built for training."
+        ) from error
+    if "class_names" in metadata:
+        network.class_names = tuple(map(str, json.loads(metadata["class_names"])))
+    return network
+
+
 def load_model(path: str | os.PathLike[str]) -> DeepLabV3Plus:
     """Rebuild a network from a file that `save_model` wrote: on the CPU, in training mode, in float32 if it
     was stored in half precision. Draws no random numbers.
@@ -60,6 +83,17 @@ def load_model(path: str | os.PathLike[str]) -> DeepLabV3Plus:
         DistillError: the file is missing, is not safetensors, has no configuration, or does not match it.
     """
     path = Path(path)
+    state, metadata = _read(path)
+    model = _rebuild(path, metadata)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise DistillError(f"The weights in '{path}' do not fit its config ({mismatch(error)}); save anew.") from error
+    return model
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights and metadata of a safetensors file."""
     if not path.is_file():
         raise DistillError(f"No file '{path}' to load a model from; check the path, or train a model first.")
     try:
@@ -71,12 +105,7 @@ def load_model(path: str | os.PathLike[str]) -> DeepLabV3Plus:
             f"'{path}' is no readable safetensors file ({first_line(error)}); load a file that save_model wrote, and "
             "other checkpoints with load_teacher."
         ) from error
-    model = _rebuild(path, metadata)
-    try:
-        model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise DistillError(f"The weights in '{path}' do not fit its config ({mismatch(error)}); save anew.") from error
-    return model
+    return state, metadata
 
 
 def mismatch(error: RuntimeError) -> str:
@@ -114,6 +143,11 @@ def _check_config(path: Path, text: str) -> None:
         config = json.loads(text)
     except ValueError:  # said by whoever builds from it
         return
+    if isinstance(config, dict) and "wrapped" in config:
+        raise DistillError(
+            f"'{path}' holds the weights of a {config.get('backbone')} of another library, which only its owner can "
+            f"build; do that, and give it to Run.student(network)."
+        )
     known = ("backbone", "num_classes", "output_stride", "width", "head_width", "atrous_rates")
     strange = [key for key in config if key not in known] if isinstance(config, dict) else []
     if strange:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -78,31 +78,47 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
         raise DistillError(f"The network has no submodule '{path}'{near}; see named_modules().") from None
 
 
-def origins(module: nn.Module, run: Callable[[], Sequence[Tensor]]) -> tuple[str, ...]:
-    """For each tensor that `run`, which runs the module, answers with: where it is made, as `record` names it.
+class Made(NamedTuple):
+    """A tensor that a layer gave, and the names of the modules that gave it, the innermost first.
 
-    Where an activation made it, that is the activation's input: a map before its ReLU. Raises DistillError for a tensor
-    that no layer of the module gives as it is.
+    `tap` is where it is made, as `record` takes names: where an activation made it that is the activation's input, a
+    map before its ReLU.
     """
-    made: dict[int, list[tuple[str, bool]]] = {}  # by the tensor's id, the innermost module first
-    kept: list[object] = []  # an id belongs to one tensor as long as that is there
+
+    tensor: object
+    names: tuple[str, ...]
+    tap: str
+
+
+def made_by(module: nn.Module, run: Callable[[], object]) -> tuple[object, list[Made]]:
+    """What `run`, which runs the module, answers with, and everything that submodules gave meanwhile, in that order."""
+    given: dict[int, tuple[object, list[tuple[str, bool]]]] = {}  # by id: the tensor stays, so that its id is its own
 
     def keep(name: str, child: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
-        kept.append(output)
-        activation = not list(child.children()) and not list(child.parameters()) and _changes(child, arguments, output)
+        if not _changes(child, arguments, output):
+            return
+        activation = not list(child.children()) and not list(child.parameters())
         same_shape = bool(arguments) and getattr(arguments[0], "shape", 0) == getattr(output, "shape", 1)
-        made.setdefault(id(output), []).append((name, activation and same_shape))
+        given.setdefault(id(output), (output, []))[1].append((name, activation and same_shape))
 
     with _hooks(module, keep):
         answer = run()
-    found = []
-    for tensor in answer:
-        if id(tensor) not in made:
-            raise DistillError(f"no layer of the {type(module).__name__} gives the map {tuple(tensor.shape)} as it is")
-        names = made[id(tensor)]
+    made = []
+    for tensor, names in given.values():
         inner = next((name for name, activation in names if activation), None)
-        found.append(f"{inner}:input" if inner else names[-1][0])
-    return tuple(found)
+        tap = f"{inner}:input" if inner else names[-1][0]
+        made.append(Made(tensor, tuple(name for name, _ in names), tap))
+    return answer, made
+
+
+def origins(module: nn.Module, run: Callable[[], Sequence[Tensor]]) -> tuple[str, ...]:
+    """For each tensor that `run` answers with, where it is made; DistillError where no layer gives it as it is."""
+    answer, made = made_by(module, run)
+    taps = {id(one.tensor): one.tap for one in made}
+    for tensor in cast(Sequence[Tensor], answer):
+        if id(tensor) not in taps:
+            raise DistillError(f"no layer of the {type(module).__name__} gives the map {tuple(tensor.shape)} as it is")
+    return tuple(taps[id(tensor)] for tensor in cast(Sequence[Tensor], answer))
 
 
 def last_norms(module: nn.Module, taps: Sequence[str], run: Callable[[], object]) -> tuple[str, ...]:

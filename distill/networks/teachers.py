@@ -12,17 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.segmentation import DeepLabV3, DeepLabV3_ResNet101_Weights, deeplabv3_resnet101
 
 from distill.data.folders import VOC_CLASSES
 from distill.data.sample import SAMPLE_CLASSES
 from distill.errors import DistillError, first_line, nearest
 from distill.files import PROJECT
-from distill.networks.backbones import POSITIONS
 from distill.networks.deeplab import DeepLabV3Plus, build_model
 from distill.networks.saving import load_model, mismatch
-from distill.networks.taps import eval_mode, last_norms, record, submodule
+from distill.networks.wrapped import Wrapped
 
 SHIPPED = "teacher-sample.safetensors"
 
@@ -53,16 +51,16 @@ def load_teacher(
     `.pth.tar` checkpoint of the published DeepLabV3+ ResNet-101. No file is ever allowed to run code.
 
     It may also be any network that takes normalised images, frozen in place. `positions` then says at which layers its
-    maps are taken, and `norms` names BatchNorms, as in `TappedTeacher`; without positions it has logits only, and
+    maps are taken, and `norms` names BatchNorms, as in `wrap`; without positions it has logits only, and
     serves kd. `class_names` are compared with those of the data. Raises DistillError when something does not fit.
     """
-    model: DeepLabV3Plus | TappedTeacher
-    if isinstance(source, DeepLabV3Plus | TappedTeacher) and positions is None:
+    model: DeepLabV3Plus | Wrapped
+    if isinstance(source, DeepLabV3Plus | Wrapped) and positions is None:
         if norms is not None:
             raise DistillError("norms without positions belong to no map of this network; give positions too")
         model = source
     elif isinstance(source, nn.Module):
-        model = TappedTeacher(source, positions, norms, class_names)
+        model = Wrapped(source, positions, norms, class_names)
     elif positions is not None or norms is not None:
         raise DistillError(f"positions and norms belong to a network of your own; {source} has its own")
     else:
@@ -89,8 +87,8 @@ def _moved(model: nn.Module, device: str | torch.device) -> nn.Module:
         ) from None
 
 
-def _load(source: str) -> DeepLabV3Plus | TappedTeacher:
-    model: DeepLabV3Plus | TappedTeacher
+def _load(source: str) -> DeepLabV3Plus | Wrapped:
+    model: DeepLabV3Plus | Wrapped
     if source == "torchvision":
         model = _load_torchvision()
         model.class_names = VOC_CLASSES
@@ -103,151 +101,14 @@ def _load(source: str) -> DeepLabV3Plus | TappedTeacher:
     return model
 
 
-class TappedTeacher(nn.Module):
-    """Another library's network with this package's face: logits at the images' size, and maps at named layers.
-
-    `positions` says which layer stands for which of `POSITIONS`, as `models.record` takes names: `layer`, for what it
-    gives, or `layer:input`, for what it gets; best a map before its ReLU. A position that is left out has a map of no
-    channels. `norms` are BatchNorms by position, from which OFD takes its margins; where the last layer that ran before
-    a map was taken is a BatchNorm, it is found.
-
-    The network may answer with logits, with a dict that holds them as `out`, or with an object that holds them as
-    `logits`; maps may be (N, C, H, W), or (N, H·W, C) as transformers have them. It is asked once, about a small
-    image, how many classes and channels it has, and by what the sides of an image must be divisible: others are
-    resized for it. Raises DistillError when it does not answer, or has no such layer.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        positions: Mapping[str, str] | Sequence[str] | None = None,
-        norms: Mapping[str, str] | None = None,
-        class_names: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__()
-        self.network, self.taps = network, _by_position("positions", positions)
-        self.class_names = tuple(class_names) if class_names else None
-        module: Any  # only some kinds have an `inplace`
-        for module in network.modules():
-            if getattr(module, "inplace", False):  # ReLU and its kin
-                module.inplace = False  # it would overwrite the map that was recorded before it
-        self.divisor, logits, maps = self._probe()
-        self.num_classes, self.map_channels = logits.shape[1], tuple(feature.shape[1] for feature in maps)
-        self.norms = self._find_norms() | {
-            position: submodule(network, name) for position, name in _by_position("norms", norms).items()
-        }
-        if class_names and len(class_names) != self.num_classes:
-            raise DistillError(
-                f"the network knows {self.num_classes} classes and {len(class_names)} class_names were given; give one "
-                f"name a class"
-            )
-
-    def forward(self, images: Tensor, return_maps: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Logits (N, C, H, W) for images (N, 3, H, W), and on request the maps at the taps, in the order of
-        `POSITIONS`.
-        """
-        size = tuple(images.shape[2:])
-        fitting = tuple(-(-side // self.divisor) * self.divisor for side in size)
-        with record(self.network, tuple(self.taps.values()) if return_maps else ()) as recorded:
-            logits = _logits(self.network(_resize(images, fitting)))
-        logits = _resize(logits, size)
-        if not return_maps:
-            return logits
-        maps = {position: _as_map(recorded[tap], fitting, tap) for position, tap in self.taps.items()}
-        absent = logits.new_empty(len(images), 0, 1, 1)
-        return logits, [maps.get(position, absent) for position in POSITIONS]
-
-    def map_norms(self) -> list[nn.Module | None]:
-        """The BatchNorm before each map, from which OFD takes its margins; None where there is none."""
-        return [self.norms.get(position) for position in POSITIONS]
-
-    @torch.no_grad()
-    def _probe(self) -> tuple[int, Tensor, list[Tensor]]:
-        """By what an image's sides must be divisible, and the answer to an image of zeros."""
-        weight = next(self.network.parameters())
-        reason = ""
-        for self.divisor in (1, 8, 16, 32, 64):
-            with eval_mode(self.network):
-                try:
-                    return self.divisor, *self(weight.new_zeros(1, 3, 65, 97), return_maps=True)
-                except DistillError:
-                    raise
-                except Exception as error:  # whatever another library has to say about sizes
-                    reason = reason or first_line(error)
-        raise DistillError(
-            f"the network does not answer to an image (1, 3, 65, 97) or to larger ones ({reason}); give a network that "
-            f"takes normalised images (N, 3, H, W)"
-        )
-
-    @torch.no_grad()
-    def _find_norms(self) -> dict[str, nn.Module]:
-        """By position, the BatchNorm that ran last before the map was taken, if no other layer ran in between."""
-        image = next(self.network.parameters()).new_zeros(1, 3, 65, 97)
-        with eval_mode(self.network):
-            names = last_norms(self.network, list(self.taps.values()), lambda: self(image))
-        return {
-            position: submodule(self.network, name) for position, name in zip(self.taps, names, strict=True) if name
-        }
-
-
-def taps_of(teacher: nn.Module) -> dict[str, Any] | None:
-    """Which layers of another library's network are tapped, and its norms, by position; None for a network of ours."""
-    if not isinstance(teacher, TappedTeacher):
-        return None
-    names = {id(module): name for name, module in teacher.network.named_modules()}
-    norms = {position: names[id(norm)] for position, norm in teacher.norms.items()}
-    return {"positions": dict(teacher.taps), "norms": norms}
-
-
-def _by_position(what: str, names: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
-    """Layers by position, from a mapping or from six names in the order of `POSITIONS`."""
-    named = names if isinstance(names, Mapping) else dict(zip(POSITIONS, names or (), strict=False))
-    if not set(named) <= set(POSITIONS) or (names and len(named) != len(names)):
-        raise DistillError(
-            f"{what} is {names!r}; give layers by position, such as {{'layer4': 'encoder.layer4.2.relu:input'}}, or "
-            f"six in the order {', '.join(POSITIONS)}"
-        )
-    return dict(named)
-
-
-def _logits(answer: object) -> Tensor:
-    logits = answer.get("out") if isinstance(answer, dict) and "out" in answer else getattr(answer, "logits", answer)
-    if not isinstance(logits, Tensor) or logits.dim() != 4:
-        raise DistillError(
-            f"the network answers with a {type(logits).__name__}, and a teacher gives logits (N, classes, H, W), also "
-            f"as `out` of a dict or as an attribute `logits`"
-        )
-    return logits
-
-
-def _resize(images: Tensor, size: tuple[int, ...]) -> Tensor:
-    if tuple(images.shape[2:]) == size:
-        return images
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
-
-
-def _as_map(feature: object, size: tuple[int, ...], tap: str) -> Tensor:
-    """A map (N, C, H, W) as it is; tokens (N, H·W, C), row by row and of the image's proportions, as a map."""
-    if isinstance(feature, Tensor) and feature.dim() == 4:
-        return feature
-    if isinstance(feature, Tensor) and feature.dim() == 3:
-        tokens = feature.shape[1]
-        shapes = [(height, tokens // height) for height in range(1, tokens + 1) if tokens % height == 0]
-        nearest = min(shapes, key=lambda shape: abs(shape[1] - shape[0] * size[1] / size[0]))
-        if abs(nearest[1] - nearest[0] * size[1] / size[0]) < 1:
-            return feature.transpose(1, 2).unflatten(2, nearest)
-    found = f"a tensor {tuple(feature.shape)}" if isinstance(feature, Tensor) else f"a {type(feature).__name__}"
-    raise DistillError(f"the layer {tap!r} gives {found}, and a map is (N, C, H, W) or (N, H·W, C); name another layer")
-
-
-def tap_torchvision(network: DeepLabV3) -> TappedTeacher:
+def tap_torchvision(network: DeepLabV3) -> Wrapped:
     """torchvision's DeepLabV3 with ResNet-101 as a teacher, at an output stride of 8.
 
     It has no decoder: in the place of the decoder's map stands that of the 3x3 convolution after ASPP.
     """
     last = {"layer1": 2, "layer2": 3, "layer3": 22, "layer4": 2}  # a block's ReLU runs last on the sum that leaves it
     taps = {name: f"backbone.{name}.{block}.relu:input" for name, block in last.items()}
-    return TappedTeacher(network, taps | {"aspp": "classifier.0.project.1", "decoder": "classifier.2"})
+    return Wrapped(network, taps | {"aspp": "classifier.0.project.1", "decoder": "classifier.2"})
 
 
 @torch.inference_mode()
@@ -282,7 +143,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load_torchvision() -> TappedTeacher:
+def _load_torchvision() -> Wrapped:
     weights = DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1
     path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]  # where torchvision looks first
     with torch.device("meta"):  # as for published checkpoints: the file brings the weights

@@ -6,14 +6,20 @@ from distill.data.folders import VOCFolder
 from distill.errors import DistillError
 from distill.losses import IGNORE_INDEX
 from distill.networks.deeplab import DeepLabV3Plus
+from distill.networks.wrapped import Wrapped
+from distill.training.settings import Settings
 
 
-def check_student(student: DeepLabV3Plus, train: VOCFolder) -> None:
+def check_student(student: object, train: VOCFolder, settings: Settings) -> None:
     """A student may come from other data, so only the number of its classes has to fit."""
-    if not isinstance(student, DeepLabV3Plus):
+    if not isinstance(student, DeepLabV3Plus | Wrapped):
         raise DistillError(
-            f"the student is a {type(student).__name__}; give a backbone's name, such as resnet18, or a network that "
-            f"build_model or make_student made"
+            f"the student is a {type(student).__name__}; give a backbone's name, such as resnet18, a network that "
+            f"build_model or make_student made, or any other network through wrap"
+        )
+    if isinstance(student, Wrapped) and not settings.distilled_dropout:
+        raise DistillError(
+            "distilled_dropout is False, and a wrapped network has no ASPP whose dropout could be skipped; set it True"
         )
     if student.num_classes != train.num_classes:
         raise DistillError(

@@ -18,9 +18,10 @@ from distill.files import write_json
 from distill.losses import IGNORE_INDEX
 from distill.methods import Method, build_method, check_apart, method_terms
 from distill.networks.deeplab import DeepLabV3Plus
-from distill.networks.saving import save_model
+from distill.networks.saving import load_into, save_model
 from distill.networks.taps import eval_mode
 from distill.networks.teachers import ask, ask_teacher, freeze, load_teacher
+from distill.networks.wrapped import Wrapped
 from distill.training.batches import Batch, batches_for
 from distill.training.board import Board
 from distill.training.checkpoint import PARTS, read_checkpoint, write_checkpoint
@@ -34,11 +35,11 @@ from distill.training.runs import Run, begun, config_of, is_finished, run_folder
 from distill.training.settings import Settings, for_device
 from distill.training.tally import Clocks, Tally
 
-OnEpoch = Callable[[dict[str, Any], DeepLabV3Plus], None]
+OnEpoch = Callable[[dict[str, Any], DeepLabV3Plus | Wrapped], None]
 
 
 def fit(
-    student: str | DeepLabV3Plus,
+    student: str | DeepLabV3Plus | Wrapped,
     method: str = "sakd",
     teacher: str | Path | nn.Module | None = "sample",
     data: str | Path = "sample",
@@ -61,10 +62,10 @@ def fit(
     """Train `student` with `method` under `teacher` on the train split of `data`; score it on val and test.
 
     `student` is a backbone's name (built with `seed`; `weights="DEFAULT"` takes torchvision's ImageNet weights for the
-    backbone; `width` is a factor on its channels) or a network, which is trained in place. `teacher` is a network, or
-    what `load_teacher` takes. `out` is the run's folder, by default runs/DATA/BACKBONE/METHOD/seedK. `preset` is by
-    default `voc` for Pascal VOC, and `sample` for everything else; `augment` is `crops` for all data but the sample.
-    `recipe` is one of `RECIPES`.
+    backbone; `width` is a factor on its channels) or a network, which is trained in place: one of this package, or any
+    other through `wrap`. `teacher` is a network, or what `load_teacher` takes. `out` is the run's folder, by default
+    runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for Pascal VOC, and `sample` for everything else;
+    `augment` is `crops` for all data but the sample. `recipe` is one of `RECIPES`.
     Every field of `Settings` can be given as a keyword. `method_options`, as `build_method` takes them, lie over those
     that were tuned for the data.
 
@@ -91,7 +92,7 @@ def fit(
     given = None if isinstance(student, str) else student  # the caller's, to be trained in place
     if isinstance(student, str):
         student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights, width)
-    check_student(student, train)
+    check_student(student, train, chosen)
     student = student.to(target).to(memory_format=torch.channels_last)
     student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others
     if terms and isinstance(teacher, nn.Module):
@@ -133,11 +134,14 @@ def fit(
     return Run(folder)
 
 
-def _done(folder: Path, student: DeepLabV3Plus | None) -> Run:
+def _done(folder: Path, student: DeepLabV3Plus | Wrapped | None) -> Run:
     """A run that was finished before; a student that the caller holds gets the weights that it would have."""
     run = Run(folder)
     if student is not None:
-        student.load_state_dict(run.student().state_dict())
+        if isinstance(student, Wrapped):
+            load_into(student, folder / "student.safetensors")
+        else:
+            student.load_state_dict(run.student().state_dict())
     return run
 
 
@@ -161,7 +165,7 @@ class _Loop:
 
     def __init__(
         self,
-        student: DeepLabV3Plus,
+        student: DeepLabV3Plus | Wrapped,
         teacher: nn.Module | None,
         method: Method,
         train: VOCFolder,
@@ -194,7 +198,7 @@ class _Loop:
 
     def run(self, val: VOCFolder) -> None:
         devices = [self.device] if self.device.type == "cuda" else []
-        networks = [self.student, self.method]
+        networks: list[nn.Module] = [self.student, self.method]
         networks += [self.teacher] if self.teacher is not None and self.teacher.training else []
         with (
             torch.random.fork_rng(devices),  # the caller's random numbers stay where they were
@@ -244,7 +248,7 @@ class _Loop:
     def _set_modes(self) -> None:
         self.student.train()
         if self.method.needs_teacher and not self.settings.distilled_dropout:
-            self.student.aspp.dropout.eval()
+            self.student.get_submodule("aspp.dropout").eval()
         self.method.train()
 
     def _train(self, epoch: int) -> Tally:

@@ -4,6 +4,7 @@ import torch
 
 from distill.methods import Method
 from distill.networks.deeplab import DeepLabV3Plus, parameter_groups
+from distill.networks.wrapped import Wrapped
 from distill.training.settings import Settings
 
 
@@ -18,8 +19,11 @@ def lr_factor(step: int, steps: int, settings: Settings) -> float:
     return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
 
 
-def make_optimizer(student: DeepLabV3Plus, method: Method, settings: Settings) -> torch.optim.Optimizer:
-    backbone, head = parameter_groups(student)
+def make_optimizer(student: DeepLabV3Plus | Wrapped, method: Method, settings: Settings) -> torch.optim.Optimizer:
+    """The backbone at the rate `lr`, the head and the connectors at `head_lr_factor` times that; of a wrapped network,
+    whose parts are not known, everything at `lr`.
+    """
+    backbone, head = (list(student.parameters()), []) if isinstance(student, Wrapped) else parameter_groups(student)
     head_lr = settings.lr * settings.head_lr_factor
     groups = [{"params": backbone, "lr": settings.lr}, {"params": [*head, *method.parameters()], "lr": head_lr}]
     if settings.optimizer == "sgd":

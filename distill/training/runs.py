@@ -38,8 +38,9 @@ from distill.files import (
 )
 from distill.methods import Method, with_every_option
 from distill.networks.deeplab import DeepLabV3Plus
-from distill.networks.saving import load_model
-from distill.networks.teachers import fingerprint, taps_of
+from distill.networks.saving import load_into, load_model
+from distill.networks.teachers import fingerprint
+from distill.networks.wrapped import Wrapped, taps_of
 from distill.training.parallel import Ranks
 from distill.training.settings import NEUTRAL, Settings, with_every_setting
 
@@ -155,9 +156,20 @@ class Run:
         lines = read_json_lines(path) if path.exists() else []
         return [checked(line, _Epoch, path, f"line {number} of a history") for number, line in enumerate(lines, 1)]
 
-    def student(self) -> DeepLabV3Plus:
-        """The network of the last epoch, in eval mode."""
-        return load_model(self.path / "student.safetensors").eval()
+    def student(self, network: nn.Module | None = None) -> DeepLabV3Plus | Wrapped:
+        """The network of the last epoch, in eval mode.
+
+        `network`: where a network of another library was trained, one that was built in the same way; it gets the
+        weights, and is given back wrapped. Raises DistillError where it is missing, or another.
+        """
+        path = self.path / "student.safetensors"
+        if network is None:
+            return load_model(path).eval()
+        taps = self.config["model"].get("wrapped")
+        if taps is None:
+            raise DistillError(f"{self.path} trained a network of this package, which is built anew; give no network")
+        inner = network.network if isinstance(network, Wrapped) else network
+        return load_into(Wrapped(inner, taps["positions"]), path).eval()
 
 
 def run_folder(root: str | Path, data: str, backbone: str, method: str, seed: int) -> Path:
@@ -216,7 +228,7 @@ def config_of(
     data: str | Path,
     train: VOCFolder,
     val: VOCFolder,
-    student: DeepLabV3Plus,
+    student: DeepLabV3Plus | Wrapped,
     teacher: nn.Module | None,
     method: Method,
     seed: int,
@@ -248,7 +260,8 @@ def _teacher(teacher: nn.Module | None) -> dict[str, Any] | None:
     if teacher is None:
         return None
     taps = taps_of(teacher)
-    return {"weights": fingerprint(teacher), **getattr(teacher, "config", {}), **({"taps": taps} if taps else {})}
+    config = {"taps": taps} if taps else getattr(teacher, "config", {})
+    return {"weights": fingerprint(teacher), **config}
 
 
 def name_of(data: str | Path) -> str:

@@ -21,7 +21,8 @@ from distill import build_method, build_model, load_teacher, predict, save_model
 from distill.networks import teachers
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.taps import record
-from distill.networks.teachers import TappedTeacher, fingerprint, freeze, shipped_file, tap_torchvision
+from distill.networks.teachers import fingerprint, freeze, shipped_file, tap_torchvision
+from distill.networks.wrapped import Wrapped
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -252,13 +253,13 @@ def test_build_model_has_the_published_keys() -> None:
 
 
 @pytest.fixture(scope="module")
-def torchvision_teacher() -> TappedTeacher:
+def torchvision_teacher() -> Wrapped:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return freeze(tap_torchvision(deeplabv3_resnet101(weights=None, weights_backbone=None, num_classes=21)))
 
 
-def test_torchvisions_network_gives_maps_at_the_corresponding_positions(torchvision_teacher: TappedTeacher) -> None:
+def test_torchvisions_network_gives_maps_at_the_corresponding_positions(torchvision_teacher: Wrapped) -> None:
     images = torch.randn(1, 3, 65, 65, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits, maps = torchvision_teacher(images, return_maps=True)
@@ -272,7 +273,7 @@ def test_torchvisions_network_gives_maps_at_the_corresponding_positions(torchvis
     assert all((m < 0).any() for m in maps), "a map was taken after its ReLU"
 
 
-def test_torchvisions_maps_are_what_the_next_layer_gets(torchvision_teacher: TappedTeacher) -> None:
+def test_torchvisions_maps_are_what_the_next_layer_gets(torchvision_teacher: Wrapped) -> None:
     images, network = torch.randn(1, 3, 65, 65), torchvision_teacher.network
     with torch.no_grad(), record(network, ["backbone.layer2", "backbone.layer4", "classifier.3"]) as after:
         _, maps = torchvision_teacher(images, return_maps=True)
@@ -282,7 +283,7 @@ def test_torchvisions_maps_are_what_the_next_layer_gets(torchvision_teacher: Tap
 
 @pytest.mark.parametrize("name", ["kd", "at", "ofd", "sakd"])
 def test_torchvisions_network_teaches_by_every_method(
-    name: str, torchvision_teacher: TappedTeacher, make_student: Callable[..., DeepLabV3Plus]
+    name: str, torchvision_teacher: Wrapped, make_student: Callable[..., DeepLabV3Plus]
 ) -> None:
     student = make_student().train()
     method = build_method(name, torchvision_teacher, student)
@@ -295,20 +296,20 @@ def test_torchvisions_network_teaches_by_every_method(
     assert all(p.grad is None for p in torchvision_teacher.parameters())
 
 
-def test_torchvisions_network_predicts_at_the_images_size(torchvision_teacher: TappedTeacher) -> None:
+def test_torchvisions_network_predicts_at_the_images_size(torchvision_teacher: Wrapped) -> None:
     mask = predict(torchvision_teacher, np.zeros((65, 48, 3), np.uint8))
     assert mask.shape == (65, 48) and mask.dtype == np.uint8
 
 
 def test_torchvisions_network_refuses_a_student_of_other_classes(
-    torchvision_teacher: TappedTeacher, make_student: Callable[..., DeepLabV3Plus], refused: Callable[..., str]
+    torchvision_teacher: Wrapped, make_student: Callable[..., DeepLabV3Plus], refused: Callable[..., str]
 ) -> None:
     student = make_student(num_classes=11)
     refused("21 classes", "11", call=lambda: build_method("kd", torchvision_teacher, student))
 
 
 def test_torchvisions_weights_are_loaded_frozen_and_without_the_auxiliary_classifier(
-    monkeypatch: pytest.MonkeyPatch, torchvision_teacher: TappedTeacher
+    monkeypatch: pytest.MonkeyPatch, torchvision_teacher: Wrapped
 ) -> None:
     state = torchvision_teacher.network.state_dict() | {"aux_classifier.0.weight": torch.ones(1)}
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *arguments, **options: state)
@@ -388,7 +389,7 @@ SEGFORMER_POSITIONS = {
 
 
 @pytest.fixture
-def foreign(request: pytest.FixtureRequest) -> tuple[TappedTeacher, tuple[str, ...]]:
+def foreign(request: pytest.FixtureRequest) -> tuple[Wrapped, tuple[str, ...]]:
     """One of the two networks as a teacher, and the positions at which it has maps."""
     positions = {"smp_network": SMP_POSITIONS, "segformer": SEGFORMER_POSITIONS}[request.param]
     return load_teacher(request.getfixturevalue(request.param), positions=positions), tuple(positions)
@@ -398,7 +399,7 @@ both = pytest.mark.parametrize("foreign", ["smp_network", "segformer"], indirect
 
 
 @both
-def test_a_foreign_network_is_frozen_and_answers_at_any_size(foreign: tuple[TappedTeacher, tuple[str, ...]]) -> None:
+def test_a_foreign_network_is_frozen_and_answers_at_any_size(foreign: tuple[Wrapped, tuple[str, ...]]) -> None:
     teacher, positions = foreign
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
@@ -434,7 +435,7 @@ def test_maps_of_tokens_keep_rows_and_columns_apart(segformer: torch.nn.Module) 
 @both
 @pytest.mark.parametrize("name", ["kd", "at", "ofd", "sakd"])
 def test_a_foreign_network_teaches(
-    foreign: tuple[TappedTeacher, tuple[str, ...]],
+    foreign: tuple[Wrapped, tuple[str, ...]],
     name: str,
     make_student: Callable[..., DeepLabV3Plus],
     tiny_sample: Path,

@@ -1,0 +1,234 @@
+"""Any network with this package's face: logits at the images' size, and maps at named layers.
+
+A teacher or a student of another library's, wrapped here, is trained, saved and scored like this package's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.errors import DistillError, first_line
+from distill.networks.backbones import POSITIONS
+from distill.networks.taps import Made, eval_mode, last_norms, made_by, record, submodule
+
+
+def wrap(
+    network: nn.Module,
+    positions: Mapping[str, str] | Sequence[str] | None = None,
+    norms: Mapping[str, str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Wrapped:
+    """Any network that takes normalised images, as a student for `fit` (or, by `load_teacher`, as a teacher).
+
+    `positions` says which layer stands for which of `POSITIONS`, as `record` takes names: `layer`, for what it gives,
+    or `layer:input`, for what it gets; best a map before its ReLU. `suggest_positions` proposes some. A position that
+    is left out has a map of no channels; without any the network has logits only, for the baseline and kd. `norms` are
+    BatchNorms by position, from which OFD takes a teacher's margins; where the last layer that ran before a map was
+    taken is a BatchNorm, it is found.
+
+    The network may answer with logits, with a dict that holds them as `out`, or with an object that holds them as
+    `logits`; maps may be (N, C, H, W), or (N, H·W, C) as transformers have them. It is asked once, about a small
+    image, how many classes and channels it has, and by what the sides of an image must be divisible: others are
+    resized for it. It is changed in one thing: ReLUs no longer work in place. Raises DistillError when it does not
+    answer, or has no such layer.
+    """
+    if not isinstance(network, nn.Module):
+        raise DistillError(f"what is to be wrapped is a {type(network).__name__}; give a network, an nn.Module")
+    return Wrapped(network, positions, norms, class_names)
+
+
+class Wrapped(nn.Module):
+    """Another library's network with this package's face; see `wrap`, which makes one. The network is in `network`."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        positions: Mapping[str, str] | Sequence[str] | None = None,
+        norms: Mapping[str, str] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.taps = network, _by_position("positions", positions)
+        self.class_names = tuple(class_names) if class_names else None
+        module: Any  # only some kinds have an `inplace`
+        for module in network.modules():
+            if getattr(module, "inplace", False):  # ReLU and its kin
+                module.inplace = False  # it would overwrite the map that was recorded before it
+        self.divisor, logits, maps = self._probe()
+        self.num_classes, self.map_channels = logits.shape[1], tuple(feature.shape[1] for feature in maps)
+        self.norms = self._find_norms() | {
+            position: submodule(network, name) for position, name in _by_position("norms", norms).items()
+        }
+        if class_names and len(class_names) != self.num_classes:
+            raise DistillError(
+                f"the network knows {self.num_classes} classes and {len(class_names)} class_names were given; give one "
+                f"name a class"
+            )
+
+    def forward(self, images: Tensor, return_maps: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Logits (N, C, H, W) for images (N, 3, H, W), and on request the maps at the taps, in the order of
+        `POSITIONS`.
+        """
+        size = tuple(images.shape[2:])
+        fitting = tuple(-(-side // self.divisor) * self.divisor for side in size)
+        with record(self.network, tuple(self.taps.values()) if return_maps else ()) as recorded:
+            logits = _logits(self.network(_resize(images, fitting)))
+        logits = _resize(logits, size)
+        if not return_maps:
+            return logits
+        maps = {position: _as_map(recorded[tap], fitting, tap) for position, tap in self.taps.items()}
+        absent = logits.new_empty(len(images), 0, 1, 1)
+        return logits, [maps.get(position, absent) for position in POSITIONS]
+
+    def map_norms(self) -> list[nn.Module | None]:
+        """The BatchNorm before each map, from which OFD takes its margins; None where there is none."""
+        return [self.norms.get(position) for position in POSITIONS]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What is recorded of it. It cannot be built again from this: whoever owns the network does that."""
+        return {"backbone": type(self.network).__name__, "num_classes": self.num_classes, "wrapped": taps_of(self)}
+
+    @torch.no_grad()
+    def _probe(self) -> tuple[int, Tensor, list[Tensor]]:
+        """By what an image's sides must be divisible, and the answer to an image of zeros."""
+        weight = next(self.network.parameters())
+        reason = ""
+        for self.divisor in (1, 8, 16, 32, 64):
+            with eval_mode(self.network):
+                try:
+                    return self.divisor, *self(weight.new_zeros(1, 3, 65, 97), return_maps=True)
+                except DistillError:
+                    raise
+                except Exception as error:  # whatever another library has to say about sizes
+                    reason = reason or first_line(error)
+        raise DistillError(
+            f"the network does not answer to an image (1, 3, 65, 97) or to larger ones ({reason}); give a network that "
+            f"takes normalised images (N, 3, H, W)"
+        )
+
+    @torch.no_grad()
+    def _find_norms(self) -> dict[str, nn.Module]:
+        """By position, the BatchNorm that ran last before the map was taken, if no other layer ran in between."""
+        image = next(self.network.parameters()).new_zeros(1, 3, 65, 97)
+        with eval_mode(self.network):
+            names = last_norms(self.network, list(self.taps.values()), lambda: self(image))
+        return {
+            position: submodule(self.network, name) for position, name in zip(self.taps, names, strict=True) if name
+        }
+
+
+def suggest_positions(network: nn.Module, size: tuple[int, int] = (128, 128), show: bool = True) -> dict[str, str]:
+    """Layers of a network for `wrap` or `load_teacher`, by position; printed as a table where `show` is left on.
+
+    The network is asked about an image of zeros of `size` pixels (H, W). `layer4` is the last map at the coarsest
+    stride in the first of its parts, its encoder; `layer1` to `layer3` are the last on the way there at each stride
+    from 4 on; `aspp` is the last of those that follow at the same stride; `decoder` the last before the logits, where
+    it is finer. What a network does not have is left out. Raises DistillError when it has no maps of two sizes.
+    """
+    wrapped = Wrapped(network)
+    size = (-(-size[0] // wrapped.divisor) * wrapped.divisor, -(-size[1] // wrapped.divisor) * wrapped.divisor)
+    image = next(network.parameters()).new_zeros(1, 3, *size)
+    with torch.no_grad(), eval_mode(network):
+        answer, made = made_by(network, lambda: network(image))
+    maps = [(one, shape) for one in made if (shape := _map_shape(one.tensor, size))]
+    logits = _logits(answer)
+    while maps and maps[-1][1][0] == logits.shape[1]:
+        maps.pop()  # logits, and what was made of them
+    found = _choose([(one, round(size[0] / shape[1])) for one, shape in maps])
+    if not found:
+        raise DistillError(
+            f"the {type(network).__name__} gives no maps of two sizes, from which positions could be chosen; name them"
+        )
+    if show:
+        shapes = {one.tap: shape for one, shape in maps}
+        print(f"{'position':9} {'stride':>6} {'channels':>8}  layer")
+        for position, tap in found.items():
+            channels, height, _ = shapes[tap]
+            print(f"{position:9} {round(size[0] / height):>6} {channels:>8}  {tap}")
+    return found
+
+
+def _choose(maps: list[tuple[Made, int]]) -> dict[str, str]:
+    """Taps by position, from what a network gave and its strides, in the order in which it ran."""
+    parts = [one.names[0].split(".")[0] for one, _ in maps]
+    strides = [stride for _, stride in maps]
+    if len(set(strides)) < 2:
+        return {}
+    encoder = [i for i, part in enumerate(parts) if part == parts[0]]
+    coarsest = max(strides[i] for i in encoder)
+    deepest = max(i for i in encoder if strides[i] == coarsest)
+    on_the_way = {strides[i]: maps[i][0].tap for i in range(deepest) if 4 <= strides[i] < coarsest}  # the last of each
+    stages = [on_the_way[stride] for stride in sorted(on_the_way)][-3:]
+    found = dict(zip(POSITIONS, stages, strict=False)) | {"layer4": maps[deepest][0].tap}
+    end = next((i for i in range(deepest + 1, len(maps)) if strides[i] != coarsest), len(maps))
+    if end > deepest + 1:
+        found["aspp"] = maps[end - 1][0].tap
+    if end < len(maps):
+        found["decoder"] = maps[-1][0].tap
+    return found
+
+
+def _map_shape(tensor: object, size: tuple[int, int]) -> tuple[int, int, int] | None:
+    """Channels, height and width of a map or of tokens; None for everything else."""
+    try:
+        feature = _as_map(tensor, size, "")
+    except DistillError:
+        return None
+    channels, height, width = (int(side) for side in feature.shape[1:])
+    return (channels, height, width) if len(feature) == 1 and min(height, width) > 1 else None
+
+
+def taps_of(teacher: nn.Module) -> dict[str, Any] | None:
+    """Which layers of another library's network are tapped, and its norms, by position; None for a network of ours."""
+    if not isinstance(teacher, Wrapped):
+        return None
+    names = {id(module): name for name, module in teacher.network.named_modules()}
+    norms = {position: names[id(norm)] for position, norm in teacher.norms.items()}
+    return {"positions": dict(teacher.taps), "norms": norms}
+
+
+def _by_position(what: str, names: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
+    """Layers by position, from a mapping or from six names in the order of `POSITIONS`."""
+    named = names if isinstance(names, Mapping) else dict(zip(POSITIONS, names or (), strict=False))
+    if not set(named) <= set(POSITIONS) or (names and len(named) != len(names)):
+        raise DistillError(
+            f"{what} is {names!r}; give layers by position, such as {{'layer4': 'encoder.layer4.2.relu:input'}}, or "
+            f"six in the order {', '.join(POSITIONS)}"
+        )
+    return dict(named)
+
+
+def _logits(answer: object) -> Tensor:
+    logits = answer.get("out") if isinstance(answer, dict) and "out" in answer else getattr(answer, "logits", answer)
+    if not isinstance(logits, Tensor) or logits.dim() != 4:
+        raise DistillError(
+            f"the network answers with a {type(logits).__name__}, and a teacher gives logits (N, classes, H, W), also "
+            f"as `out` of a dict or as an attribute `logits`"
+        )
+    return logits
+
+
+def _resize(images: Tensor, size: tuple[int, ...]) -> Tensor:
+    if tuple(images.shape[2:]) == size:
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+def _as_map(feature: object, size: tuple[int, ...], tap: str) -> Tensor:
+    """A map (N, C, H, W) as it is; tokens (N, H·W, C), row by row and of the image's proportions, as a map."""
+    if isinstance(feature, Tensor) and feature.dim() == 4:
+        return feature
+    if isinstance(feature, Tensor) and feature.dim() == 3:
+        tokens = feature.shape[1]
+        shapes = [(height, tokens // height) for height in range(1, tokens + 1) if tokens % height == 0]
+        nearest = min(shapes, key=lambda shape: abs(shape[1] - shape[0] * size[1] / size[0]))
+        if abs(nearest[1] - nearest[0] * size[1] / size[0]) < 1:
+            return feature.transpose(1, 2).unflatten(2, nearest)
+    found = f"a tensor {tuple(feature.shape)}" if isinstance(feature, Tensor) else f"a {type(feature).__name__}"
+    raise DistillError(f"the layer {tap!r} gives {found}, and a map is (N, C, H, W) or (N, H·W, C); name another layer")

@@ -1,0 +1,164 @@
+"""Networks of other libraries as students: positions, training, files, and what is said where something is missing."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import nn
+
+import distill
+from distill import fit, load_teacher, suggest_positions, wrap
+from distill.errors import Interrupted
+from distill.methods import POSITIONS
+from distill.networks import load_model, save_model
+
+CLASSES = 21
+
+
+def unet() -> nn.Module:
+    torch.manual_seed(0)
+    return smp.Unet("mobilenet_v2", encoder_weights=None, classes=CLASSES, decoder_channels=(32, 16, 8, 8, 8))
+
+
+def segformer() -> nn.Module:
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    torch.manual_seed(1)
+    sizes = {"hidden_sizes": [8, 16, 24, 32], "decoder_hidden_size": 16, "depths": [1, 1, 1, 1]}
+    return SegformerForSemanticSegmentation(SegformerConfig(num_labels=CLASSES, **sizes))
+
+
+class Plain(nn.Module):
+    """One part, which goes down and comes up again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(nn.Conv2d(c, 8, 3, stride=2, padding=1) for c in (3, 8, 8))
+        self.up, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, CLASSES, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = x.shape[2:]
+        for layer in self.down:
+            x = torch.relu(layer(x))
+        x = self.up(nn.functional.interpolate(x, scale_factor=2))
+        return nn.functional.interpolate(self.last(x), size)
+
+
+# Which layers
+
+
+def test_positions_are_the_last_layers_of_each_stride(capsys: pytest.CaptureFixture[str]) -> None:
+    assert suggest_positions(unet()) == {
+        "layer1": "encoder.features.4.conv.0.2:input",
+        "layer2": "encoder.features.7.conv.0.2:input",
+        "layer3": "encoder.features.14.conv.0.2:input",
+        "layer4": "encoder.features.18.2:input",
+        "decoder": "decoder.blocks.4.conv2.2:input",
+    }
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["position", "stride", "channels", "layer"] and len(table) == 6
+    assert table[4].split() == ["layer4", "32", "1280", "encoder.features.18.2:input"]
+
+
+def test_tokens_and_what_attention_shrinks_do_not_mislead_it() -> None:
+    stages = {f"layer{i + 1}": f"segformer.stages.{i}" for i in range(4)}
+    assert suggest_positions(segformer(), show=False) == stages | {"decoder": "decode_head.activation:input"}
+
+
+def test_our_own_network_gets_our_own_positions() -> None:
+    network = distill.make_student("resnet18", CLASSES)
+    found = suggest_positions(network, show=False)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        ours = dict(zip(POSITIONS, network.eval()(images, return_maps=True)[1], strict=True))
+        theirs = dict(zip(POSITIONS, wrap(network, found).eval()(images, return_maps=True)[1], strict=True))
+    assert found.keys() == {"layer1", "layer2", "layer4", "aspp", "decoder"}  # two of its stages have stride 16
+    assert all(torch.equal(ours[position], theirs[position]) for position in found)
+
+
+def test_a_network_of_one_part_and_one_of_no_maps(refused: Callable[..., str]) -> None:
+    assert suggest_positions(Plain(), show=False) == {"layer1": "down.1", "layer4": "down.2", "decoder": "up"}
+    refused("no maps of two sizes", call=lambda: suggest_positions(nn.Conv2d(3, CLASSES, 1)))
+
+
+# Training
+
+
+@pytest.fixture
+def train(tiny_sample: Path, tmp_path: Path) -> Callable[..., distill.Run]:
+    def run(student: Any, method: str, teacher: Any, out: str = "run", **more: Any) -> distill.Run:
+        asked = {"data": "sample", "data_root": tiny_sample, "batch_size": 4, "limit": 8, "epochs": 2, "device": "cpu"}
+        asked |= {"progress": False, "evaluate_every": 1, "lr": 1e-3, "out": tmp_path / out}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return fit(student, method, teacher, **{**asked, **more})
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["kd", "at", "sakd"])
+def test_a_u_net_learns_from_a_segformer(method: str, train: Callable[..., distill.Run]) -> None:
+    network, teacher = unet(), segformer()
+    start = copy.deepcopy(network.state_dict())
+    theirs = load_teacher(teacher, positions=suggest_positions(teacher, show=False))
+    student = wrap(network, suggest_positions(network, show=False))
+    options = {} if method == "kd" else {"positions": ["layer2", "layer4"]}
+    run = train(student, method, theirs, method_options=options)
+    assert any(not torch.equal(start[name], value) for name, value in network.state_dict().items())
+    again = run.student(unet())
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in again.state_dict().items())
+    assert distill.predict(again, torch.zeros(20, 30, 3, dtype=torch.uint8).numpy()).shape == (20, 30)
+    assert run.config["model"]["backbone"] == "Unet" and run.config["model"]["wrapped"]["positions"]
+
+
+@pytest.mark.parametrize("method", ["kd", "ofd", "sakd"])
+def test_a_segformer_learns_from_our_deeplab(method: str, train: Callable[..., distill.Run], tiny_teacher) -> None:
+    network = segformer()
+    options = {} if method == "kd" else {"positions": ["layer1", "layer4"]}
+    run = train(wrap(network, suggest_positions(network, show=False)), method, tiny_teacher, method_options=options)
+    assert len(run.history) == 2 and method in run.history[-1]
+
+
+def test_it_is_resumed_to_the_same_weights(train: Callable[..., distill.Run]) -> None:
+    def stop(line: dict[str, Any], student: object) -> None:
+        raise KeyboardInterrupt
+
+    whole = train(wrap(unet()), "baseline", None, "whole").student(unet())
+    with pytest.raises(Interrupted):
+        train(wrap(unet()), "baseline", None, "broken", on_epoch=stop)
+    again = train(wrap(unet()), "baseline", None, "broken")
+    assert len(again.history) == 2
+    resumed = again.student(unet()).state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.state_dict().items())
+    finished = wrap(unet())  # asked for once more, the caller's network gets the weights
+    train(finished, "baseline", None, "broken")
+    assert all(torch.equal(value, resumed[name]) for name, value in finished.state_dict().items())
+
+
+def test_another_network_is_not_the_same_run(train: Callable[..., distill.Run], refused: Callable[..., str]) -> None:
+    run = train(wrap(unet()), "baseline", None)
+    refused("model", "choose another --out", call=lambda: train(wrap(segformer()), "baseline", None))
+    refused("do not fit the SegformerForSemanticSegmentation", call=lambda: run.student(segformer()))
+    refused("Unet", "Run.student", call=run.student)
+
+
+# What cannot be
+
+
+def test_mistakes_are_told(
+    train: Callable[..., distill.Run], tiny_teacher: nn.Module, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    refused("is a str", "nn.Module", call=lambda: wrap("unet"))
+    refused("no submodule 'encoder.nothing'", call=lambda: wrap(unet(), {"layer1": "encoder.nothing"}))
+    refused("student is a Unet", "wrap", call=lambda: train(unet(), "baseline", None))
+    refused("student has no map at layer1", "wrap", call=lambda: train(wrap(unet()), "sakd", tiny_teacher))
+    refused("distilled_dropout", call=lambda: train(wrap(unet()), "kd", tiny_teacher, distilled_dropout=False))
+    run = train("resnet18", "baseline", None, "ours")
+    refused("of this package", call=lambda: run.student(unet()))
+    save_model(wrap(unet()), tmp_path / "u.safetensors")
+    refused("Unet of another library", call=lambda: load_model(tmp_path / "u.safetensors"))
