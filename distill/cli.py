@@ -13,9 +13,11 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from distill.data.camvid import download_camvid
 from distill.data.check import check_dataset
 from distill.data.download import download
 from distill.data.folders import make_default_sample, open_dataset, read_class_names, read_image, repeated
+from distill.data.resize import resize_dataset
 from distill.data.sample import SAMPLE_SIZES, make_sample, voc_palette
 from distill.doctor import examine
 from distill.errors import DistillError, enough_memory, first_line, nearest
@@ -350,7 +352,7 @@ def _no_nan(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_data(commands: Commands) -> None:
-    data = commands.add_parser("data", help="make the sample, check a folder, or download Pascal VOC")
+    data = commands.add_parser("data", help="make the sample, check or resize a folder, download Pascal VOC or CamVid")
     kinds = data.add_subparsers(required=True, metavar="what")
     sample = _command(kinds, "sample", _make_sample, "make the sample data", defaults=True)
     sample.add_argument("--out", type=Path, help="folder (default: data/sample)")
@@ -362,9 +364,13 @@ def _add_data(commands: Commands) -> None:
     check = _command(kinds, "check", _check, "read every image and mask of a folder in VOC layout")
     check.add_argument("folder", type=Path)
     check.add_argument("--json", action="store_true")
-    meaning = "fetch and unpack Pascal VOC 2012 or SBD; goes on where it stopped"
+    resize = _command(kinds, "resize", _resize, "copy a folder in VOC layout with smaller images")
+    resize.add_argument("folder", type=Path)
+    resize.add_argument("--side", type=int, required=True, help="pixels that the longer side has at most")
+    resize.add_argument("--out", type=Path, required=True, help="the new folder")
+    meaning = "fetch Pascal VOC 2012, SBD or CamVid; goes on where it stopped"
     fetch = _command(kinds, "download", _download, meaning)
-    fetch.add_argument("name", choices=("voc", "sbd"))
+    fetch.add_argument("name", choices=("voc", "sbd", "camvid"))
     fetch.add_argument("--root", type=Path, help="where it goes, and later --data-root (default: data/)")
 
 
@@ -421,8 +427,12 @@ def _make_sample(options: argparse.Namespace) -> None:
         print(make_sample(options.out, **asked))
 
 
+def _resize(options: argparse.Namespace) -> None:
+    print(resize_dataset(options.folder, options.out, options.side))
+
+
 def _download(options: argparse.Namespace) -> None:
-    print(download(options.name, options.root))
+    print(download_camvid(options.root) if options.name == "camvid" else download(options.name, options.root))
 
 
 def _doctor(options: argparse.Namespace) -> None:
