@@ -119,6 +119,9 @@ def _add_train(commands: Commands) -> None:
         "--recipe", choices=RECIPES, default="matched", help="published: put four faults of the published code back"
     )
     train.add_argument(
+        "--unlabelled", metavar="DIR", help="a folder of further images, without masks, for the teacher alone"
+    )
+    train.add_argument(
         "--weights",
         help="ImageNet weights to begin with. DEFAULT: torchvision's (full width only) or timm's; package: installed",
     )
@@ -206,6 +209,7 @@ def _train(options: argparse.Namespace) -> None:
         recipe=options.recipe,
         data_root=options.data_root,
         limit=options.limit,
+        unlabelled=options.unlabelled,
         weights=options.weights,
         width=options.width,
         device=options.device,

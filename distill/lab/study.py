@@ -16,6 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from distill.data.folders import open_dataset, scored_splits
+from distill.data.unlabelled import WithUnlabelled
 from distill.errors import DistillError, Interrupted, check_number
 from distill.files import PROJECT, checked, make_folder, read_json, write_json
 from distill.lab.comparison import STUDY_FILE, Findings, rows_of
@@ -194,6 +195,8 @@ class Study:
         known, asked = {}, run.keywords
         if self.image_size is not None:  # the data were looked at
             train = open_dataset(asked["data"], "train", asked["data_root"], asked["limit"])
+            if asked["unlabelled"]:
+                train = WithUnlabelled(train, asked["unlabelled"])
             known = {"images": len(train), "class_names": list(train.class_names)}
         return {
             "name": f"the study {self.path}",

@@ -5,11 +5,11 @@
     seeds = 3                        methods = ["baseline", "kd"]       [[variants]]
                                                                         name = "64 labels"
 
-More keys: `data_root`, `weights`, `preset`, `recipe`, `limit` and `[method_options.TERM]`, as `training.fit` takes
-them. `seeds` is a number or a list. A `[teacher]` table has the teacher trained first, with the study's settings and
-its own. A variant may have its own `methods`, `students`, `limit`, `recipe`, `settings`, `method_options`, a `width` of
-its students, an `about`, and as `baseline` the name of the variant whose baselines its runs are compared with. Without
-variants there is one without a name.
+More keys: `data_root`, `weights`, `preset`, `recipe`, `limit`, `unlabelled` (not for baselines, which have no use for
+it) and `[method_options.TERM]`, as `training.fit` takes them. `seeds` is a number or a list. A `[teacher]` table has
+the teacher trained first, with the study's settings and its own. A variant may have its own `methods`, `students`,
+`limit`, `unlabelled`, `recipe`, `settings`, `method_options`, a `width` of its students, an `about`, and as `baseline`
+the name of the variant whose baselines its runs are compared with. Without variants there is one without a name.
 """
 
 import inspect
@@ -134,6 +134,7 @@ class _Table(BaseModel):
 
     settings: _Options = {}
     limit: _Limit = None
+    unlabelled: _TextOrNone = None
 
 
 class Variant(_Table):

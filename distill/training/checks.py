@@ -1,8 +1,11 @@
 """What would spoil a run and can be seen before it begins."""
 
+from pathlib import Path
+
 from torch import nn
 
 from distill.data.folders import VOCFolder
+from distill.data.unlabelled import WithUnlabelled
 from distill.errors import DistillError
 from distill.losses import IGNORE_INDEX
 from distill.networks.deeplab import DeepLabV3Plus
@@ -26,6 +29,12 @@ def check_student(student: object, train: VOCFolder, settings: Settings) -> None
             f"the student has {student.num_classes} classes and {train.root} names {train.num_classes}; build it with "
             f"num_classes={train.num_classes}"
         )
+
+
+def with_unlabelled(train: VOCFolder, folder: str | Path, terms: list[str]) -> WithUnlabelled:
+    if not terms:
+        raise DistillError("unlabelled images are there for a teacher, and the baseline has none; leave them out")
+    return WithUnlabelled(train, folder)
 
 
 def check_labelled(dataset: VOCFolder) -> None:

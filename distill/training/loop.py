@@ -25,7 +25,7 @@ from distill.networks.wrapped import Wrapped
 from distill.training.batches import Batch, batches_for
 from distill.training.board import Board
 from distill.training.checkpoint import PARTS, read_checkpoint, write_checkpoint
-from distill.training.checks import check_labelled, check_student, check_width
+from distill.training.checks import check_labelled, check_student, check_width, with_unlabelled
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.interrupt import CtrlC
 from distill.training.optimizer import make_optimizer, make_schedule
@@ -50,6 +50,7 @@ def fit(
     recipe: str = "matched",
     data_root: str | Path | None = None,
     limit: int | None = None,
+    unlabelled: str | Path | None = None,
     weights: str | None = None,
     width: float = 1.0,
     device: str | int | torch.device = "auto",
@@ -66,6 +67,7 @@ def fit(
     other through `wrap`. `teacher` is a network, or what `load_teacher` takes. `out` is the run's folder, by default
     runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for Pascal VOC, and `sample` for everything else;
     `augment` is `crops` for all data but the sample. `recipe` is one of `RECIPES`.
+    `limit` keeps the first images; `unlabelled` is a folder of further ones, without masks, for the teacher alone.
     Every field of `Settings` can be given as a keyword. `method_options`, as `build_method` takes them, lie over those
     that were tuned for the data.
 
@@ -89,6 +91,8 @@ def fit(
     chosen, ranks = for_device(chosen, target), join(target)
     with ranks.first_alone():  # the sample is made on first use
         train = open_dataset(data, "train", data_root, limit)
+    if unlabelled is not None:
+        train = with_unlabelled(train, unlabelled, terms)
     given = None if isinstance(student, str) else student  # the caller's, to be trained in place
     if isinstance(student, str):
         student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights, width)

@@ -1,0 +1,72 @@
+"""Images without masks beside a split: which they are, that no label is learnt from them, and that they count."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill import fit
+from distill.data.folders import VOCFolder
+from distill.data.unlabelled import WithUnlabelled
+from distill.lab.plan import load_study, plan
+
+
+@pytest.fixture
+def extra(tiny_sample: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "extra"
+    folder.mkdir()
+    for path in sorted((tiny_sample / "JPEGImages").glob("val_*"))[:4]:
+        shutil.copy(path, folder)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def test_they_come_after_the_labelled_images_and_are_void(tiny_sample: Path, extra: Path) -> None:
+    split = VOCFolder(tiny_sample, "train", 6)
+    both = WithUnlabelled(split, extra)
+    assert len(both) == 10 and both.ids[:6] == split.ids and both.ids[6:] == sorted(p.stem for p in extra.glob("*.jpg"))
+    assert torch.equal(both[2][0], split[2][0]) and torch.equal(both[2][1], split[2][1])
+    assert all((both[index][1] == 255).all() and both[index][0].shape == split[0][0].shape for index in range(6, 10))
+    assert both.fingerprint() != split.fingerprint()
+    assert len(list(both)) == 10
+
+
+def test_the_splits_own_images_are_not_taken_twice(tiny_sample: Path, refused: Callable[..., str]) -> None:
+    few, every = VOCFolder(tiny_sample, "train", 6), len(list((tiny_sample / "JPEGImages").iterdir()))
+    both = WithUnlabelled(few, tiny_sample / "JPEGImages")
+    assert len(both) == every and len(set(both.ids)) == every
+
+
+def test_mistakes_are_told(tiny_sample: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    split = VOCFolder(tiny_sample, "train", 2)
+    refused("no folder", tmp_path / "nowhere", call=lambda: WithUnlabelled(split, tmp_path / "nowhere"))
+    refused("holds no images", call=lambda: WithUnlabelled(split, tmp_path))
+    shutil.copy(split.image_path(0), tmp_path)  # the same picture in another place is another image
+    assert len(WithUnlabelled(split, tmp_path)) == 3
+    asked = {"data_root": tiny_sample, "unlabelled": tmp_path, "device": "cpu"}
+    refused("baseline", "leave them out", call=lambda: fit("resnet18", "baseline", None, **asked))
+
+
+def test_no_label_is_learnt_from_them(
+    tiny_sample: Path, tiny_teacher: torch.nn.Module, extra: Path, tmp_path: Path
+) -> None:
+    """The cross-entropy of six labelled images and four others is that of the six, but for BatchNorm's statistics."""
+    asked = {"data_root": tiny_sample, "limit": 6, "epochs": 1, "device": "cpu", "progress": False}
+    asked |= {"method_options": {"weight": 1e-12}}
+    lines = {}
+    for name, more in {"alone": {"batch_size": 6}, "both": {"batch_size": 10, "unlabelled": extra}}.items():
+        run = fit("resnet18", "kd", tiny_teacher, out=tmp_path / name, **asked, **more)
+        lines[name] = run.history[0]
+        assert run.config["images"] == (10 if "unlabelled" in more else 6)
+    assert lines["both"]["kd"] != lines["alone"]["kd"] and lines["both"]["ce"] == pytest.approx(
+        lines["alone"]["ce"], rel=0.2
+    )
+
+
+def test_a_study_has_them_for_methods_and_not_for_baselines(tmp_path: Path) -> None:
+    text = 'data = "sample"\nteacher = "sample"\nstudents = ["resnet18"]\nmethods = ["baseline", "kd"]\nseeds = 1\n'
+    (tmp_path / "s.toml").write_text(text + 'unlabelled = "photos"\n')
+    runs = plan(load_study(tmp_path / "s.toml"), Path(), device="cpu")
+    assert {run.keywords["method"]: run.keywords["unlabelled"] for run in runs} == {"baseline": None, "kd": "photos"}
