@@ -15,12 +15,12 @@ tutorial: $(VENV)/installed $(DATA)
 	$(BIN)/python -m distill compare results/sample.json
 	@echo "The executed notebooks are in executed/. Open the course with: make lab"
 
-# The sample is made first: several processes would make it at once.
+# The sample is made first: several processes would make it at once. One thread in each: there is one for every core.
 test: $(VENV)/installed-for-tests $(DATA)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --ignore tests/notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --ignore tests/notebooks
 	$(BIN)/python -m pytest -q tests/notebooks
 
 lab: $(VENV)/installed $(DATA)
