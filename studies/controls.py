@@ -1,6 +1,6 @@
 """What the gap between teacher and student is made of: python studies/controls.py
 
-Three controls on the sample, scored on the test split, each with the trainer and schedule of the study:
+Three controls on the sample, scored on the test split, each with the trainer and schedule of the study `speed`:
 the students on 12,000 of the teacher's images, each seen once, the teacher's network on the students' 500, and
 colour alone.
 
