@@ -17,7 +17,7 @@ except KeyboardInterrupt:  # `python -m distill` comes here, and spends its seco
 
 from distill.data import open_dataset
 from distill.errors import DistillError
-from distill.methods import METHODS, build_method
+from distill.methods import METHODS, build_method, register_method
 from distill.networks import (
     POSITIONS,
     build_model,
@@ -44,6 +44,7 @@ __all__ = [
     "make_student",
     "open_dataset",
     "predict",
+    "register_method",
     "save_model",
     "suggest_positions",
     "wrap",

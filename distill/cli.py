@@ -26,6 +26,7 @@ from distill.lab import bench
 from distill.lab.comparison import draw, markdown, read_findings, report, tables
 from distill.lab.diagnose import diagnose
 from distill.lab.study import Study
+from distill.methods import METHODS
 from distill.networks.saving import load_model
 from distill.networks.teachers import load_teacher
 from distill.training.evaluation import PROTOCOLS, evaluate, predict
@@ -107,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_train(commands: Commands) -> None:
     train = _command(commands, "train", _train, "train a student, with or without a teacher", defaults=True)
     train.add_argument("--backbone", default="resnet18", help="resnet18, mobilenetv2, resnet101 or timm:NAME")
-    train.add_argument("--method", default="sakd", help="baseline, kd, at, ofd, sakd, or several joined with +")
+    train.add_argument("--method", default="sakd", help=f"{', '.join(METHODS)}, or several joined with +")
     train.add_argument("--teacher", default="sample", help="sample, torchvision, or a .safetensors or .pth.tar file")
     train.add_argument("--dataset", default="sample", help="sample, pascal, or a folder in VOC layout")
     train.add_argument("--use-sbd", action="store_true", help="with --dataset pascal: train on SBD's images too")

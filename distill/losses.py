@@ -118,6 +118,131 @@ def sakd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     return _normalised_difference(self_attention_map(student_map), self_attention_map(teacher_map.detach()))
 
 
+def mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """mean((s - t)²) over all N·C·H·W logits: Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?"."""
+    _same_shape(student_logits, teacher_logits)
+    return (_widen(student_logits) - _widen(teacher_logits.detach())).square().mean()
+
+
+def fitnet(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """mean((s - t)²) over all N·C·H·W: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", equation 3."""
+    return mse(student_map, teacher_map)
+
+
+def nfd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """mean((ŝ - t̂)²), each channel of an image brought to mean 0 and variance 1 over its places.
+
+    Liu, Yang and Chen 2022, "Normalized Feature Distillation for Semantic Segmentation", arXiv 2207.05256: the size of
+    a teacher's response is not imitated. Both maps (N, C, H, W). A channel that is constant counts as 0 everywhere.
+    """
+    return mse(_standardised(_widen(student_map)), _standardised(_widen(teacher_map.detach())))
+
+
+def skd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Mean squared difference of the cosines between every two places, after max-pooling by 2.
+
+    Liu et al. 2019, "Structured Knowledge Distillation for Semantic Segmentation", section 3.2, pair-wise. Maps (N, C,
+    H, W); the numbers of channels may differ, the sizes may not. The mean is over N·(HW/4)² pairs. In published
+    code no gradient passes through the lengths by which the cosines are divided; here it does.
+    """
+    _same_shape(student_map[:, 0], teacher_map[:, 0])
+    student, teacher = (_directions(_pooled(_widen(m))) for m in (student_map, teacher_map.detach()))
+    return (student.transpose(1, 2) @ student - teacher.transpose(1, 2) @ teacher).square().mean()
+
+
+def ifvd(student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
+    """Mean squared difference of cos(place, mean of its class), the mean being over the places of an image.
+
+    Wang et al. 2020, "Intra-class Feature Variation Distillation for Semantic Segmentation", equations 1 to 3. Maps (N,
+    C, H, W), whose channels may differ; labels (N, H', W'), brought to the maps' size by nearest neighbour. Void places
+    count as equal: they add nothing above the fraction, and are among the N·H·W below it, as in the published code.
+    """
+    _same_shape(student_map[:, 0], teacher_map[:, 0])
+    size = student_map.shape[2:]
+    small = F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].long().flatten(1)
+    void = small == IGNORE_INDEX
+    student, teacher = (_cosine_to_class(_widen(m), small, void) for m in (student_map, teacher_map.detach()))
+    return (student - teacher).square().mean()
+
+
+def cwd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """T² / (N C) · Σ KL(softmax(t / T) ‖ softmax(s / T)), the softmax of each channel over its places.
+
+    Shu et al. 2021, "Channel-wise Knowledge Distillation for Dense Prediction", equations 4 and 5. Logits or maps, (N,
+    C, H, W).
+    """
+    _same_shape(student, teacher)
+    s, t = (F.log_softmax(_widen(x).flatten(2) / temperature, dim=2) for x in (student, teacher.detach()))
+    return F.kl_div(s, t, reduction="sum", log_target=True) * (temperature**2 / (s.shape[0] * s.shape[1]))
+
+
+def dist(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """(1 - mean Pearson r over classes, pixel by pixel) + (1 - mean r over all pixels, class by class).
+
+    Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher", equations 8 to 10: correlations of
+    probabilities, softmax(x / T). Logits (N, C, H, W); a class's correlation is over the pixels of the whole batch.
+    """
+    _same_shape(student_logits, teacher_logits)
+    s, t = (
+        F.softmax(_pixels(_widen(x)).flatten(0, -2) / temperature, dim=1)
+        for x in (student_logits, teacher_logits.detach())
+    )
+    return 2 - _pearson(s, t).mean() - _pearson(s.T, t.T).mean()
+
+
+def icsd(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Mean squared difference of the matrices of KL(p_i ‖ p_j) between classes, each row scaled to length 1.
+
+    Mansourian, Ahmadi and Kasaei 2023, "AICSD: Adaptive Inter-Class Similarity Distillation for Semantic Segmentation".
+    p_i is the softmax of class i's logits over the places of an image; logits (N, C, H, W), mean over N·C². The
+    published code takes that softmax over rows of places only, and its adaptive weight is left to `warmup` and `decay`.
+    """
+    _same_shape(student_logits, teacher_logits)
+    student, teacher = (_class_divergences(_widen(x)) for x in (student_logits, teacher_logits.detach()))
+    return (student - teacher).square().mean()
+
+
+def cirkd(student_map: Tensor, teacher_map: Tensor, temperature: float = 0.1) -> Tensor:
+    """Mean over pairs of images and over places of KL(softmax(T / τ) ‖ softmax(S / τ)) of rows of cosines.
+
+    Yang et al. 2022, "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", equations 4 and 5: S
+    (HW, HW) has the cosines of every place of one image to every place of another, the same image among them. Maps (N,
+    C, H, W), whose channels may differ. Left out are the queues in memory, of pixels and regions of earlier batches.
+    """
+    _same_shape(student_map[:, 0], teacher_map[:, 0])
+    student, teacher = (_directions(_widen(m).flatten(2)) for m in (student_map, teacher_map.detach()))
+    total = student.new_zeros(())
+    for s, t in zip(student, teacher, strict=True):  # image by image: all pairs at once would not fit into memory
+        rows = [F.log_softmax(own.T @ every / temperature, dim=2) for own, every in ((s, student), (t, teacher))]
+        total = total + F.kl_div(rows[0], rows[1], reduction="sum", log_target=True)
+    return total / (len(student) ** 2 * student.shape[2])
+
+
+def attnfd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Mean over images of ‖ŝ - t̂‖², both maps refined by attention before, and scaled to length 1.
+
+    Mansourian, Jalali and Kasaei 2024, "Attention-guided Feature Distillation for Semantic Segmentation": the teacher's
+    map comes from `refined`, the student's from a module that learns (`methods.AttnFD`). (N, C, H, W). The published
+    code scales by the length of the whole batch.
+    """
+    _same_shape(student_map, teacher_map)
+    difference = _directions(_widen(student_map).flatten(1)) - _directions(_widen(teacher_map.detach()).flatten(1))
+    return difference.square().sum(dim=1).mean()
+
+
+def refined(feature_map: Tensor) -> Tensor:
+    """A map times its channel attention, then times its spatial attention, neither of which has weights.
+
+    Woo et al. 2018, "CBAM", with the sigmoid of average plus maximum in place of what would be learnt. (N, C, H, W).
+    """
+    x = _widen(feature_map)
+    x = x * (x.mean(dim=(2, 3), keepdim=True) + x.amax(dim=(2, 3), keepdim=True)).sigmoid()
+    return x * (x.mean(dim=1, keepdim=True) + x.amax(dim=1, keepdim=True)).sigmoid()
+
+
+# ----------------------------------------------------------------------------------- what they have in common
+
+
 def attention_map(feature_map: Tensor) -> Tensor:
     """g = mean_C F²: (N, C, H, W) to (N, H, W), how strongly each place responds.
 
@@ -156,6 +281,44 @@ def _normalised_difference(student: Tensor, teacher: Tensor) -> Tensor:
     _same_shape(student, teacher)
     difference = F.normalize(student.flatten(1), dim=1) - F.normalize(teacher.flatten(1), dim=1)
     return difference.square().mean()
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Each channel (N, C, H, W) to mean 0 and variance 1 over its places."""
+    variance, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
+    return (x - mean) * (variance + 1e-5).rsqrt()
+
+
+def _directions(x: Tensor) -> Tensor:
+    """Vectors along dimension 1, scaled to length 1."""
+    return F.normalize(x, dim=1)
+
+
+def _pooled(x: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, C, places) by the maxima of 2 x 2 places."""
+    return F.max_pool2d(x, 2, ceil_mode=True).flatten(2)
+
+
+def _cosine_to_class(x: Tensor, labels: Tensor, void: Tensor) -> Tensor:
+    """(N, places): the cosine of each place of (N, C, H, W) to the mean of its class in the image, 1 where void."""
+    x = x.flatten(2)
+    member = F.one_hot(labels.masked_fill(void, 0)).to(x.dtype) * ~void[..., None]  # (N, places, classes)
+    means = (x @ member) / member.sum(dim=1, keepdim=True).clamp(min=1)  # (N, C, classes)
+    cosine = F.cosine_similarity(x, means @ member.transpose(1, 2), dim=1)
+    return cosine.masked_fill(void, 1.0)
+
+
+def _pearson(a: Tensor, b: Tensor) -> Tensor:
+    """The correlation of each row of a with that of b; 0 where one of them is constant."""
+    return F.cosine_similarity(a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True), dim=1)
+
+
+def _class_divergences(logits: Tensor) -> Tensor:
+    """(N, C, C): KL(p_i ‖ p_j) of the spatial distributions of classes i and j, each row of length 1."""
+    log_p = F.log_softmax(logits.flatten(2), dim=2)
+    p = log_p.exp()
+    divergences = (p * log_p).sum(dim=2, keepdim=True) - p @ log_p.transpose(1, 2)
+    return F.normalize(divergences, dim=2)
 
 
 def _pixels(logits: Tensor) -> Tensor:

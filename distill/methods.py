@@ -1,249 +1,106 @@
 """A method = cross-entropy plus weighted distillation terms, and the connectors those terms need.
 
-To add a method, write a subclass of `Term` (or of `MapTerm`, if it compares maps position by position) and
-enter it in `METHODS`. Every option is a keyword of the constructor and is kept as an attribute of the same
-name, which is all that `build_method` and `describe` need to know about it.
+To add a method, write a subclass of `terms.Term` (or of `terms.PlainMapTerm`, if it compares maps position by position)
+and enter it with `register_method`, or in `METHODS` below.
 """
 
 import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partialmethod, reduce
+import re
+from collections.abc import Callable, Mapping
+from functools import reduce
 from operator import add
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill import losses
 from distill.errors import DistillError, nearest
 from distill.networks.backbones import POSITIONS
+from distill.terms import (
+    AT,
+    CIRKD,
+    CWD,
+    DIST,
+    DIVIDERS,
+    ICSD,
+    IFVD,
+    KD,
+    MSE,
+    NFD,
+    OFD,
+    SAKD,
+    SKD,
+    STAGES,
+    Answer,
+    AttnFD,
+    CWDMaps,
+    FitNet,
+    MapTerm,
+    Output,
+    PlainMapTerm,
+    SAKDPlain,
+    Term,
+    connector,
+)
 
-# How OFD and SAKD divide each position's loss: the early, large maps count less.
-DIVIDERS = dict(zip(POSITIONS, (8, 4, 2, 1, 1, 16), strict=True))
-STAGES = POSITIONS[:4]
-
-
-# What a network gave: bare logits, or them and its maps; None where it was not asked.
-Answer: TypeAlias = Tensor | tuple[Tensor | None, Sequence[Tensor] | None] | None
-
-
-class Output(NamedTuple):
-    """What a network returned: logits (N, C, H, W) and the maps at POSITIONS, both empty where they were not
-    asked for.
-    """
-
-    logits: Tensor
-    maps: Sequence[Tensor]
-
-
-class Term(nn.Module):
-    """One distillation loss, its weight, and how the weight changes during training.
-
-    The weight rises linearly over the first `warmup` calls in training mode, reaching full size at call
-    number `warmup`. With `decay` > 0 it then falls linearly and is 0 from call number `decay` on. The calls
-    are counted in a buffer, so a resumed run continues where it stopped; in eval mode the count stands still.
-    A batch that comes in several pieces (see `Method`) counts as one call.
-    """
-
-    needs_maps = False  # of teacher and student
-    needs_logits = False  # of the teacher
-    calls: Tensor
-
-    def __init__(self, weight: float, warmup: int, decay: int):
-        super().__init__()
-        if not (math.isfinite(weight) and weight >= 0):
-            raise DistillError(f"weight is {weight}; give a finite number that is not negative.")
-        if warmup < 0 or decay < 0 or 0 < decay <= warmup:
-            raise DistillError(f"warmup is {warmup} and decay is {decay}; give decay = 0 or more calls than warmup.")
-        self.weight, self.warmup, self.decay = weight, warmup, decay
-        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
-
-    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
-        """The loss before its weight, a scalar."""
-        raise NotImplementedError
-
-    def current_weight(self) -> Tensor | float:
-        """The weight at the present call; a tensor where it is scheduled, so that a GPU need not wait for it."""
-        factor: Tensor | float = 1.0
-        if self.warmup:
-            factor = (self.calls / self.warmup).clamp(max=1)
-        if self.decay:
-            factor = factor * ((self.decay - self.calls) / (self.decay - self.warmup)).clamp(0, 1)
-        return self.weight * factor
-
-
-class KD(Term):
-    """Softened logits: Hinton, Vinyals and Dean 2015; see `losses.kd`."""
-
-    needs_logits = True
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        student: nn.Module,
-        *,
-        weight: float = 0.9,
-        temperature: float = 4.0,
-        warmup: int = 0,
-        decay: int = 0,
-    ):
-        super().__init__(weight, warmup, decay)
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise DistillError(f"temperature is {temperature}; give a finite number above 0, such as 4.")
-        self.temperature = temperature
-
-    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
-        return losses.kd(student.logits, teacher.logits, self.temperature)
-
-
-class MapTerm(Term):
-    """Sum over `positions` of `compare(…) / divider`, on student's maps brought to the teacher's size and
-    channels.
-
-    `dividers`: one number a position; None for the published [8, 4, 2, 1, 1, 16], each at its own position.
-    `connectors`: whether a 1x1 convolution takes the student's channels to the teacher's before they are
-    compared.
-
-    A subclass without further options takes this constructor and says its weight:
-    `__init__ = partialmethod(MapTerm.__init__, weight=…)`. Its signature then shows all options and their defaults.
-    """
-
-    needs_maps = True
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        student: nn.Module,
-        *,
-        weight: float,
-        positions: Sequence[str] = POSITIONS,
-        dividers: Sequence[float] | None = None,
-        connectors: bool = True,
-        warmup: int = 0,
-        decay: int = 0,
-    ):
-        super().__init__(weight, warmup, decay)
-        self.positions = _check_positions(positions)
-        self.dividers = tuple(DIVIDERS[p] for p in self.positions) if dividers is None else tuple(dividers)
-        if len(self.dividers) != len(self.positions) or not all(d > 0 for d in self.dividers):
-            raise DistillError(
-                f"dividers is {self.dividers}; give one number above 0 for each of the {len(self.positions)} positions."
-            )
-        _check_maps("teacher", "load_teacher", teacher, self.positions)
-        _check_maps("student", "wrap", student, self.positions)
-        self.connectors = connectors
-        self.connect = nn.ModuleDict(_build_connectors(teacher, student, self.positions) if connectors else {})
-        self.prepare(teacher)
-
-    def prepare(self, teacher: nn.Module) -> None:
-        """Take from the teacher what the term needs once and for all; nothing, unless a term says otherwise."""
-
-    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        """The loss at one position, before its divider."""
-        raise NotImplementedError
-
-    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
-        summands = []
-        for position, divider in zip(self.positions, self.dividers, strict=True):
-            index = POSITIONS.index(position)
-            student_map, teacher_map = student.maps[index], teacher.maps[index].detach()
-            student_map = _resize_to(student_map, teacher_map)
-            if self.connectors:
-                student_map = self.connect[position](student_map)
-            summands.append(self.compare(position, student_map, teacher_map) / divider)
-        return reduce(add, summands)
-
-
-class AT(MapTerm):
-    """Attention transfer: Zagoruyko and Komodakis 2017; see `losses.at`.
-
-    Their weight, 1000 / 2, at each of the four stages. Averaging over channels makes connectors needless.
-    """
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        student: nn.Module,
-        *,
-        weight: float = 500.0,
-        positions: Sequence[str] = STAGES,
-        warmup: int = 0,
-        decay: int = 0,
-    ):
-        positions = _check_positions(positions)
-        super().__init__(
-            teacher,
-            student,
-            weight=weight,
-            positions=positions,
-            dividers=[1] * len(positions),
-            connectors=False,
-            warmup=warmup,
-            decay=decay,
-        )
-
-    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        return losses.at(student_map, teacher_map)
-
-
-class OFD(MapTerm):
-    """Overhaul of feature distillation: Heo et al. 2019; see `losses.ofd`. The sum is divided by the batch
-    here.
-
-    Without connectors the student must have the teacher's channels.
-    """
-
-    __init__ = partialmethod(MapTerm.__init__, weight=1e-5)
-
-    def prepare(self, teacher: nn.Module) -> None:
-        for position, norm in zip(self.positions, _last_norms(teacher, self.positions), strict=True):
-            self.register_buffer(f"margin_{position}", losses.ofd_margin(norm))
-
-    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        return losses.ofd(student_map, teacher_map, getattr(self, f"margin_{position}")) / len(student_map)
-
-
-class SAKD(MapTerm):
-    """Self-attention knowledge distillation, the method under study; see `losses.sakd`.
-
-    `self_attention` False compares the maps that SAKD would attend to, at the same positions and with the same
-    connectors and dividers: what is left is attention transfer. The difference is what self-attention is worth.
-    """
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        student: nn.Module,
-        *,
-        weight: float = 150.0,
-        positions: Sequence[str] = POSITIONS,
-        dividers: Sequence[float] | None = None,
-        connectors: bool = True,
-        self_attention: bool = True,
-        warmup: int = 0,
-        decay: int = 0,
-    ):
-        super().__init__(
-            teacher,
-            student,
-            weight=weight,
-            positions=positions,
-            dividers=dividers,
-            connectors=connectors,
-            warmup=warmup,
-            decay=decay,
-        )
-        self.self_attention = self_attention
-
-    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        return (losses.sakd if self.self_attention else losses.at)(student_map, teacher_map)
-
+__all__ = [
+    "DIVIDERS",
+    "METHODS",
+    "POSITIONS",
+    "STAGES",
+    "MapTerm",
+    "Method",
+    "PlainMapTerm",
+    "Term",
+    "build_method",
+    "connector",
+    "register_method",
+]
 
 # The baseline has no term: cross-entropy is part of every method.
-METHODS: dict[str, Callable[..., Term] | None] = {"baseline": None, "kd": KD, "at": AT, "ofd": OFD, "sakd": SAKD}
+METHODS: dict[str, Callable[..., Term] | None] = {
+    "baseline": None,
+    "kd": KD,
+    "at": AT,
+    "ofd": OFD,
+    "sakd": SAKD,
+    "sakd-plain": SAKDPlain,
+    "mse": MSE,
+    "fitnet": FitNet,
+    "skd": SKD,
+    "ifvd": IFVD,
+    "cwd": CWD,
+    "cwd-maps": CWDMaps,
+    "dist": DIST,
+    "cirkd": CIRKD,
+    "nfd": NFD,
+    "icsd": ICSD,
+    "attnfd": AttnFD,
+}
 ALIASES = {"proposed": "sakd"}
+
+
+def register_method(name: str, term: type[Term]) -> None:
+    """Have `term`, a class, as a method called `name` in `fit`, in studies and joined with others by +.
+
+    Its constructor takes teacher and student, and every option as a keyword with a default, `weight` among them.
+    Raises DistillError for a name that is taken or has anything but letters, digits, - and _ in it, and for a class
+    that is no term.
+    """
+    if not (isinstance(term, type) and issubclass(term, Term)):
+        raise DistillError(f"{term!r} is no method; give a subclass of distill.methods.Term")
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+        raise DistillError(f"a method is to be called {name!r}; give a name of small letters, digits, - and _")
+    taken = name in ALIASES or name in METHODS
+    if taken and getattr(METHODS.get(name), "__qualname__", "") != term.__qualname__:  # a cell may be run twice
+        raise DistillError(f"there is a method {name!r} already; give another name")
+    options = _default_options(term)
+    missing = [key for key, default in options.items() if default is inspect.Parameter.empty]
+    if missing or "weight" not in options:
+        first = (missing or ["weight"])[0]
+        raise DistillError(f"the constructor of {term.__qualname__} has no default for its option {first}; give one")
+    METHODS[name] = term
 
 
 class Method(nn.Module):
@@ -336,72 +193,6 @@ def build_method(name: str, teacher: nn.Module | None, student: nn.Module, **opt
     method = Method({name: make(teacher, student, **by_term[name]) for name, make in makers.items() if make})
     parameter = next(student.parameters(), None)
     return method if parameter is None else method.to(parameter.device, parameter.dtype)
-
-
-def connector(student_channels: int, teacher_channels: int) -> nn.Sequential:
-    """(N, student_channels, H, W) to (N, teacher_channels, H, W): 1x1 convolution without bias, then
-    BatchNorm.
-    """
-    convolution = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
-    nn.init.normal_(convolution.weight, std=math.sqrt(2 / teacher_channels))
-    return nn.Sequential(convolution, nn.BatchNorm2d(teacher_channels))
-
-
-def _build_connectors(teacher: nn.Module, student: nn.Module, positions: Sequence[str]) -> dict[str, nn.Module]:
-    theirs, ours = _map_channels("teacher", teacher), _map_channels("student", student)
-    indices = {position: POSITIONS.index(position) for position in positions}
-    return {position: connector(ours[index], theirs[index]) for position, index in indices.items()}
-
-
-def _map_channels(who: str, model: nn.Module) -> Sequence[int]:
-    channels: Sequence[int] | None = getattr(model, "map_channels", None)
-    if channels is None:
-        raise DistillError(
-            f"The {who} ({type(model).__name__}) does not say how many channels its maps have; give it a "
-            "`map_channels` of six numbers, or use kd, which needs logits only."
-        )
-    return channels
-
-
-def _check_maps(who: str, function: str, network: nn.Module, positions: Sequence[str]) -> None:
-    """DistillError at the first position at which a network from another library has no map."""
-    for position, channels in zip(POSITIONS, getattr(network, "map_channels", None) or (), strict=False):
-        if position in positions and not channels:
-            raise DistillError(
-                f"The {who} has no map at {position}; name a layer for it in {function}'s `positions`, leave it "
-                f"out with the method's `positions`, or use kd, which needs logits only."
-            )
-
-
-def _last_norms(teacher: nn.Module, positions: Sequence[str]) -> list[nn.BatchNorm2d]:
-    """The BatchNorm before each position of the teacher: OFD reads its margins from them."""
-    norms = list(getattr(teacher, "map_norms", list)())  # none where the teacher cannot say
-    norms += [None] * (len(POSITIONS) - len(norms))
-    chosen = [norms[POSITIONS.index(position)] for position in positions]
-    for position, norm in zip(positions, chosen, strict=True):
-        if not hasattr(norm, "running_mean"):  # true of BatchNorm, SyncBatchNorm and torchvision's frozen one
-            raise DistillError(
-                f"The teacher has no BatchNorm at {position}, from which ofd takes its margin; use sakd or kd instead, "
-                "or leave that position out with `positions`."
-            )
-    return chosen
-
-
-def _resize_to(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    size = teacher_map.shape[-2:]
-    if student_map.shape[-2:] == size:
-        return student_map
-    return F.interpolate(student_map, size=size, mode="bilinear", align_corners=True)
-
-
-def _check_positions(positions: Sequence[str]) -> tuple[str, ...]:
-    positions = (positions,) if isinstance(positions, str) else tuple(positions)
-    for position in positions:
-        if position not in POSITIONS:
-            raise DistillError(f"There is no position {position!r}{nearest(position, POSITIONS)}.")
-    if not positions or len(set(positions)) < len(positions):
-        raise DistillError(f"positions is {positions}; name at least one of {', '.join(POSITIONS)}, none twice.")
-    return positions
 
 
 def method_terms(name: str) -> list[str]:

@@ -226,7 +226,7 @@ def best_epochs(found: Findings) -> str:
 def paired(found: Findings, rows: list[tuple[str, str]], backbone: str = "resnet18") -> list[float]:
     """Scores of the first (variant, method) less those of the second, plus those of the third …, of the same seed."""
     own = [entry for entry in found.records if entry["backbone"] == backbone]
-    by_seed = [{e["seed"]: e["miou"] for e in own if (e["variant"], e["method"]) == row} for row in rows]
+    by_seed = [{e["seed"]: e["miou"] for e in own if (e.get("variant") or "", e["method"]) == row} for row in rows]
     seeds = [seed for seed in by_seed[0] if all(seed in scores for scores in by_seed)]
     return [sum((-1) ** place * scores[seed] for place, scores in enumerate(by_seed)) for seed in seeds]
 

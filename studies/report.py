@@ -50,7 +50,7 @@ def results_page() -> str:
 def better(folder: str) -> str:
     """The main study: every method, after as many epochs as the baseline needs."""
     study = read("sample.json")
-    rows = tables(read_findings([results_file("sample.json")]))["all methods"]
+    rows = tables(read_findings([results_file("sample.json")]))[""]
     run, published = study["runs"][0], read("published.json")["voc"]
     teacher = study["teacher"]["miou"]
     gaps = [
@@ -143,7 +143,7 @@ def self_attention() -> str:
     """The ablation: SAKD less the same without its self-attention, seed by seed."""
     found, added = read_findings([results_file("sample.json")]), []
     for backbone in dict.fromkeys(entry["backbone"] for entry in found.records):
-        pair = [("all methods", "sakd"), ("SAKD without self-attention", "sakd")]
+        pair = [("", "sakd"), ("", "sakd-plain")]
         added.append(f"{mean_of(paired(found, pair, backbone))} for {charts.network_name(backbone)}")
     return (
         f"What self-attention adds to SAKD, which without it is attention transfer at SAKD's six positions, with its "
@@ -240,9 +240,8 @@ def draw_masks(count: int = 4) -> None:
 
 
 def draw_gains() -> None:
-    for name, variant in (("sample.json", "all methods"), ("speed.json", "")):
-        picture = RESULTS / ("gains.png" if variant else "speed-gains.png")
-        save(charts.gain_chart(tables(read_findings([results_file(name)]))[variant]), picture)
+    for name, picture in (("sample.json", "gains.png"), ("speed.json", "speed-gains.png")):
+        save(charts.gain_chart(tables(read_findings([results_file(name)]))[""]), RESULTS / picture)
 
 
 def draw_few_labels() -> None:

@@ -8,7 +8,7 @@ from golden_numbers import uniform
 from test_losses import CASES, golden_maps
 from torch import nn
 
-from distill import losses, methods
+from distill import losses, methods, terms
 from distill.errors import DistillError
 from distill.methods import DIVIDERS, METHODS, POSITIONS, Term, build_method
 
@@ -292,7 +292,7 @@ def test_students_maps_of_another_size_are_resized(name):
 
 def test_corners_stay_where_they_are_when_a_map_is_resized():
     """By hand: with align_corners the new rows and columns lie exactly between the old ones."""
-    resized = methods._resize_to(torch.tensor([[[[0.0, 3.0], [6.0, 9.0]]]]), torch.zeros(1, 1, 4, 4))
+    resized = terms._resize_to(torch.tensor([[[[0.0, 3.0], [6.0, 9.0]]]]), torch.zeros(1, 1, 4, 4))
     assert torch.allclose(resized[0, 0], torch.arange(4.0) + 2 * torch.arange(4.0)[:, None])
 
 

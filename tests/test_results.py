@@ -23,10 +23,10 @@ def read(name: str) -> dict:
 
 @pytest.mark.parametrize("name", ["sample.json", "speed.json"])
 def test_every_row_of_a_study_is_there_with_three_seeds_or_more(name: str) -> None:
-    runs = [run for run in read(name)["runs"] if run.get("variant") in ("all methods", "", None)]
-    rows = compare(runs)
+    runs = read(name)["runs"]
+    rows, methods = compare(runs), METHODS | ({"sakd-plain"} if name == "sample.json" else set())
     students = {run["backbone"] for run in runs}
-    assert {(row["backbone"], row["method"]) for row in rows} == {(b, m) for b in students for m in METHODS}
+    assert {(row["backbone"], row["method"]) for row in rows} == {(b, m) for b in students for m in methods}
     assert all(len(row["seeds"]) >= 3 and row["split"] == "test" for row in rows)
 
 

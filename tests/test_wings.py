@@ -15,6 +15,7 @@ FLOORS = (
     {"losses"},
     {"data"},
     {"networks"},
+    {"terms"},
     {"methods"},
     {"training"},
     {"show"},

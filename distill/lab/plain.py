@@ -19,8 +19,9 @@ from distill.data.folders import VOC_CLASSES, VOCFolder
 from distill.data.sample import voc_palette
 from distill.data.transforms import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, View, draw_view
 from distill.files import write_text
-from distill.methods import AT, KD, OFD, MapTerm, Method
+from distill.methods import Method
 from distill.networks.backbones import POSITIONS
+from distill.terms import AT, KD, OFD, MapTerm
 
 KNOWN = ("kd", "at", "ofd", "sakd")  # terms of a method that have a plain form here
 

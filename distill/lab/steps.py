@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from distill.data.folders import VOC_CLASSES
 from distill.lab import plain
 from distill.losses import cross_entropy
-from distill.methods import MapTerm, Output, build_method
+from distill.methods import build_method
 from distill.networks.deeplab import parameter_groups
 from distill.networks.teachers import ask, ask_teacher, freeze
+from distill.terms import MapTerm, Output
 from distill.training import parallel
 from distill.training.presets import make_student
 from distill.training.settings import Settings
@@ -142,10 +143,10 @@ class Ours(Step):
 
     def _alone(self, term: MapTerm, given: tuple[Any, ...]) -> float:
         """Seconds of a term's losses on the maps that it compares, forwards and backwards."""
-        compared: list[tuple[str, Tensor, Tensor]] = []
+        compared: list[tuple[str, Tensor, Tensor, Tensor]] = []
 
-        def look(position: str, own: Tensor, other: Tensor) -> Tensor:
-            compared.append((position, own.detach().requires_grad_(), other))
+        def look(position: str, own: Tensor, other: Tensor, labels: Tensor) -> Tensor:
+            compared.append((position, own.detach().requires_grad_(), other, labels))
             return own.new_zeros(())
 
         vars(term)["compare"] = look  # hides the method of its class

@@ -26,6 +26,7 @@ LOOKS: dict[str, tuple[str, str]] = {
     "ofd": ("#009E73", "D"),
     "sakd": ("#D55E00", "v"),
     "kd+sakd": ("#CC79A7", "P"),
+    "sakd-plain": ("#7A5195", "<"),
     "teacher": ("#000000", "*"),
 }
 _OTHER_LOOKS = [("#56B4E9", "X"), ("#7A5195", "<"), ("#4D4D4D", ">")]

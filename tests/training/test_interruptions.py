@@ -29,9 +29,9 @@ from distill import Run, fit, open_dataset
 from distill.data.transforms import normalise
 from distill.errors import Interrupted
 from distill.files import held, replace_file
-from distill.methods import KD
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import load_model
+from distill.terms import KD
 from distill.training import loop as training
 from distill.training import runs
 from distill.training.interrupt import CtrlC
