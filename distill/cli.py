@@ -22,7 +22,7 @@ from distill.data.sample import SAMPLE_SIZES, make_sample, voc_palette
 from distill.doctor import examine
 from distill.errors import DistillError, enough_memory, first_line, nearest
 from distill.files import make_folder, replace_file, write_json, write_text
-from distill.lab import bench
+from distill.lab import bench, tune
 from distill.lab.comparison import draw, markdown, read_findings, report, tables
 from distill.lab.diagnose import diagnose
 from distill.lab.study import Study
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_predict(commands)
     _add_study(commands)
+    _add_tune(commands)
     _add_compare(commands)
     _add_diagnose(commands)
     _add_data(commands)
@@ -313,6 +314,39 @@ def _study(options: argparse.Namespace) -> None:
     else:
         print(markdown(study.run(options.jobs, options.threads)))
         print(f"recorded in {study.results}", file=sys.stderr)
+
+
+def _add_tune(commands: Commands) -> None:
+    meaning = "choose the weights of methods: equally many candidates each, on images held out from train"
+    command = _command(commands, "tune", _tune, meaning, defaults=True)
+    command.add_argument("--methods", nargs="+", default=["kd"], metavar="NAME", help="single ones, such as kd ofd")
+    command.add_argument("--backbone", default="resnet18", help="resnet18, mobilenetv2, resnet101 or timm:NAME")
+    command.add_argument("--teacher", default="sample", help="as for train")
+    command.add_argument("--dataset", default="sample", help="sample, pascal, or a folder in VOC layout")
+    command.add_argument("--data-root", help="where the data set lies, if not in data/")
+    command.add_argument("--preset", choices=PRESETS, help="default: voc for pascal, else sample")
+    command.add_argument("--budget", type=int, default=4, help="candidates for each method")
+    command.add_argument("--spread", type=float, default=1.0, help="powers of ten from one candidate to the next")
+    command.add_argument("--epochs", type=int, help="of the last candidates (default: the preset's)")
+    command.add_argument("--crop-size", type=int, help="default: the preset's")
+    command.add_argument("--seed", type=int, default=100)
+    command.add_argument("--jobs", type=int, help="runs at a time (default: one a GPU, or one a core)")
+    command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    command.add_argument("--out", type=Path, default=Path("tune"), help="folder of the runs and of tune.json")
+
+
+def _tune(options: argparse.Namespace) -> None:
+    given = {name: getattr(options, name) for name in ("epochs", "crop_size") if getattr(options, name) is not None}
+    record = tune.tune(
+        options.methods,
+        options.backbone,
+        options.teacher,
+        options.dataset,
+        options.data_root,
+        **{name: getattr(options, name) for name in ("budget", "spread", "seed", "out", "preset", "device", "jobs")},
+        **given,
+    )
+    print(tune.table(record))
 
 
 def _add_compare(commands: Commands) -> None:

@@ -1,0 +1,71 @@
+"""Weights chosen by successive halving: who trains for how long, on which images, and what is recorded."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from distill import cli
+from distill.data.folders import VOCFolder
+from distill.lab import tune as module
+from distill.lab.tune import hold_out, tune
+from distill.networks import save_model
+
+
+@pytest.mark.parametrize(
+    "budget, epochs, rungs",
+    [
+        (1, 8, [(1, 8)]),
+        (4, 8, [(4, 2), (2, 4), (1, 8)]),
+        (3, 8, [(3, 2), (2, 4), (1, 8)]),
+        (4, 2, [(4, 1), (2, 1), (1, 2)]),
+    ],
+)
+def test_half_of_the_candidates_train_twice_as_long(budget: int, epochs: int, rungs: list[tuple[int, int]]) -> None:
+    assert module._rungs(budget, epochs) == rungs
+
+
+def test_candidates_lie_around_the_usual_weight() -> None:
+    assert module._candidates("kd", "elsewhere", 3, 1.0) == [0.09, 0.9, 9.0]
+    assert module._candidates("sakd", "elsewhere", 2, 1.0) == [47.4, 474.0]
+
+
+def test_images_are_held_out_from_train_alone(tiny_sample: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    whole = VOCFolder(tiny_sample, "train")
+    held = hold_out("sample", str(tiny_sample), tmp_path / "data")
+    train, val = VOCFolder(held, "train"), VOCFolder(held, "val")
+    assert sorted(train.ids + val.ids) == sorted(whole.ids) and not set(train.ids) & set(val.ids)
+    assert 0 < len(val) < len(train) and train.class_names == whole.class_names
+    assert hold_out("sample", str(tiny_sample), tmp_path / "data") == held  # as on the second call
+
+
+def test_every_method_gets_as_many_runs_and_they_are_kept(
+    tiny_sample: Path, tiny_teacher: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tiny_teacher, tmp_path / "teacher.safetensors")
+    words = f"tune --methods kd at --budget 2 --epochs 2 --data-root {tiny_sample} --device cpu --jobs 2"
+    words += f" --teacher {tmp_path / 'teacher.safetensors'} --out {tmp_path / 'out'}"
+    assert cli.main(words.split()) in (None, 0)
+    said = capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "tune.json").read_text())
+    for method in ("kd", "at"):
+        own = [run for run in record["runs"] if run["method"] == method]
+        assert [run["epochs"] for run in own] == [1, 1, 2]
+        first = max(own[:2], key=lambda run: run["val_miou"])
+        assert own[2]["weight"] == first["weight"] == record["best"][method]
+        assert f"{method} = {{ weight = {record['best'][method]:g} }}" in said
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("scores.json")}
+    again = tune(
+        ["kd", "at"], "resnet18", str(tmp_path / "teacher.safetensors"), "sample", str(tiny_sample),
+        budget=2, epochs=2, device="cpu", out=tmp_path / "out",
+    )  # fmt: skip
+    assert again["runs"] == record["runs"] and before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_mistakes_are_told(tmp_path: Path, refused: Callable[..., str]) -> None:
+    refused("kd+at", "single term", call=lambda: tune(["kd+at"], out=tmp_path))
+    refused("baseline", "single term", call=lambda: tune(["baseline"], out=tmp_path))
+    refused("no method 'kdd'", call=lambda: tune(["kdd"], out=tmp_path))
+    refused("budget is 0", call=lambda: tune(["kd"], budget=0, out=tmp_path))
