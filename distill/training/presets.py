@@ -61,7 +61,13 @@ SLIM: dict[str, dict[str, Any]] = {
 # By data set: weights for the sample's small maps, chosen on its val split by studies/sample-weights.toml. On other
 # data the published weights hold.
 TUNED: dict[str, dict[str, dict[str, Any]]] = {
-    "sample": {"kd": {"weight": 10.0}, "at": {"weight": 5.0}, "ofd": {"weight": 3.2e-2}, "sakd": {"weight": 1.0}},
+    "sample": {
+        "kd": {"weight": 10.0},
+        "at": {"weight": 5.0},
+        "ofd": {"weight": 3.2e-3},
+        "sakd": {"weight": 1.0},
+        "sakd-plain": {"weight": 1.0},  # that of sakd, which it is the ablation of
+    },
 }
 
 
