@@ -57,9 +57,9 @@ BREAKS = (
     Break("SAKD attends along one dimension", "losses", "rows.softmax(dim=2) * g", "rows.softmax(dim=1) * g"),
     Break("no Euclidean length 1", "losses", "F.normalize(student.flatten(1), dim=1)", "student.flatten(1)"),
     Break("gradient into the teacher", "losses", "_widen(teacher_logits.detach())", "_widen(teacher_logits)"),
-    Break("maps resized without corners", "methods", "align_corners=True", "align_corners=False"),
+    Break("maps resized without corners", "terms", "align_corners=True", "align_corners=False"),
     Break(
-        "OFD not divided by the batch", "methods", 'f"margin_{position}")) / len(student_map)', 'f"margin_{position}"))'
+        "OFD not divided by the batch", "terms", 'f"margin_{position}")) / len(student_map)', 'f"margin_{position}"))'
     ),
     Break("the weight of a term", "methods", "term.current_weight() * term(", "term("),
     Break(
