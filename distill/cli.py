@@ -1,4 +1,7 @@
-"""Command line: python -m distill train | evaluate | predict | study | compare | data | bench | doctor."""
+"""Command line: python -m distill COMMAND.
+
+train, evaluate, predict; study, tune, compare, diagnose; data, bench, doctor.
+"""
 
 import argparse
 import json
@@ -328,7 +331,8 @@ def _add_tune(commands: Commands) -> None:
     command.add_argument("--budget", type=int, default=4, help="candidates for each method")
     command.add_argument("--spread", type=float, default=1.0, help="powers of ten from one candidate to the next")
     command.add_argument("--epochs", type=int, help="of the last candidates (default: the preset's)")
-    command.add_argument("--crop-size", type=int, help="default: the preset's")
+    for flag, kind in (("--crop-size", int), ("--batch-size", int), ("--lr", float)):
+        command.add_argument(flag, type=kind, help="default: the preset's")
     command.add_argument("--seed", type=int, default=100)
     command.add_argument("--jobs", type=int, help="runs at a time (default: one a GPU, or one a core)")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -336,7 +340,8 @@ def _add_tune(commands: Commands) -> None:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    given = {name: getattr(options, name) for name in ("epochs", "crop_size") if getattr(options, name) is not None}
+    names = ("epochs", "crop_size", "batch_size", "lr")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     record = tune.tune(
         options.methods,
         options.backbone,

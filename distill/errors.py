@@ -16,6 +16,10 @@ class DistillError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+class Diverged(DistillError):
+    """Training that stopped because its loss or its weights are no numbers any more."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, or a notebook's stop button, during training; the message says how to go on."""
 

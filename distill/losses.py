@@ -17,6 +17,9 @@ from distill.errors import DistillError
 
 IGNORE_INDEX = 255
 
+# Of vectors shorter than this no direction is taken: its gradient grows as their length goes to 0.
+_SHORT = 1e-3
+
 
 def cross_entropy(
     logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, count: Tensor | None = None
@@ -142,12 +145,12 @@ def skd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Mean squared difference of the cosines between every two places, after max-pooling by 2.
 
     Liu et al. 2019, "Structured Knowledge Distillation for Semantic Segmentation", section 3.2, pair-wise. Maps (N, C,
-    H, W); the numbers of channels may differ, the sizes may not. The mean is over N·(HW/4)² pairs. In published
+    H, W); the numbers of channels may differ, the sizes may not. The mean is over the pairs of an image. In published
     code no gradient passes through the lengths by which the cosines are divided; here it does.
     """
     _same_shape(student_map[:, 0], teacher_map[:, 0])
     student, teacher = (_directions(_pooled(_widen(m))) for m in (student_map, teacher_map.detach()))
-    return (student.transpose(1, 2) @ student - teacher.transpose(1, 2) @ teacher).square().mean()
+    return (_product(student.mT, student) - _product(teacher.mT, teacher)).square().mean()
 
 
 def ifvd(student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
@@ -212,8 +215,8 @@ def cirkd(student_map: Tensor, teacher_map: Tensor, temperature: float = 0.1) ->
     _same_shape(student_map[:, 0], teacher_map[:, 0])
     student, teacher = (_directions(_widen(m).flatten(2)) for m in (student_map, teacher_map.detach()))
     total = student.new_zeros(())
-    for s, t in zip(student, teacher, strict=True):  # image by image: all pairs at once would not fit into memory
-        rows = [F.log_softmax(own.T @ every / temperature, dim=2) for own, every in ((s, student), (t, teacher))]
+    for s, t in zip(student, teacher, strict=True):  # one image and all others
+        rows = [F.log_softmax(_product(a.T, b) / temperature, dim=2) for a, b in ((s, student), (t, teacher))]
         total = total + F.kl_div(rows[0], rows[1], reduction="sum", log_target=True)
     return total / (len(student) ** 2 * student.shape[2])
 
@@ -260,9 +263,7 @@ def self_attention_map(feature_map: Tensor) -> Tensor:
     others this implementation first resizes g, bilinearly, to a square of its shorter side.
     """
     g = _to_square(attention_map(feature_map))
-    # Autocast would run this product in half precision, and sums of fourth powers leave its range.
-    with torch.autocast(g.device.type, enabled=False):
-        rows = torch.bmm(g, g.transpose(1, 2))
+    rows = _product(g, g.mT)
     attended = rows.softmax(dim=1) * g + rows.softmax(dim=2) * g
     return g + attended / math.sqrt(g.shape[2])
 
@@ -290,8 +291,8 @@ def _standardised(x: Tensor) -> Tensor:
 
 
 def _directions(x: Tensor) -> Tensor:
-    """Vectors along dimension 1, scaled to length 1."""
-    return F.normalize(x, dim=1)
+    """Vectors along dimension 1, scaled to length 1; those shorter than `_SHORT` stay short."""
+    return F.normalize(x, dim=1, eps=_SHORT)
 
 
 def _pooled(x: Tensor) -> Tensor:
@@ -303,22 +304,29 @@ def _cosine_to_class(x: Tensor, labels: Tensor, void: Tensor) -> Tensor:
     """(N, places): the cosine of each place of (N, C, H, W) to the mean of its class in the image, 1 where void."""
     x = x.flatten(2)
     member = F.one_hot(labels.masked_fill(void, 0)).to(x.dtype) * ~void[..., None]  # (N, places, classes)
-    means = (x @ member) / member.sum(dim=1, keepdim=True).clamp(min=1)  # (N, C, classes)
-    cosine = F.cosine_similarity(x, means @ member.transpose(1, 2), dim=1)
+    means = _product(x, member) / member.sum(dim=1, keepdim=True).clamp(min=1)  # (N, C, classes)
+    cosine = F.cosine_similarity(x, _product(means, member.mT), dim=1, eps=_SHORT)
     return cosine.masked_fill(void, 1.0)
 
 
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
-    """The correlation of each row of a with that of b; 0 where one of them is constant."""
-    return F.cosine_similarity(a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True), dim=1)
+    """The correlation of each row of a with that of b; near 0 where one of them is constant."""
+    return F.cosine_similarity(a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True), dim=1, eps=_SHORT)
 
 
 def _class_divergences(logits: Tensor) -> Tensor:
     """(N, C, C): KL(p_i ‖ p_j) of the spatial distributions of classes i and j, each row of length 1."""
     log_p = F.log_softmax(logits.flatten(2), dim=2)
-    p = log_p.exp()
-    divergences = (p * log_p).sum(dim=2, keepdim=True) - p @ log_p.transpose(1, 2)
-    return F.normalize(divergences, dim=2)
+    # Only differences of log_p count; without what all classes have in common they are not lost to rounding.
+    p, rest = log_p.exp(), log_p - log_p.mean(dim=1, keepdim=True)
+    divergences = (p * rest).sum(dim=2, keepdim=True) - _product(p, rest.mT)
+    return F.normalize(divergences, dim=2, eps=1e-4)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, which autocast would compute in half precision: sums of fourth powers leave its range."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 def _pixels(logits: Tensor) -> Tensor:

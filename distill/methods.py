@@ -6,7 +6,7 @@ and enter it with `register_method`, or in `METHODS` below.
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from operator import add
 from typing import Any
@@ -79,27 +79,35 @@ METHODS: dict[str, Callable[..., Term] | None] = {
     "attnfd": AttnFD,
 }
 ALIASES = {"proposed": "sakd"}
+_RESERVED = ("ce", "loss", "epoch", "lr", "seconds", "cpu_seconds", "val_miou")  # of a line of the history
 
 
 def register_method(name: str, term: type[Term]) -> None:
-    """Have `term`, a class, as a method called `name` in `fit`, in studies and joined with others by +.
+    """Have `term`, a class, as a method called `name` in this process, alone or joined with others by +.
 
-    Its constructor takes teacher and student, and every option as a keyword with a default, `weight` among them.
-    Raises DistillError for a name that is taken or has anything but letters, digits, - and _ in it, and for a class
-    that is no term.
+    Its constructor takes teacher and student, and every option as a keyword with a default, `weight` among them, which
+    it keeps as attributes. Studies and `tune` train in processes of their own, which do not know it. Raises
+    DistillError for a name that is taken or has anything but small letters, digits, - and _ in it, and for a class that
+    is no such term.
     """
     if not (isinstance(term, type) and issubclass(term, Term)):
         raise DistillError(f"{term!r} is no method; give a subclass of distill.methods.Term")
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
         raise DistillError(f"a method is to be called {name!r}; give a name of small letters, digits, - and _")
-    taken = name in ALIASES or name in METHODS
-    if taken and getattr(METHODS.get(name), "__qualname__", "") != term.__qualname__:  # a cell may be run twice
-        raise DistillError(f"there is a method {name!r} already; give another name")
+    known = METHODS.get(name)
+    again = known is not None and (known.__module__, known.__qualname__) == (term.__module__, term.__qualname__)
+    taken = name in METHODS or name in ALIASES or name in _RESERVED or hasattr(nn.ModuleDict(), name)
+    if taken and not again:  # a cell may be run twice
+        raise DistillError(f"there is a method {name!r} already, or another use of that word; give another name")
     options = _default_options(term)
     missing = [key for key, default in options.items() if default is inspect.Parameter.empty]
     if missing or "weight" not in options:
         first = (missing or ["weight"])[0]
         raise DistillError(f"the constructor of {term.__qualname__} has no default for its option {first}; give one")
+    try:
+        inspect.signature(term).bind(None, None)
+    except TypeError as error:
+        raise DistillError(f"{term.__qualname__} is to be built from a teacher and a student ({error})") from None
     METHODS[name] = term
 
 
@@ -157,11 +165,7 @@ class Method(nn.Module):
         """JSON-able: the name, and every option of every term; `build_method(name, …, **terms)` builds it
         again.
         """
-        terms = {
-            name: {option: _plain(getattr(term, option)) for option in _default_options(type(term))}
-            for name, term in self.terms.items()
-        }
-        return {"name": self.name, "terms": terms}
+        return {"name": self.name, "terms": {name: _kept_options(term) for name, term in self.terms.items()}}
 
     def extra_repr(self) -> str:
         return self.name
@@ -267,6 +271,24 @@ def _default_options(term: Callable[..., Term] | None) -> dict[str, Any]:
     """A term's options and their defaults: the keyword-only arguments of its constructor; the baseline has none."""
     parameters = inspect.signature(term).parameters.values() if term else ()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _kept_options(term: Term) -> dict[str, Any]:
+    names = list(_default_options(type(term)))
+    for name in names:
+        if not hasattr(term, name):
+            raise DistillError(f"{type(term).__qualname__} keeps no attribute {name} of its option; set self.{name}")
+    return {name: _plain(getattr(term, name)) for name in names}
+
+
+def check_shipped(names: Iterable[str]) -> None:
+    """DistillError for a method that was registered here: another process would not know it."""
+    for term in {term for name in names for term in method_terms(name)}:
+        if not getattr(METHODS[term], "__module__", "distill").startswith("distill."):
+            raise DistillError(
+                f"the method {term} is known to this process alone, and its runs are trained in others; train them "
+                f"with fit, and compare their folders"
+            )
 
 
 def with_every_option(terms: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

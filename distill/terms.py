@@ -51,8 +51,8 @@ class Term(nn.Module):
 
     def __init__(self, weight: float, warmup: int, decay: int):
         super().__init__()
-        if not (math.isfinite(weight) and weight >= 0):
-            raise DistillError(f"weight is {weight}; give a finite number that is not negative.")
+        if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
+            raise DistillError(f"weight is {weight!r}; give a finite number that is not negative.")
         if warmup < 0 or decay < 0 or 0 < decay <= warmup:
             raise DistillError(f"warmup is {warmup} and decay is {decay}; give decay = 0 or more calls than warmup.")
         self.weight, self.warmup, self.decay = weight, warmup, decay
@@ -454,6 +454,8 @@ def _resize_to(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 def _check_positions(positions: Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(positions, Sequence):
+        raise DistillError(f"positions is {positions!r}; name some of {', '.join(POSITIONS)}.")
     positions = (positions,) if isinstance(positions, str) else tuple(positions)
     for position in positions:
         if position not in POSITIONS:

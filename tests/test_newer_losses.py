@@ -163,13 +163,38 @@ def test_half_precision_is_widened_and_wrong_sizes_are_refused(name: str, refuse
     refused(size, call=lambda: fast(S[..., :5], T, *more))
 
 
-def test_constant_maps_and_images_without_labels_give_numbers() -> None:
-    flat, void = torch.ones_like(S), torch.full_like(LABELS, 255)
-    for fast in (losses.nfd, losses.skd, losses.dist, losses.icsd, losses.cirkd, losses.attnfd):
-        student = flat.clone().requires_grad_()
-        fast(student, T).backward()
-        assert torch.isfinite(student.grad).all(), fast.__name__
-    assert losses.ifvd(S, T, void).item() == 0
+@pytest.mark.parametrize("name", ["nfd", "skd", "ifvd", "dist", "icsd", "cirkd", "attnfd"])
+def test_maps_without_a_direction_have_no_gradient_that_drowns_all_others(name: str) -> None:
+    fast, _, more = REFERENCES[name]
+    for constant in (0.0, 1.0):
+        student = torch.full_like(S, constant).float()
+        one = S.float().clone()
+        one[0, :, 0, 0] = constant  # a single place
+        for values in (student, one):
+            values = values.requires_grad_()
+            fast(values, T.float(), *more).backward()
+            assert values.grad.isfinite().all() and values.grad.norm() < 1e4, name
+
+
+def test_images_without_labels_give_nothing_to_compare() -> None:
+    assert losses.ifvd(S, T, torch.full_like(LABELS, 255)).item() == 0
+
+
+def test_classes_that_are_nearly_alike_are_told_apart_in_float32() -> None:
+    """As at the beginning of training: logits that hardly differ from place to place."""
+    wide = [random(1, 5, 40, 40, seed=seed) * 0.01 for seed in (2, 3)]
+    exact, narrow = (w.clone().requires_grad_() for w in (wide[0], wide[0].float()))
+    losses.icsd(exact, wide[1]).backward()
+    losses.icsd(narrow, wide[1].float()).backward()
+    assert (narrow.grad.double() - exact.grad).norm() < 0.2 * exact.grad.norm()
+
+
+@pytest.mark.parametrize("name", ["skd", "ifvd", "icsd", "cirkd"])
+def test_products_stay_in_float32_under_autocast(name: str) -> None:
+    fast, _, more = REFERENCES[name]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = fast(S.float(), T.float(), *more)
+    assert mixed.item() == pytest.approx(fast(S.float(), T.float(), *more).item(), rel=1e-6)
 
 
 def test_the_teachers_attention_has_no_weights() -> None:
@@ -244,3 +269,29 @@ def test_what_cannot_be_registered_is_told(registry: None, refused: Callable[...
     refused("'k d'", "small letters", call=lambda: register_method("k d", Own))
     refused("no method", "subclass", call=lambda: register_method("own", nn.Linear))
     refused("no default", "weight", call=lambda: register_method("own", NoDefault))
+    for word in ("ce", "loss", "epoch", "keys"):
+        refused(repr(word), "another name", call=lambda word=word: register_method(word, Own))
+    refused("kd", "already", call=lambda: register_method("kd", type("KD", (Own,), {})))
+
+    class Teacherless(Term):
+        def __init__(self, *, weight: float = 1.0):
+            super().__init__(weight, 0, 0)
+
+    class Forgetful(Term):
+        def __init__(self, teacher: nn.Module, student: nn.Module, *, weight: float = 1.0, power: float = 1.0):
+            super().__init__(weight, 0, 0)
+
+    refused("Teacherless", "teacher and a student", call=lambda: register_method("own", Teacherless))
+    register_method("own", Forgetful)
+    student = distill.make_student("resnet18", 3)
+    built = build_method("own", distill.make_student("resnet18", 3, seed=1), student)
+    refused("Forgetful", "self.power", call=built.describe)
+    refused("known to this process alone", call=lambda: methods.check_shipped(["kd+own"]))
+    refused(
+        "weight is '3'",
+        call=lambda: build_method("kd", distill.make_student("resnet18", 3, seed=1), student, weight="3"),
+    )
+    refused(
+        "positions is 3",
+        call=lambda: build_method("nfd", distill.make_student("resnet18", 3, seed=1), student, positions=3),
+    )

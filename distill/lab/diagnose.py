@@ -236,7 +236,9 @@ def gradient_ratios(run: Run, teacher: nn.Module, train: VOCFolder) -> dict[str,
     """
     settings = replace(Settings(**run.config["settings"]), cache="", workers=0, crop_on="host")
     student, told = run.student().train(), run.config["method"]
-    terms = {name: {**options, "decay": 0} for name, options in told["terms"].items()}
+    terms = {
+        name: {**options, **({"decay": 0} if "decay" in options else {})} for name, options in told["terms"].items()
+    }
     method = build_method(told["name"], teacher, student, **terms).train()
     method.divide_twice = settings.divisions == "twice"
     found: dict[str, list[float]] = {name: [] for name in method.terms}

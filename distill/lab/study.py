@@ -23,6 +23,7 @@ from distill.lab.comparison import STUDY_FILE, Findings, rows_of
 from distill.lab.plan import Planned, load_study, plan, plan_teacher, teacher_source
 from distill.lab.pool import Job, progress_bar, run_all, slots
 from distill.lab.tables import check_comparable, described, read_study, record
+from distill.methods import check_shipped
 from distill.networks.teachers import fingerprint, load_teacher
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.parallel import pick_device
@@ -100,6 +101,7 @@ class Study:
         `threads` are each run's, on the CPU 1 by default. Raises DistillError when a run fails, and Interrupted at
         Ctrl-C; what was finished by then is recorded.
         """
+        check_shipped(run.keywords["method"] for run in self.runs)
         places = slots(self.device, jobs)
         if threads is not None:
             check_number("threads", threads, 1, 1000)
@@ -192,12 +194,13 @@ class Study:
 
     def _asked(self, run: Planned) -> dict[str, Any]:
         """What the file says about all runs of a variant, as a record does."""
-        known, asked = {}, run.keywords
+        asked = run.keywords
+        known: dict[str, Any] = {}
         if self.image_size is not None:  # the data were looked at
             train = open_dataset(asked["data"], "train", asked["data_root"], asked["limit"])
             if asked["unlabelled"]:
-                train = WithUnlabelled(train, asked["unlabelled"])
-            known = {"images": len(train), "class_names": list(train.class_names)}
+                known = {"unlabelled": len(WithUnlabelled(train, asked["unlabelled"]).extra)}
+            known |= {"images": len(train), "class_names": list(train.class_names)}
         return {
             "name": f"the study {self.path}",
             "variant": run.variant,

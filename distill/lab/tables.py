@@ -80,7 +80,8 @@ def described(run: Run) -> dict[str, Any]:
         "seed": config["seed"],
         "start": config["start"],
         "images": config["images"],
-        "samples": config["images"] * config["settings"]["epochs"],
+        **({"unlabelled": config["unlabelled"]} if "unlabelled" in config else {}),
+        "samples": (config["images"] + config.get("unlabelled", 0)) * config["settings"]["epochs"],
         "teacher": config.get("teacher"),
         "settings": config["settings"],
     }
@@ -147,8 +148,12 @@ def _in_common(entry: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], object]
     every = with_every_setting(entry["settings"]) if isinstance(entry.get("settings"), dict) else {}
     shared = {name: entry.get(name) for name in ("data", "class_names", "preset", "images", "split")}
     shared |= {f"settings.{name}": value for name, value in every.items() if name not in NEUTRAL}
-    shared |= {"samples": entry.get("samples"), "teacher": _weights(entry.get("teacher"))}
+    shared |= {"teacher": _weights(entry.get("teacher"))}
     yield from (((name,), value) for name, value in shared.items())
+    # Images without labels are no use to a baseline, which then takes fewer steps in as many epochs.
+    taught = entry.get("method") != "baseline"
+    yield ("samples", entry.get("unlabelled") is not None), entry.get("samples")
+    yield ("unlabelled", taught), (entry.get("unlabelled") or 0) if taught else None
     backbone, method = entry.get("backbone"), entry.get("method")
     yield from (((name, backbone), entry.get(name)) for name in ("model", "parameters"))
     yield ("terms", backbone, method), entry.get("terms")

@@ -1,23 +1,28 @@
 """Choose the weight of each method, with the same care for all: as many candidates, on images held out from train.
 
 Successive halving (Jamieson and Talwalkar 2016): all candidates train for a share of the epochs, the better half for
-twice as many, and so on until one is left, or trained to the end. Every run has a whole schedule of its own length.
+twice as many, and so on until two are left, which train to the end. Every run has a whole schedule of its own length. A
+candidate whose loss is no number any more is out.
 
-    OUT/data    train without every fifth image, and those as val: links to the data's own files
+    OUT/asked.json    what was asked for; another question needs another folder
+    OUT/data          train without every fifth image, and those as val: links to the data's own files
     OUT/METHOD/WEIGHT/EPOCHS    runs, which are not trained twice    OUT/tune.json    all scores, and the choice
 """
 
 import os
 import zlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from distill.data.folders import MASK_FOLDERS, VOCFolder, open_dataset
-from distill.errors import DistillError, check_number
-from distill.files import make_folder, write_json, write_text
+from distill.errors import DistillError, Diverged, check_number
+from distill.files import checked, make_folder, read_json, write_json, write_text
 from distill.lab.pool import Job, progress_bar, run_all, slots
-from distill.methods import METHODS, method_terms, with_every_option
+from distill.methods import METHODS, check_shipped, method_terms, with_every_option
+from distill.networks.teachers import fingerprint, load_teacher
+from distill.training.loop import fit
 from distill.training.parallel import pick_device
 from distill.training.presets import choose_options, choose_settings, defaults_for
 from distill.training.runs import Run
@@ -41,17 +46,28 @@ def tune(
 ) -> dict[str, Any]:
     """Try `budget` weights of each method, `spread` powers of ten apart around its usual one; the record is returned.
 
-    `methods` are single terms, such as kd; other arguments are as for `fit`. The choice is by mIoU on the images held
-    out, after as many epochs as the settings say: `record["best"]` has the weight by method. Raises DistillError for
-    methods that there are not or that have no weight, and when a run fails.
+    `methods` are single terms, such as kd; `settings` are fields of `Settings`, and the other arguments are as for
+    `fit`. The choice is by mIoU on the images held out, between the last two after as many epochs as the settings say:
+    `record["best"]` has the weight by method. Raises DistillError for methods that there are not or that have no
+    weight, for a folder that holds another tuning, and when a run fails or all candidates of a method diverge.
     """
     check_number("budget", budget, 1, 64)
     check_number("spread", spread, 0.01, 10, whole=False)
-    for method in methods:
-        if len(method_terms(method)) != 1 or "+" in method:
-            raise DistillError(f"{method} is no single term with a weight; tune one of {', '.join(list(METHODS)[1:])}")
+    methods, wrong = (
+        [term for m in methods for term in method_terms(m)],
+        [m for m in methods if len(method_terms(m)) != 1],
+    )
+    if wrong or not methods:
+        raise DistillError(
+            f"{(wrong or ['nothing'])[0]} is no single term with a weight; tune some of {', '.join(list(METHODS)[1:])}"
+        )
+    methods = list(dict.fromkeys(methods))
+    check_shipped(methods)
     out, chosen = Path(out), choose_settings(preset or defaults_for(data).preset, "matched", settings, data)
-    held = hold_out(data, data_root, out / "data")
+    train = open_dataset(data, "train", data_root)
+    asked = {"student": student, "teacher": fingerprint(load_teacher(teacher)), "seed": seed}
+    _same_as_before(out, asked | {"images": train.fingerprint(), "settings": asdict(chosen) | {"epochs": None}})
+    held = hold_out(train, out / "data")
     common = {"student": student, "teacher": teacher, "data": str(held), "seed": seed, "progress": False}
     common |= {"preset": preset or defaults_for(data).preset, "device": pick_device(device).type}
     common |= {**settings, "augment": chosen.augment}
@@ -67,14 +83,13 @@ def tune(
             todo = [_job(m, w, epochs, data, path, common) for (m, w), path in planned.items() if not _done(path)]
             bar.update(sum(epochs for path in planned.values() if _done(path)))
             run_all(todo, slots(device, jobs), threads, bar, out / "failed.txt")
-            for (method, weight), path in planned.items():
-                score = Run(path).scores["val"]["miou"]
-                runs.append({"method": method, "weight": weight, "epochs": epochs, "val_miou": score})
-            scores = {(run["method"], run["weight"]): run["val_miou"] for run in runs if run["epochs"] == epochs}
+            scores = {row: _score(path) for row, path in planned.items()}
+            runs += [{"method": m, "weight": w, "epochs": epochs, "val_miou": s} for (m, w), s in scores.items()]
             for method, weights in alive.items():
-                best_first = sorted(((scores[method, weight], weight) for weight in weights), reverse=True)
-                alive[method] = [weight for _, weight in best_first]
-    some = next(iter(planned.values()))
+                alive[method] = sorted(weights, key=lambda weight, m=method: -(scores[m, weight] or -1.0))  # type: ignore[misc]
+                if scores[method, alive[method][0]] is None:
+                    raise DistillError(f"all weights of {method} made training diverge; lower --spread, or --lr")
+    some = next(path for path in planned.values() if (path / "scores.json").exists())
     record = {
         "command": "python -m distill tune",
         "student": student,
@@ -94,18 +109,24 @@ def table(record: dict[str, Any]) -> str:
     lines = [f"{'method':10} weight (epochs): mIoU on the images held out, %"]
     for method in record["best"]:
         own = [run for run in record["runs"] if run["method"] == method]
-        tried = [f"{run['weight']:g} ({run['epochs']}): {100 * run['val_miou']:.1f}" for run in own]
+        tried = [f"{run['weight']:g} ({run['epochs']}): {_percent(run['val_miou'])}" for run in own]
         lines.append(f"{method:10} {', '.join(tried)}")
     chosen = [f"{method} = {{ weight = {weight:g} }}" for method, weight in record["best"].items()]
     return "\n".join([*lines, "", "[method_options]", *chosen])
 
 
+def _percent(miou: float | None) -> str:
+    return "diverged" if miou is None else f"{100 * miou:.1f}"
+
+
 def _rungs(budget: int, epochs: int) -> list[tuple[int, int]]:
     """How many candidates are left, and for how many epochs they train, from the first to the last."""
-    rungs = [(1, epochs)]
+    rungs = [(min(2, budget), epochs)]
     while rungs[0][0] < budget:
         keep, length = rungs[0]
-        rungs.insert(0, (min(budget, 2 * keep), max(1, length // 2)))
+        if length == 1:  # shorter is not to be had
+            return [(budget, 1), *rungs[1:]]
+        rungs.insert(0, (min(budget, 2 * keep), length // 2))
     return rungs
 
 
@@ -124,18 +145,39 @@ def _job(method: str, weight: float, epochs: int, data: str, path: Path, common:
         history = path / "history.jsonl"
         return history.read_bytes().count(b"\n") if history.exists() else 0
 
-    return Job(f"{method} {weight:g}", "distill.training.loop.fit", keywords, epochs, trained)
+    return Job(f"{method} {weight:g}", "distill.lab.tune.train_candidate", keywords, epochs, trained)
+
+
+def train_candidate(**keywords: Any) -> None:
+    """`fit`, in a process of its own; a run that diverges leaves its sentence in `diverged.txt`."""
+    try:
+        fit(**keywords)
+    except Diverged as error:
+        write_text(Path(keywords["out"]) / "diverged.txt", f"{error}\n")
 
 
 def _done(path: Path) -> bool:
-    return (path / "scores.json").exists()
+    return (path / "scores.json").exists() or (path / "diverged.txt").exists()
 
 
-def hold_out(data: str, data_root: str | None, out: Path) -> Path:
+def _score(path: Path) -> float | None:
+    return None if (path / "diverged.txt").exists() else float(Run(path).scores["val"]["miou"])
+
+
+def _same_as_before(out: Path, asked: dict[str, Any]) -> None:
+    """Write down what is asked for; DistillError where the folder belongs to another question."""
+    path = out / "asked.json"
+    if path.exists() and (there := checked(read_json(path), dict[str, Any], path, "what a tuning was asked")) != asked:
+        what = next(key for key in asked if there.get(key) != asked[key])
+        raise DistillError(f"{out} holds a tuning whose {what} differs from what is asked for; choose another --out")
+    make_folder(out)
+    write_json(path, asked)
+
+
+def hold_out(train: VOCFolder, out: Path) -> Path:
     """A folder in VOC layout whose val is about every fifth image of train, by a checksum of its name."""
-    train = open_dataset(data, "train", data_root)
     if type(train) is not VOCFolder:
-        raise DistillError(f"{data} lies in several folders, from which nothing can be held out; tune on pascal")
+        raise DistillError(f"{train.root} is one of several folders, of which nothing can be held out; tune on pascal")
     val = [name for name in train.ids if zlib.crc32(name.encode()) % 5 == 0]
     if not val or len(val) == len(train.ids):
         raise DistillError(f"{train.root} has {len(train.ids)} training images, too few to hold some out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from distill.errors import DistillError, first_line
 from distill.files import make_folder, replace_file
 from distill.networks.deeplab import DeepLabV3Plus, build_model
+from distill.networks.timm_backbone import PREFIX
 from distill.networks.wrapped import Wrapped
 
 
@@ -63,16 +65,24 @@ def load_into(network: Wrapped, path: str | os.PathLike[str]) -> Wrapped:
     """
     path = Path(path)
     state, metadata = _read(path)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
+    own = network.state_dict()
+    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (own, state)]
+    wrong = sorted(name for name in own.keys() | state.keys() if shapes[0].get(name) != shapes[1].get(name))
+    if wrong:  # before anything is overwritten
         raise DistillError(
-            f"The weights in '{path}' do not fit the {type(network.network).__name__} ({mismatch(error)}); build it "
+            f"The weights in '{path}' do not fit the {type(network.network).__name__} ({wrong[0]} differs); build it "
             f"as it was built for training."
-        ) from error
-    if "class_names" in metadata:
-        network.class_names = tuple(map(str, json.loads(metadata["class_names"])))
+        )
+    network.load_state_dict(state)
+    network.class_names = _class_names(path, metadata) or network.class_names
     return network
+
+
+def _class_names(path: Path, metadata: dict[str, str]) -> tuple[str, ...] | None:
+    try:
+        return tuple(map(str, json.loads(metadata["class_names"]))) if "class_names" in metadata else None
+    except (ValueError, TypeError) as error:
+        raise DistillError(f"The 'class_names' in '{path}' are no list ({first_line(error)}); save it anew.") from None
 
 
 def load_model(path: str | os.PathLike[str]) -> DeepLabV3Plus:
@@ -126,13 +136,18 @@ def _rebuild(path: Path, metadata: dict[str, str]) -> DeepLabV3Plus:
             "build the model with build_model and save it with save_model."
         )
     _check_config(path, metadata["config"])
+    class_names = _class_names(path, metadata)
     try:
-        # On the meta device nothing is allocated or drawn: the weights come from the file.
-        with torch.device("meta"):
-            model = build_model(**json.loads(metadata["config"]))
-        if "class_names" in metadata:
-            model.class_names = tuple(map(str, json.loads(metadata["class_names"])))
+        config = json.loads(metadata["config"])
+        # On the meta device nothing is allocated or drawn: the weights come from the file. But some of timm's networks
+        # have buffers that are in no file.
+        foreign = str(config["backbone"]).startswith(PREFIX)
+        with torch.random.fork_rng(devices=[]), nullcontext() if foreign else torch.device("meta"):
+            model = build_model(**config)
+        model.class_names = class_names
         return model
+    except DistillError as error:
+        raise DistillError(f"The 'config' in '{path}' builds no model: {error}") from error
     except Exception as error:  # a stranger's file may hold any value
         raise DistillError(f"The 'config' in '{path}' builds no model ({first_line(error)}); save it anew.") from error
 

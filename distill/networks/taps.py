@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -91,23 +92,33 @@ class Made(NamedTuple):
 
 
 def made_by(module: nn.Module, run: Callable[[], object]) -> tuple[object, list[Made]]:
-    """What `run`, which runs the module, answers with, and everything that submodules gave meanwhile, in that order."""
-    given: dict[int, tuple[object, list[tuple[str, bool]]]] = {}  # by id: the tensor stays, so that its id is its own
+    """What `run`, which runs the module, answers with, and everything that submodules gave meanwhile, in that order.
+
+    Of a module that runs several times only the last run counts, as in `record`.
+    """
+    given: dict[
+        int, tuple[object, list[tuple[str, bool, int]]]
+    ] = {}  # by id: the tensor stays, so that it keeps its id
+    runs: Counter[str] = Counter()
 
     def keep(name: str, child: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
+        runs[name] += 1
         if not _changes(child, arguments, output):
             return
         activation = not list(child.children()) and not list(child.parameters())
         same_shape = bool(arguments) and getattr(arguments[0], "shape", 0) == getattr(output, "shape", 1)
-        given.setdefault(id(output), (output, []))[1].append((name, activation and same_shape))
+        given.setdefault(id(output), (output, []))[1].append((name, activation and same_shape, runs[name]))
 
     with _hooks(module, keep):
         answer = run()
     made = []
-    for tensor, names in given.values():
-        inner = next((name for name, activation in names if activation), None)
-        tap = f"{inner}:input" if inner else names[-1][0]
-        made.append(Made(tensor, tuple(name for name, _ in names), tap))
+    for tensor, makers in given.values():
+        names = {
+            name: activation for name, activation, run in makers if run == runs[name]
+        }  # `record` keeps the last run
+        if names:
+            inner = next((name for name, activation in names.items() if activation), None)
+            made.append(Made(tensor, tuple(names), f"{inner}:input" if inner else list(names)[-1]))
     return answer, made
 
 

@@ -51,8 +51,16 @@ class TimmBackbone(nn.Module):
         if strides != wanted:
             raise self._unsuited(output_stride, f"it has maps at strides {strides}, and {wanted} are needed")
         self.low_level_channels, self.out_channels = channels[0], channels[-1]
+        try:
+            self._look()
+        except (DistillError, RuntimeError) as error:
+            raise self._unsuited(output_stride, first_line(error)) from error
+
+    @torch.no_grad()
+    def _look(self) -> None:
+        """Where its maps are, the norms before them, and how many channels they have."""
         images = torch.zeros(1, 3, 64, 64, device=next(self.parameters()).device)
-        with torch.no_grad(), eval_mode(self):
+        with eval_mode(self):
             self.tap_names = origins(self, lambda: self.network(images))
             for tap in self.tap_names:
                 if tap.endswith(":input"):

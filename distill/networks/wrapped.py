@@ -31,11 +31,10 @@ def wrap(
     BatchNorms by position, from which OFD takes a teacher's margins; where the last layer that ran before a map was
     taken is a BatchNorm, it is found.
 
-    The network may answer with logits, with a dict that holds them as `out`, or with an object that holds them as
-    `logits`; maps may be (N, C, H, W), or (N, H·W, C) as transformers have them. It is asked once, about a small
-    image, how many classes and channels it has, and by what the sides of an image must be divisible: others are
-    resized for it. It is changed in one thing: ReLUs no longer work in place. Raises DistillError when it does not
-    answer, or has no such layer.
+    The network may answer with logits, or with a dict or an object that holds them as `out` or `logits`; maps may be
+    (N, C, H, W), or (N, H·W, C) as transformers have them. It is asked once, about a small image, how many classes and
+    channels it has, and by what the sides of an image must be divisible: others are resized for it. It is changed in
+    one thing: ReLUs no longer work in place. Raises DistillError when it does not answer, or has no such layer.
     """
     if not isinstance(network, nn.Module):
         raise DistillError(f"what is to be wrapped is a {type(network).__name__}; give a network, an nn.Module")
@@ -55,15 +54,21 @@ class Wrapped(nn.Module):
         super().__init__()
         self.network, self.taps = network, _by_position("positions", positions)
         self.class_names = tuple(class_names) if class_names else None
+        if next(network.parameters(), None) is None:
+            raise DistillError(
+                f"the {type(network).__name__} has no weights; give a network that was trained, or can be"
+            )
         module: Any  # only some kinds have an `inplace`
         for module in network.modules():
             if getattr(module, "inplace", False):  # ReLU and its kin
                 module.inplace = False  # it would overwrite the map that was recorded before it
         self.divisor, logits, maps = self._probe()
         self.num_classes, self.map_channels = logits.shape[1], tuple(feature.shape[1] for feature in maps)
-        self.norms = self._find_norms() | {
-            position: submodule(network, name) for position, name in _by_position("norms", norms).items()
-        }
+        named = {position: submodule(network, name) for position, name in _by_position("norms", norms).items()}
+        for position, norm in named.items():
+            if not hasattr(norm, "running_mean"):
+                raise DistillError(f"the norm of {position} is a {type(norm).__name__}; name a BatchNorm")
+        self.norms = self._find_norms() | named
         if class_names and len(class_names) != self.num_classes:
             raise DistillError(
                 f"the network knows {self.num_classes} classes and {len(class_names)} class_names were given; give one "
@@ -123,7 +128,7 @@ class Wrapped(nn.Module):
         }
 
 
-def suggest_positions(network: nn.Module, size: tuple[int, int] = (128, 128), show: bool = True) -> dict[str, str]:
+def suggest_positions(network: nn.Module, size: tuple[int, int] = (128, 192), show: bool = True) -> dict[str, str]:
     """Layers of a network for `wrap` or `load_teacher`, by position; printed as a table where `show` is left on.
 
     The network is asked about an image of zeros of `size` pixels (H, W). `layer4` is the last map at the coarsest
@@ -160,7 +165,8 @@ def _choose(maps: list[tuple[Made, int]]) -> dict[str, str]:
     strides = [stride for _, stride in maps]
     if len(set(strides)) < 2:
         return {}
-    encoder = [i for i, part in enumerate(parts) if part == parts[0]]
+    own = [i for i, part in enumerate(parts) if part == parts[0]]
+    encoder = own if own[-1] == len(own) - 1 else list(range(len(parts)))  # parts that take turns are no parts
     coarsest = max(strides[i] for i in encoder)
     deepest = max(i for i in encoder if strides[i] == coarsest)
     on_the_way = {strides[i]: maps[i][0].tap for i in range(deepest) if 4 <= strides[i] < coarsest}  # the last of each
@@ -196,7 +202,8 @@ def taps_of(teacher: nn.Module) -> dict[str, Any] | None:
 def _by_position(what: str, names: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
     """Layers by position, from a mapping or from six names in the order of `POSITIONS`."""
     named = names if isinstance(names, Mapping) else dict(zip(POSITIONS, names or (), strict=False))
-    if not set(named) <= set(POSITIONS) or (names and len(named) != len(names)):
+    told = all(isinstance(name, str) for name in named.values())
+    if not told or not set(named) <= set(POSITIONS) or (names and len(named) != len(names)):
         raise DistillError(
             f"{what} is {names!r}; give layers by position, such as {{'layer4': 'encoder.layer4.2.relu:input'}}, or "
             f"six in the order {', '.join(POSITIONS)}"
@@ -205,11 +212,14 @@ def _by_position(what: str, names: Mapping[str, str] | Sequence[str] | None) -> 
 
 
 def _logits(answer: object) -> Tensor:
-    logits = answer.get("out") if isinstance(answer, dict) and "out" in answer else getattr(answer, "logits", answer)
+    if isinstance(answer, dict):
+        logits = answer.get("out", answer.get("logits", getattr(answer, "logits", answer)))
+    else:
+        logits = getattr(answer, "logits", answer)
     if not isinstance(logits, Tensor) or logits.dim() != 4:
         raise DistillError(
             f"the network answers with a {type(logits).__name__}, and a teacher gives logits (N, classes, H, W), also "
-            f"as `out` of a dict or as an attribute `logits`"
+            f"as `out` or `logits` of a dict or an object"
         )
     return logits
 
@@ -220,15 +230,26 @@ def _resize(images: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
+def _fits(height: int, width: int, size: tuple[int, ...]) -> bool:
+    """Whether a map has the proportions of an image (H, W)."""
+    return abs(width - height * size[1] / size[0]) < 1
+
+
 def _as_map(feature: object, size: tuple[int, ...], tap: str) -> Tensor:
     """A map (N, C, H, W) as it is; tokens (N, H·W, C), row by row and of the image's proportions, as a map."""
     if isinstance(feature, Tensor) and feature.dim() == 4:
+        channels, height, width = feature.shape[1:]
+        if channels > 1 and _fits(channels, height, size) and not _fits(height, width, size):
+            raise DistillError(
+                f"the layer {tap!r} gives a map {tuple(feature.shape)} with its channels last; name another layer, "
+                f"which gives (N, C, H, W)"
+            )
         return feature
     if isinstance(feature, Tensor) and feature.dim() == 3:
         tokens = feature.shape[1]
         shapes = [(height, tokens // height) for height in range(1, tokens + 1) if tokens % height == 0]
         nearest = min(shapes, key=lambda shape: abs(shape[1] - shape[0] * size[1] / size[0]))
-        if abs(nearest[1] - nearest[0] * size[1] / size[0]) < 1:
+        if _fits(*nearest, size):
             return feature.transpose(1, 2).unflatten(2, nearest)
     found = f"a tensor {tuple(feature.shape)}" if isinstance(feature, Tensor) else f"a {type(feature).__name__}"
     raise DistillError(f"the layer {tap!r} gives {found}, and a map is (N, C, H, W) or (N, H·W, C); name another layer")

@@ -24,6 +24,8 @@ def check_student(student: object, train: VOCFolder, settings: Settings) -> None
         raise DistillError(
             "distilled_dropout is False, and a wrapped network has no ASPP whose dropout could be skipped; set it True"
         )
+    if not any(weight.requires_grad for weight in student.parameters()):
+        raise DistillError("no weight of the student can learn: it is frozen, as teachers are; build another")
     if student.num_classes != train.num_classes:
         raise DistillError(
             f"the student has {student.num_classes} classes and {train.root} names {train.num_classes}; build it with "
@@ -32,8 +34,9 @@ def check_student(student: object, train: VOCFolder, settings: Settings) -> None
 
 
 def with_unlabelled(train: VOCFolder, folder: str | Path, terms: list[str]) -> WithUnlabelled:
-    if not terms:
-        raise DistillError("unlabelled images are there for a teacher, and the baseline has none; leave them out")
+    if not set(terms) - {"ifvd"}:
+        alone = "ifvd compares labelled places only" if terms else "the baseline has no teacher"
+        raise DistillError(f"unlabelled images are there for what a teacher says, and {alone}; leave them out")
     return WithUnlabelled(train, folder)
 
 
@@ -45,6 +48,13 @@ def check_labelled(dataset: VOCFolder) -> None:
         )
 
 
+def frozen_norms(student: nn.Module) -> list[nn.Module]:
+    """BatchNorms with weights none of which learns."""
+    norms = [module for module in student.modules() if hasattr(module, "running_mean")]
+    weights = {norm: list(norm.parameters()) for norm in norms}
+    return [norm for norm, own in weights.items() if own and not any(weight.requires_grad for weight in own)]
+
+
 def check_width(student: nn.Module) -> None:
     """oneDNN, behind PyTorch's CPU convolutions, damages memory in this case (its issue 6035)."""
     for name, layer in student.named_modules():
@@ -52,5 +62,5 @@ def check_width(student: nn.Module) -> None:
         if strided and layer.in_channels < 16:
             raise DistillError(
                 f"the student's {name} has {layer.in_channels} input channels, and on the CPU PyTorch cannot train a "
-                f"strided 1x1 convolution of fewer than 16 safely; build the student with a larger width"
+                f"strided 1x1 convolution of fewer than 16 safely; build the student with more channels"
             )

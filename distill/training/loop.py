@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from distill.data.folders import VOCFolder, open_dataset, scored_splits
-from distill.errors import DistillError, Interrupted, check_number, enough_memory
+from distill.errors import DistillError, Diverged, Interrupted, check_number, enough_memory
 from distill.files import write_json
 from distill.losses import IGNORE_INDEX
 from distill.methods import Method, build_method, check_apart, method_terms
@@ -25,7 +25,7 @@ from distill.networks.wrapped import Wrapped
 from distill.training.batches import Batch, batches_for
 from distill.training.board import Board
 from distill.training.checkpoint import PARTS, read_checkpoint, write_checkpoint
-from distill.training.checks import check_labelled, check_student, check_width, with_unlabelled
+from distill.training.checks import check_labelled, check_student, check_width, frozen_norms, with_unlabelled
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.interrupt import CtrlC
 from distill.training.optimizer import make_optimizer, make_schedule
@@ -71,6 +71,8 @@ def fit(
     Every field of `Settings` can be given as a keyword. `method_options`, as `build_method` takes them, lie over those
     that were tuned for the data.
 
+    Weights of a network that ask for no gradient stay as they are, and so do the statistics of norms without others.
+
     A run that was interrupted is resumed from its last checkpoint, and ends with the weights it would have had; a
     finished one is returned as it is. Raises DistillError when `out` holds a run of another configuration, and when
     the teacher was trained for other classes than the data has.
@@ -94,10 +96,14 @@ def fit(
     if unlabelled is not None:
         train = with_unlabelled(train, unlabelled, terms)
     given = None if isinstance(student, str) else student  # the caller's, to be trained in place
+    if given is not None and (width != 1.0 or weights is not None):
+        raise DistillError(
+            "width and weights are for a student that is named; build this network with them, or name one"
+        )
     if isinstance(student, str):
         student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights, width)
     check_student(student, train, chosen)
-    student = student.to(target).to(memory_format=torch.channels_last)
+    student = student.to(target).float().to(memory_format=torch.channels_last)
     student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others
     if terms and isinstance(teacher, nn.Module):
         check_apart(teacher, student)  # before the teacher is frozen
@@ -187,6 +193,7 @@ class _Loop:
             self.teacher = copy.deepcopy(teacher).train()  # the caller's statistics must not drift
         self.settings, self.seed, self.device, self.folder, self.ranks = settings, seed, device, folder, ranks
         self.progress = progress and ranks.first
+        self.still = frozen_norms(student)  # now: the first epochs may freeze everything but connectors
         self.batches = batches_for(train, settings, seed, device, ranks)
         self.optimizer = make_optimizer(student, method, settings)
         self.schedule = make_schedule(self.optimizer, settings.epochs * len(self.batches), settings)
@@ -251,6 +258,8 @@ class _Loop:
 
     def _set_modes(self) -> None:
         self.student.train()
+        for norm in self.still:
+            norm.eval()
         if self.method.needs_teacher and not self.settings.distilled_dropout:
             self.student.get_submodule("aspp.dropout").eval()
         self.method.train()
@@ -310,7 +319,7 @@ class _Loop:
         wrong = [f"{name} is {value.item()}" for name, value in parts if not value.isfinite()]
         names = self.batches.names(epoch, step)
         kept = f"the checkpoint of epoch {epoch} is kept in" if epoch else "nothing was saved yet in"
-        raise DistillError(
+        raise Diverged(
             f"training stopped at step {step + 1} of epoch {epoch + 1}: {', '.join(reversed(wrong))}, on the images "
             f"{', '.join(names[:16])}{f' and {len(names) - 16} more' if len(names) > 16 else ''}; {kept} "
             f"{self.folder}; lower --lr or the method's --weight (with another --out), or look at these images"
@@ -321,7 +330,7 @@ class _Loop:
         spoilt = [name for name, weight in self.student.named_parameters() if not weight.isfinite().all()]
         if spoilt:
             kept = f"the checkpoint of epoch {epoch} is kept in" if epoch else "nothing was saved yet in"
-            raise DistillError(
+            raise Diverged(
                 f"training stopped at the end of epoch {epoch + 1}: {spoilt[0]} holds values that are no numbers; "
                 f"{kept} {self.folder}; lower --lr (with another --out)"
             )

@@ -22,6 +22,7 @@ from torch import nn
 from typing_extensions import NotRequired, TypedDict  # pydantic wants these before Python 3.12
 
 from distill.data.folders import VOCFolder
+from distill.data.unlabelled import WithUnlabelled
 from distill.errors import DistillError
 from distill.files import (
     PROJECT,
@@ -40,7 +41,7 @@ from distill.methods import Method, with_every_option
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import load_into, load_model
 from distill.networks.teachers import fingerprint
-from distill.networks.wrapped import Wrapped, taps_of
+from distill.networks.wrapped import Wrapped, taps_of, wrap
 from distill.training.parallel import Ranks
 from distill.training.settings import NEUTRAL, Settings, with_every_setting
 
@@ -76,8 +77,14 @@ class _Epoch(RecordedEpoch):
     cpu_seconds: NotRequired[Number]
 
 
+class _Taps(TypedDict):
+    positions: dict[str, str]
+    norms: dict[str, str]
+
+
 class _Model(TypedDict):
     backbone: str
+    wrapped: NotRequired[_Taps]
 
 
 class _Method(TypedDict):
@@ -169,7 +176,7 @@ class Run:
         if taps is None:
             raise DistillError(f"{self.path} trained a network of this package, which is built anew; give no network")
         inner = network.network if isinstance(network, Wrapped) else network
-        return load_into(Wrapped(inner, taps["positions"]), path).eval()
+        return load_into(wrap(inner, taps["positions"], taps["norms"]), path).eval()
 
 
 def run_folder(root: str | Path, data: str, backbone: str, method: str, seed: int) -> Path:
@@ -236,10 +243,17 @@ def config_of(
     settings: Settings,
     ranks: Ranks,
 ) -> dict[str, Any]:
-    """Every value that shapes a run, the content of its images and masks included."""
+    """Every value that shapes a run, the content of its images and masks included.
+
+    `images` are those of the split; `unlabelled` and `frozen` are there only where there are any.
+    """
+    extra = len(train.extra) if isinstance(train, WithUnlabelled) else 0
+    frozen = sorted(name for name, weight in student.named_parameters() if not weight.requires_grad)
     return {
         "data": name_of(data),
-        "images": len(train),
+        "images": len(train) - extra,
+        **({"unlabelled": extra} if extra else {}),
+        **({"frozen": frozen} if frozen else {}),
         "class_names": list(train.class_names),
         "content": {"train": train.fingerprint(), "val": val.fingerprint()},
         "model": student.config,

@@ -44,7 +44,8 @@ class Settings:
     keep their labels for cross-entropy, 0 for all.
 
     `batch_size` is the batch of one step, however many processes share it (see `parallel`), and in however many parts
-    each computes its share (`accumulate`). With `sync_batchnorm` they share BatchNorm's statistics too; parts do not.
+    each computes its share (`accumulate`); `dist` and `cirkd`
+    compare what is in one share. With `sync_batchnorm` they share BatchNorm's statistics too; parts do not.
     `precision`: `float32`, or `bfloat16` for the forward passes of both networks under `torch.autocast`; weights,
     losses, optimizer and scores stay in float32. `compile`: both networks through `torch.compile`. `crop_on`: `host`
     or `device` cut, scale and blur the crops, see `transforms`. `auto` is what suits the device.

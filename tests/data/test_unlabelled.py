@@ -10,7 +10,11 @@ import torch
 from distill import fit
 from distill.data.folders import VOCFolder
 from distill.data.unlabelled import WithUnlabelled
+from distill.lab.comparison import read_findings, tables
+from distill.lab.diagnose import diagnose
 from distill.lab.plan import load_study, plan
+from distill.lab.study import Study
+from distill.networks import save_model
 
 
 @pytest.fixture
@@ -33,10 +37,10 @@ def test_they_come_after_the_labelled_images_and_are_void(tiny_sample: Path, ext
     assert len(list(both)) == 10
 
 
-def test_the_splits_own_images_are_not_taken_twice(tiny_sample: Path, refused: Callable[..., str]) -> None:
-    few, every = VOCFolder(tiny_sample, "train", 6), len(list((tiny_sample / "JPEGImages").iterdir()))
+def test_images_of_the_split_and_those_that_are_scored_are_left_out(tiny_sample: Path) -> None:
+    few, every = VOCFolder(tiny_sample, "train", 6), VOCFolder(tiny_sample, "train")
     both = WithUnlabelled(few, tiny_sample / "JPEGImages")
-    assert len(both) == every and len(set(both.ids)) == every
+    assert sorted(both.ids) == sorted(every.ids) and both.ids[:6] == few.ids
 
 
 def test_mistakes_are_told(tiny_sample: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -47,6 +51,7 @@ def test_mistakes_are_told(tiny_sample: Path, tmp_path: Path, refused: Callable[
     assert len(WithUnlabelled(split, tmp_path)) == 3
     asked = {"data_root": tiny_sample, "unlabelled": tmp_path, "device": "cpu"}
     refused("baseline", "leave them out", call=lambda: fit("resnet18", "baseline", None, **asked))
+    refused("ifvd", "leave them out", call=lambda: fit("resnet18", "ifvd", "sample", **asked))
 
 
 def test_no_label_is_learnt_from_them(
@@ -59,7 +64,7 @@ def test_no_label_is_learnt_from_them(
     for name, more in {"alone": {"batch_size": 6}, "both": {"batch_size": 10, "unlabelled": extra}}.items():
         run = fit("resnet18", "kd", tiny_teacher, out=tmp_path / name, **asked, **more)
         lines[name] = run.history[0]
-        assert run.config["images"] == (10 if "unlabelled" in more else 6)
+        assert run.config["images"] == 6 and run.config.get("unlabelled", 0) == (4 if "unlabelled" in more else 0)
     assert lines["both"]["kd"] != lines["alone"]["kd"] and lines["both"]["ce"] == pytest.approx(
         lines["alone"]["ce"], rel=0.2
     )
@@ -70,3 +75,20 @@ def test_a_study_has_them_for_methods_and_not_for_baselines(tmp_path: Path) -> N
     (tmp_path / "s.toml").write_text(text + 'unlabelled = "photos"\n')
     runs = plan(load_study(tmp_path / "s.toml"), Path(), device="cpu")
     assert {run.keywords["method"]: run.keywords["unlabelled"] for run in runs} == {"baseline": None, "kd": "photos"}
+
+
+def test_a_study_of_them_is_trained_compared_and_diagnosed(
+    tiny_sample: Path, tiny_teacher: torch.nn.Module, extra: Path, tmp_path: Path
+) -> None:
+    save_model(tiny_teacher, tmp_path / "teacher.safetensors")
+    text = f'data = "sample"\ndata_root = "{tiny_sample}"\nteacher = "{tmp_path / "teacher.safetensors"}"\n'
+    text += f'students = ["resnet18"]\nmethods = ["baseline", "kd"]\nseeds = 1\nlimit = 8\nunlabelled = "{extra}"\n'
+    (tmp_path / "s.toml").write_text(text + "[settings]\nepochs = 1\nbatch_size = 4\n")
+    study = Study(tmp_path / "s.toml", tmp_path / "runs", device="cpu")
+    rows = {row["method"]: row for row in tables(study.run(jobs=1))[""]}
+    assert "gain" in rows["kd"]
+    records = {entry["method"]: entry for entry in study.findings().records}
+    assert [records[m]["images"] for m in ("baseline", "kd")] == [8, 8] and records["kd"]["unlabelled"] == 4
+    Study(tmp_path / "s.toml", tmp_path / "runs", device="cpu").run(jobs=1)  # nothing is left to do
+    assert tables(read_findings([tmp_path / "runs" / "s"]))[""]
+    assert list(diagnose([tmp_path / "runs" / "s"], str(tmp_path / "teacher.safetensors"), str(tiny_sample)))

@@ -18,9 +18,10 @@ from distill.networks import save_model
     "budget, epochs, rungs",
     [
         (1, 8, [(1, 8)]),
-        (4, 8, [(4, 2), (2, 4), (1, 8)]),
-        (3, 8, [(3, 2), (2, 4), (1, 8)]),
-        (4, 2, [(4, 1), (2, 1), (1, 2)]),
+        (2, 8, [(2, 8)]),
+        (4, 8, [(4, 4), (2, 8)]),
+        (3, 8, [(3, 4), (2, 8)]),
+        (8, 2, [(8, 1), (2, 2)]),
     ],
 )
 def test_half_of_the_candidates_train_twice_as_long(budget: int, epochs: int, rungs: list[tuple[int, int]]) -> None:
@@ -34,38 +35,53 @@ def test_candidates_lie_around_the_usual_weight() -> None:
 
 def test_images_are_held_out_from_train_alone(tiny_sample: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     whole = VOCFolder(tiny_sample, "train")
-    held = hold_out("sample", str(tiny_sample), tmp_path / "data")
+    held = hold_out(whole, tmp_path / "data")
     train, val = VOCFolder(held, "train"), VOCFolder(held, "val")
     assert sorted(train.ids + val.ids) == sorted(whole.ids) and not set(train.ids) & set(val.ids)
     assert 0 < len(val) < len(train) and train.class_names == whole.class_names
-    assert hold_out("sample", str(tiny_sample), tmp_path / "data") == held  # as on the second call
+    assert hold_out(whole, tmp_path / "data") == held  # as on the second call
 
 
 def test_every_method_gets_as_many_runs_and_they_are_kept(
     tiny_sample: Path, tiny_teacher: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_model(tiny_teacher, tmp_path / "teacher.safetensors")
-    words = f"tune --methods kd at --budget 2 --epochs 2 --data-root {tiny_sample} --device cpu --jobs 2"
+    words = f"tune --methods kd at --budget 3 --epochs 2 --data-root {tiny_sample} --device cpu --jobs 2"
     words += f" --teacher {tmp_path / 'teacher.safetensors'} --out {tmp_path / 'out'}"
     assert cli.main(words.split()) in (None, 0)
     said = capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "tune.json").read_text())
     for method in ("kd", "at"):
         own = [run for run in record["runs"] if run["method"] == method]
-        assert [run["epochs"] for run in own] == [1, 1, 2]
-        first = max(own[:2], key=lambda run: run["val_miou"])
-        assert own[2]["weight"] == first["weight"] == record["best"][method]
+        assert [run["epochs"] for run in own] == [1, 1, 1, 2, 2]
+        better = sorted(own[:3], key=lambda run: -run["val_miou"])[:2]
+        assert {run["weight"] for run in own[3:]} == {run["weight"] for run in better}
+        assert record["best"][method] == max(own[3:], key=lambda run: run["val_miou"])["weight"]
         assert f"{method} = {{ weight = {record['best'][method]:g} }}" in said
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("scores.json")}
     again = tune(
         ["kd", "at"], "resnet18", str(tmp_path / "teacher.safetensors"), "sample", str(tiny_sample),
-        budget=2, epochs=2, device="cpu", out=tmp_path / "out",
+        budget=3, epochs=2, device="cpu", out=tmp_path / "out",
     )  # fmt: skip
     assert again["runs"] == record["runs"] and before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_candidate_that_diverges_is_out_and_another_question_is_refused(
+    tiny_sample: Path, tiny_teacher: nn.Module, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    save_model(tiny_teacher, tmp_path / "teacher.safetensors")
+    asked = {"teacher": str(tmp_path / "teacher.safetensors"), "data_root": str(tiny_sample), "budget": 2, "epochs": 2}
+    asked |= {"device": "cpu", "optimizer": "sgd", "clip": 0.0, "lr": 0.1, "batch_size": 4, "out": tmp_path / "out"}
+    record = tune(["mse"], spread=10.0, **asked)
+    assert [run["val_miou"] is None for run in record["runs"]] == [False, True] and record["best"] == {"mse": 1e-5}
+    assert "100000 (2): diverged" in module.table(record)
+    refused("student differs", "another --out", call=lambda: tune(["mse"], "mobilenetv2", **asked))
+    refused("settings differs", call=lambda: tune(["mse"], **{**asked, "lr": 0.2}))
 
 
 def test_mistakes_are_told(tmp_path: Path, refused: Callable[..., str]) -> None:
     refused("kd+at", "single term", call=lambda: tune(["kd+at"], out=tmp_path))
     refused("baseline", "single term", call=lambda: tune(["baseline"], out=tmp_path))
+    refused("nothing", call=lambda: tune([], out=tmp_path))
     refused("no method 'kdd'", call=lambda: tune(["kdd"], out=tmp_path))
     refused("budget is 0", call=lambda: tune(["kd"], budget=0, out=tmp_path))

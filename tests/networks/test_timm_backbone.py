@@ -57,6 +57,14 @@ def test_it_is_saved_and_loaded_like_every_other(tmp_path: Path) -> None:
     assert again.config == network.config and torch.equal(again(images), network(images))
 
 
+def test_buffers_that_are_in_no_file_are_there_after_loading(tmp_path: Path) -> None:
+    network, images = model("resnetblur18"), torch.randn(1, 3, 32, 32)
+    before = torch.random.get_rng_state()
+    save_model(network, tmp_path / "n.safetensors")
+    again = load_model(tmp_path / "n.safetensors").eval().to("cpu")
+    assert torch.equal(again(images), network(images)) and torch.equal(before, torch.random.get_rng_state())
+
+
 @pytest.mark.parametrize("method", ["kd", "at", "ofd", "sakd"])
 def test_it_learns_and_teaches_with_every_method(method: str) -> None:
     student, teacher = model("mobilenetv3_small_050").train(), load_teacher(model("tf_efficientnet_lite0"))
@@ -112,6 +120,15 @@ def test_mistakes_are_told(refused: Callable[..., str], monkeypatch: pytest.Monk
     refused("weights is 'IMAGENET1K_V1'", call=lambda: model("resnet18", weights="IMAGENET1K_V1"))
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     refused("pip install timm", call=lambda: model("resnet18"))
+
+
+def test_a_file_for_timm_says_what_is_missing(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(model("resnet18"), tmp_path / "n.safetensors")
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    said = refused("n.safetensors", "pip install timm", call=lambda: load_model(tmp_path / "n.safetensors"))
+    assert "save it anew" not in said
 
 
 def test_a_missing_package_of_weights_is_told(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

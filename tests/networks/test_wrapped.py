@@ -86,6 +86,43 @@ def test_a_network_of_one_part_and_one_of_no_maps(refused: Callable[..., str]) -
     refused("no maps of two sizes", call=lambda: suggest_positions(nn.Conv2d(3, CLASSES, 1)))
 
 
+class Reused(nn.Module):
+    """One ReLU for all layers, of which `record` would see the last run alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, 8, 3, stride=2, padding=1) for c in (3, 8, 8))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        self.relu, self.last = nn.ReLU(), nn.Conv2d(8, CLASSES, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        size = x.shape[2:]
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = self.relu(norm(conv(x)))
+        return {"logits": nn.functional.interpolate(self.last(x), size)}
+
+
+def test_a_relu_that_runs_several_times_stands_for_no_map_but_its_last() -> None:
+    found = suggest_positions(Reused(), show=False)
+    assert found == {"layer1": "norms.1", "layer4": "relu:input"}
+    maps = wrap(Reused(), found).eval()(torch.randn(1, 3, 64, 64), return_maps=True)[1]
+    assert [m.shape[-1] for m in maps[:4] if m.numel()] == [16, 8]
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 8, 4, stride=4), nn.LayerNorm(8), nn.Conv2d(8, CLASSES, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return nn.functional.interpolate(self.last(y), x.shape[2:])
+
+
+def test_maps_with_their_channels_last_are_refused(refused: Callable[..., str]) -> None:
+    refused("'norm'", "channels last", call=lambda: wrap(ChannelsLast(), {"layer1": "norm"}))
+
+
 # Training
 
 
@@ -147,6 +184,47 @@ def test_another_network_is_not_the_same_run(train: Callable[..., distill.Run], 
     refused("Unet", "Run.student", call=run.student)
 
 
+def test_norms_that_were_named_come_back(train: Callable[..., distill.Run]) -> None:
+    named = {"positions": {"layer4": "last"}, "norms": {"layer4": "norms.0"}}
+    run = train(wrap(Reused(), **named), "baseline", None)
+    again = run.student(Reused())
+    assert again.map_norms()[3] is again.network.norms[0]
+
+
+def test_half_a_network_is_trained_in_float32(train: Callable[..., distill.Run]) -> None:
+    assert len(train(wrap(Reused().bfloat16()), "baseline", None).history) == 2
+
+
+def test_what_is_frozen_stays_and_belongs_to_the_run(
+    train: Callable[..., distill.Run], refused: Callable[..., str]
+) -> None:
+    torch.manual_seed(0)
+    network = Reused()
+    whole = copy.deepcopy(network)
+    for part in (network.convs[0], network.norms[0]):
+        part.requires_grad_(False)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    run = train(wrap(network), "baseline", None)
+    assert run.config["frozen"] == [
+        "network.convs.0.bias",
+        "network.convs.0.weight",
+        "network.norms.0.bias",
+        "network.norms.0.weight",
+    ]
+    after = network.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if ".0." in name)
+    assert not torch.equal(after["norms.1.running_mean"], before["norms.1.running_mean"])
+    refused("frozen", "choose another --out", call=lambda: train(wrap(whole), "baseline", None))
+    refused("frozen", "build another", call=lambda: train(load_teacher(Reused()), "baseline", None, "x"))
+
+
+def test_a_refused_file_leaves_the_network_as_it_was(train: Callable[..., distill.Run], refused) -> None:
+    run, other = train(wrap(Reused()), "baseline", None), Plain()
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    refused("do not fit the Plain", call=lambda: run.student(other))
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
 # What cannot be
 
 
@@ -158,6 +236,10 @@ def test_mistakes_are_told(
     refused("student is a Unet", "wrap", call=lambda: train(unet(), "baseline", None))
     refused("student has no map at layer1", "wrap", call=lambda: train(wrap(unet()), "sakd", tiny_teacher))
     refused("distilled_dropout", call=lambda: train(wrap(unet()), "kd", tiny_teacher, distilled_dropout=False))
+    refused("width", "named", call=lambda: train(wrap(unet()), "baseline", None, width=0.5))
+    refused("no weights", call=lambda: wrap(nn.Identity()))
+    refused("positions", "layer4", call=lambda: wrap(unet(), {"layer4": 3}))
+    refused("norm of layer4 is a Conv2d", call=lambda: wrap(Reused(), {"layer4": "last"}, {"layer4": "convs.0"}))
     run = train("resnet18", "baseline", None, "ours")
     refused("of this package", call=lambda: run.student(unet()))
     save_model(wrap(unet()), tmp_path / "u.safetensors")
