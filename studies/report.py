@@ -11,6 +11,7 @@ from distill import load_model, load_teacher, open_dataset, predict
 from distill.files import PROJECT, replace_file, write_text
 from distill.lab.comparison import by_labels, read_findings, tables
 from distill.lab.curves import interval95
+from distill.lab.plan import load_study, plan
 from distill.lab.tables import compare, markdown_table, plus_minus, results_file, verdict_of
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
@@ -65,6 +66,9 @@ def better(folder: str) -> str:
         f"trained on {read('teacher.json')['config']['images']:,} images, has **{100 * teacher:.1f}** mIoU. What is "
         f"left to gain is the gap to it: {', '.join(gaps)}."
     )
+    planned = len(plan(load_study(PROJECT / "studies" / "sample.toml"), RESULTS))
+    if len(study["runs"]) < planned:
+        head += f" So far {len(study['runs'])} of the study's {planned} runs are recorded."
     picture = f"![Gain of every method over the converged baseline]({folder}/gains.png)"
     return "\n\n".join([head, markdown_table(rows), recorded_on(study), picture, said(rows)])
 
