@@ -21,7 +21,7 @@ from distill.data.check import check_dataset
 from distill.data.download import download
 from distill.data.folders import make_default_sample, open_dataset, read_class_names, read_image, repeated
 from distill.data.resize import resize_dataset
-from distill.data.sample import SAMPLE_SIZES, make_sample, voc_palette
+from distill.data.sample import SAMPLE_SIZES, make_sample, mask_image
 from distill.doctor import examine
 from distill.errors import DistillError, enough_memory, first_line, nearest
 from distill.files import make_folder, replace_file, write_json, write_text
@@ -281,8 +281,7 @@ def _predict(options: argparse.Namespace) -> None:
     make_folder(options.out)
     for path in options.images:
         image = read_image(path)
-        mask = Image.fromarray(predict(model, image)).convert("P")
-        mask.putpalette(voc_palette())
+        mask = mask_image(predict(model, image))
         overlay = Image.blend(Image.fromarray(image), mask.convert("RGB"), 0.5)
         for picture, name in ((mask, f"{path.stem}_mask.png"), (overlay, f"{path.stem}_overlay.png")):
             with replace_file(options.out / name) as temporary:

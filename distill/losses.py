@@ -225,7 +225,7 @@ def attnfd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Mean over images of ‖ŝ - t̂‖², both maps refined by attention before, and scaled to length 1.
 
     Mansourian, Jalali and Kasaei 2024, "Attention-guided Feature Distillation for Semantic Segmentation": the teacher's
-    map comes from `refined`, the student's from a module that learns (`methods.AttnFD`). (N, C, H, W). The published
+    map comes from `refined`, the student's from a module that learns (`terms.AttnFD`). (N, C, H, W). The published
     code scales by the length of the whole batch.
     """
     _same_shape(student_map, teacher_map)

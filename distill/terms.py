@@ -5,7 +5,7 @@ Every option is a keyword of the constructor and is kept as an attribute of the 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partialmethod, reduce
 from operator import add
 from typing import NamedTuple, TypeAlias
@@ -157,9 +157,13 @@ class MapTerm(Term):
 
 
 class PlainMapTerm(MapTerm):
-    """A term at positions that count alike. `with_connectors`: whether it needs the teacher's channels."""
+    """`loss(student_map, teacher_map)`, summed over positions that count alike.
+
+    `with_connectors`: whether it needs the teacher's channels.
+    """
 
     with_connectors = True
+    loss: Callable[[Tensor, Tensor], Tensor]
 
     def __init__(
         self,
@@ -183,6 +187,9 @@ class PlainMapTerm(MapTerm):
             decay=decay,
         )
 
+    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(student_map, teacher_map)
+
 
 class AT(PlainMapTerm):
     """Attention transfer: Zagoruyko and Komodakis 2017; see `losses.at`.
@@ -191,10 +198,8 @@ class AT(PlainMapTerm):
     """
 
     with_connectors = False
+    loss = staticmethod(losses.at)
     __init__ = partialmethod(PlainMapTerm.__init__, weight=500.0, positions=STAGES)
-
-    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
-        return losses.at(student_map, teacher_map)
 
 
 class OFD(MapTerm):
@@ -260,21 +265,23 @@ class SAKDPlain(SAKD):
 
 
 class LogitTerm(Term):
-    """A term on logits that has no option but its weight."""
+    """A term on logits, `loss(student, teacher)`, that has no option but its weight."""
 
     needs_logits = True
+    loss: Callable[[Tensor, Tensor], Tensor]
 
     def __init__(self, teacher: nn.Module, student: nn.Module, *, weight: float, warmup: int = 0, decay: int = 0):
         super().__init__(weight, warmup, decay)
+
+    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
+        return self.loss(student.logits, teacher.logits)
 
 
 class MSE(LogitTerm):
     """Logits themselves: Ba and Caruana 2014; see `losses.mse`."""
 
+    loss = staticmethod(losses.mse)
     __init__ = partialmethod(LogitTerm.__init__, weight=1.0)
-
-    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
-        return losses.mse(student.logits, teacher.logits)
 
 
 class CWD(KD):
@@ -298,38 +305,30 @@ class DIST(KD):
 class ICSD(LogitTerm):
     """How alike classes are in space: Mansourian et al. 2023; see `losses.icsd`."""
 
+    loss = staticmethod(losses.icsd)
     __init__ = partialmethod(LogitTerm.__init__, weight=1.0)
-
-    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
-        return losses.icsd(student.logits, teacher.logits)
 
 
 class FitNet(PlainMapTerm):
     """Maps themselves: Romero et al. 2015; see `losses.fitnet`."""
 
+    loss = staticmethod(losses.fitnet)
     __init__ = partialmethod(PlainMapTerm.__init__, weight=10.0)
-
-    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
-        return losses.fitnet(student_map, teacher_map)
 
 
 class NFD(PlainMapTerm):
     """Maps without their size: Liu et al. 2022; see `losses.nfd`."""
 
+    loss = staticmethod(losses.nfd)
     __init__ = partialmethod(PlainMapTerm.__init__, weight=1.0)
-
-    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
-        return losses.nfd(student_map, teacher_map)
 
 
 class SKD(PlainMapTerm):
     """How alike places are: Liu et al. 2019, the pair-wise term; see `losses.skd`."""
 
     with_connectors = False
+    loss = staticmethod(losses.skd)
     __init__ = partialmethod(PlainMapTerm.__init__, weight=10.0)
-
-    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
-        return losses.skd(student_map, teacher_map)
 
 
 class IFVD(PlainMapTerm):
@@ -346,19 +345,15 @@ class CIRKD(PlainMapTerm):
     """How alike places of different images are: Yang et al. 2022; see `losses.cirkd`."""
 
     with_connectors = False
+    loss = staticmethod(losses.cirkd)
     __init__ = partialmethod(PlainMapTerm.__init__, weight=1.0, positions=("aspp",))
-
-    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
-        return losses.cirkd(student_map, teacher_map)
 
 
 class CWDMaps(PlainMapTerm):
     """Where each channel responds: Shu et al. 2021; see `losses.cwd`. Their weight on maps, at T = 4."""
 
+    loss = staticmethod(losses.cwd)
     __init__ = partialmethod(PlainMapTerm.__init__, weight=50.0)
-
-    def compare(self, position: str, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
-        return losses.cwd(student_map, teacher_map)
 
 
 class AttnFD(PlainMapTerm):

@@ -3,7 +3,7 @@
 from distill.files import read_json
 from distill.lab.comparison import Findings, markdown, read_findings, tables
 from distill.lab.curves import interval95, late_rise
-from distill.lab.tables import compare, markdown_table, not_converged, plus_minus, results_file
+from distill.lab.tables import compare, markdown_table, not_converged, plus_minus, results_file, verdict_of
 from distill.show import charts
 
 
@@ -41,14 +41,20 @@ def schedule() -> str:
         lines.append(f"| {run['images']} | {what} | {' | '.join(points)} | {run['cpu_seconds']:.0f} |")
     miou = {run["variant"]: f"{100 * run['miou']:.1f}" for run in runs}
     usual, other = miou["186 epochs"], miou["186 epochs, decay 0.3"]
+    more = _on_val(runs, "500 labels, 192 epochs") - _on_val(runs, "500 labels, 96 epochs")
     head = (
         f"A setting can be worth more than a teacher. {charts.network_name('resnet18')} on the first 128 images "
         f"reaches {usual} mIoU on test with the sample's usual weight decay, 0.02, and its curve is flat; with 0.3 it "
         f"reaches {other}. A flat curve says that longer will not help, and not that the settings are good. Of the "
         f"baseline alone, with a seed that the tables of gains do not use; rate 0.032, decay 0.02 and mirrored images "
-        f"where nothing else is said. `still rising`: over the last quarter, on val."
+        f"where nothing else is said. `still rising`: over the last quarter, on val. On all 500 images 192 epochs in "
+        f"place of 96 add {more:.1f} points on val, which is why the main study has 96."
     )
     return "\n\n".join(["## sample-schedule: what is the baseline worth?", head, "\n".join(lines)])
+
+
+def _on_val(runs: list[dict], variant: str) -> float:
+    return 100 * next(run["val_miou"] for run in runs if run["variant"] == variant)
 
 
 def speed() -> str:
@@ -81,21 +87,26 @@ def recorded_on(study: dict) -> str:
     )
 
 
-def reading() -> str:
-    """What the intervals allow to say, method by method, and whether it is about speed or about what is reached."""
-    study = read("speed.json")
-    rows = compare(study["runs"], study["teacher"]["miou"])
-    words: dict[str, list[str]] = {"better": [], "worse": [], "not settled": []}
+def said(rows: list[dict]) -> str:
+    """What the intervals allow to say, verdict by verdict."""
+    words: dict[str, list[str]] = {"better": [], "worse": [], "less than a point": [], "not settled": []}
     for row in rows:
         if "verdict" in row:
-            words[row["verdict"]].append(f"{row['method']} on {row['backbone']}")
-    said = "; ".join(f"{word}: {', '.join(names)}" for word, names in words.items() if names)
+            word = verdict_of(row, {}).partition(":")[0]
+            words[word].append(f"{charts.method_name(row['method'])} on {charts.network_name(row['backbone'])}")
+    found = "; ".join(f"{word}: {', '.join(names)}" for word, names in words.items() if names)
+    return f"Read with the 95 % intervals, at equal epochs: {found}."
+
+
+def reading() -> str:
+    """What the short study says, and whether it is about speed or about what is reached."""
+    study = read("speed.json")
+    rows = compare(study["runs"], study["teacher"]["miou"])
     if not not_converged(rows):
-        return f"Read with the 95 % intervals, against the baseline: {said}."
+        return said(rows)
     return (
-        f"Read with the 95 % intervals, against the baseline after as many epochs: {said}. **That is about speed**: "
-        f"the baselines had not converged, and nothing here says that a student that is trained to the end becomes "
-        f"better with a teacher."
+        f"{said(rows)} **That is about speed**: the baselines had not converged, and nothing here says that a student "
+        f"that is trained to the end becomes better with a teacher."
     )
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from distill.data.folders import data_root
-from distill.data.sample import voc_palette
+from distill.data.sample import mask_image, write_list
 from distill.errors import DistillError, first_line
 from distill.files import make_folder, replace_file, write_text
 
@@ -117,7 +117,6 @@ def _is_there(path: Path, sha: str) -> bool:
 
 def _convert(part: Path, paths: list[str], whole: Path) -> None:
     """Images as they are; masks with VOC's palette, and what has no label as void."""
-    palette = voc_palette()
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         make_folder(whole / folder)
@@ -135,9 +134,8 @@ def _convert(part: Path, paths: list[str], whole: Path) -> None:
             continue
         if pixels.ndim != 2 or pixels.max() > _VOID:
             raise DistillError(f"{part / path} is no mask of {len(CLASSES)} classes and void; delete {part}")
-        mask = Image.fromarray(np.where(pixels == _VOID, 255, pixels).astype(np.uint8)).convert("P")
-        mask.putpalette(palette)
+        mask = mask_image(np.where(pixels == _VOID, 255, pixels).astype(np.uint8))
         mask.save(whole / "SegmentationClass" / name)
     for split, found in names.items():
-        write_text(whole / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{name}\n" for name in found))
+        write_list(whole, split, found)
     write_text(whole / "class_names.txt", "\n".join(CLASSES) + "\n")

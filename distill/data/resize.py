@@ -8,7 +8,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from distill.data.folders import VOCFolder
-from distill.data.sample import voc_palette
+from distill.data.sample import mask_image, write_list
 from distill.errors import DistillError, check_number
 from distill.files import make_folder, write_text
 
@@ -31,27 +31,24 @@ def resize_dataset(source: str | Path, out: str | Path, side: int, progress: boo
         whole = Path(temporary) / out.name
         for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
             make_folder(whole / folder)
-        palette = voc_palette()
         with tqdm(total=sum(map(len, splits.values())), desc="resizing", unit="image", disable=not progress) as bar:
             for split, dataset in splits.items():
                 for index, name in enumerate(dataset.ids):
                     image, labels = (tensor.numpy() for tensor in dataset[index])
-                    _save(image.transpose(1, 2, 0), labels, whole, name, side, palette)
+                    _save(image.transpose(1, 2, 0), labels, whole, name, side)
                     bar.update()
-                lines = "".join(f"{name}\n" for name in dataset.ids)
-                write_text(whole / "ImageSets" / "Segmentation" / f"{split}.txt", lines)
+                write_list(whole, split, dataset.ids)
         names = next(iter(splits.values())).class_names
         write_text(whole / "class_names.txt", "\n".join(names) + "\n")
         whole.rename(out)
     return out
 
 
-def _save(image: np.ndarray, labels: np.ndarray, out: Path, name: str, side: int, palette: list[int]) -> None:
+def _save(image: np.ndarray, labels: np.ndarray, out: Path, name: str, side: int) -> None:
     height, width = labels.shape
     scale = min(1.0, side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    mask = Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST).convert("P")
-    mask.putpalette(palette)
+    mask = mask_image(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     for folder, picture in (
         ("SegmentationClass", mask),
         ("JPEGImages", Image.fromarray(image).resize(size, Image.Resampling.BOX)),

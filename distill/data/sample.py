@@ -6,7 +6,7 @@ light, shadows and occlusion are drawn independently of the class.
 """
 
 import colorsys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -352,6 +352,13 @@ def voc_palette() -> list[int]:
     return palette.ravel().tolist()
 
 
+def mask_image(labels: np.ndarray) -> Image.Image:
+    """Labels (H, W) uint8 as a palette image in VOC's colours."""
+    image = Image.fromarray(labels).convert("P")
+    image.putpalette(voc_palette())
+    return image
+
+
 def scene(split: str, index: int, size: int = 64, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Image and mask `index` of a split: the same on every machine, and different for every split and seed."""
     return draw_scene(np.random.default_rng([seed, SPLITS.index(split), index]), size)
@@ -403,6 +410,11 @@ def make_sample(
     return root
 
 
+def write_list(root: Path, split: str, names: Iterable[str]) -> None:
+    """The images of a split, as a folder in VOC layout has them."""
+    write_text(root / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{name}\n" for name in names))
+
+
 def _mislabelled(mask: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
     """The mask with each of its classes called another one with probability `share`; background and void stay."""
     names = np.arange(256, dtype=np.uint8)
@@ -414,7 +426,6 @@ def _mislabelled(mask: np.ndarray, rng: np.random.Generator, share: float) -> np
 
 
 def _write_images(root: Path, counts: dict[str, int], size: int, seed: int, label_noise: float, progress: bool) -> None:
-    palette = voc_palette()
     with tqdm(total=sum(counts.values()), desc="making the sample", unit="image", disable=not progress) as bar:
         for split, count in counts.items():
             names = [f"{split}_{index:05d}" for index in range(count)]
@@ -422,11 +433,9 @@ def _write_images(root: Path, counts: dict[str, int], size: int, seed: int, labe
                 image, mask = scene(split, index, size, seed)
                 if label_noise and split == "train":
                     mask = _mislabelled(mask, np.random.default_rng([seed, len(SPLITS), index]), label_noise)
-                labels = Image.fromarray(mask).convert("P")
-                labels.putpalette(palette)
                 with replace_file(root / "JPEGImages" / f"{name}.jpg") as temporary:
                     Image.fromarray(image).save(temporary, format="JPEG", quality=92)
                 with replace_file(root / "SegmentationClass" / f"{name}.png") as temporary:
-                    labels.save(temporary, format="PNG")
+                    mask_image(mask).save(temporary, format="PNG")
                 bar.update()
-            write_text(root / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(name + "\n" for name in names))
+            write_list(root, split, names)

@@ -8,7 +8,7 @@ from distill.lab.study_file import StudyFile, TrainedTeacher, Variant, read_stud
 from distill.methods import method_terms
 from distill.training.parallel import pick_device
 from distill.training.presets import choose_options, choose_settings, defaults_for
-from distill.training.runs import run_folder
+from distill.training.runs import epochs_trained, run_folder
 from distill.training.settings import Settings, for_device
 
 
@@ -36,8 +36,7 @@ class Planned:
 
     def epochs(self) -> int:
         """How many are trained; it may be asked while they are."""
-        history = self.folder / "history.jsonl"
-        return history.read_bytes().count(b"\n") if history.exists() else 0
+        return epochs_trained(self.folder)
 
 
 def load_study(path: Path) -> StudyFile:

@@ -62,8 +62,13 @@ def _each_once(key: str, names: Iterable[object]) -> None:
         raise DistillError(f"{key} names {twice} twice; name it once")
 
 
+def _check_backbones(kind: str, names: list[str]) -> None:
+    """timm's networks are known to timm, which need not be here."""
+    _check_names(kind, [name for name in names if not name.startswith(PREFIX)], BACKBONES)
+
+
 def _students(names: list[str]) -> list[str]:
-    _check_names("student", [name for name in names if not name.startswith(PREFIX)], BACKBONES)
+    _check_backbones("student", names)
     _each_once("students", names)
     return names
 
@@ -76,7 +81,7 @@ def _methods(names: list[str]) -> list[str]:
 
 
 def _backbone(name: str) -> str:
-    _check_names("network", [name] if not name.startswith(PREFIX) else [], BACKBONES)
+    _check_backbones("network", [name])
     return name
 
 

@@ -13,10 +13,12 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from distill.data.folders import MASK_FOLDERS, VOCFolder, open_dataset
+from distill.data.sample import write_list
 from distill.errors import DistillError, Diverged, check_number
 from distill.files import checked, make_folder, read_json, write_json, write_text
 from distill.lab.pool import Job, progress_bar, run_all, slots
@@ -25,7 +27,7 @@ from distill.networks.teachers import fingerprint, load_teacher
 from distill.training.loop import fit
 from distill.training.parallel import pick_device
 from distill.training.presets import choose_options, choose_settings, defaults_for
-from distill.training.runs import Run
+from distill.training.runs import Run, epochs_trained
 
 
 def tune(
@@ -53,10 +55,8 @@ def tune(
     """
     check_number("budget", budget, 1, 64)
     check_number("spread", spread, 0.01, 10, whole=False)
-    methods, wrong = (
-        [term for m in methods for term in method_terms(m)],
-        [m for m in methods if len(method_terms(m)) != 1],
-    )
+    wrong = [method for method in methods if len(method_terms(method)) != 1]
+    methods = [term for method in methods for term in method_terms(method)]
     if wrong or not methods:
         raise DistillError(
             f"{(wrong or ['nothing'])[0]} is no single term with a weight; tune some of {', '.join(list(METHODS)[1:])}"
@@ -140,11 +140,7 @@ def _candidates(method: str, data: str, budget: int, spread: float) -> list[floa
 def _job(method: str, weight: float, epochs: int, data: str, path: Path, common: dict[str, Any]) -> Job:
     options = choose_options(method_terms(method), data, {"weight": weight})
     keywords = {**common, "method": method, "method_options": options, "epochs": epochs, "out": str(path)}
-
-    def trained() -> int:
-        history = path / "history.jsonl"
-        return history.read_bytes().count(b"\n") if history.exists() else 0
-
+    trained = partial(epochs_trained, path)
     return Job(f"{method} {weight:g}", "distill.lab.tune.train_candidate", keywords, epochs, trained)
 
 
@@ -187,6 +183,6 @@ def hold_out(train: VOCFolder, out: Path) -> Path:
         if target.is_dir() and not (out / folder).exists():
             os.symlink(target, out / folder, target_is_directory=True)
     for split, names in {"train": [n for n in train.ids if n not in set(val)], "val": val}.items():
-        write_text(out / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{name}\n" for name in names))
+        write_list(out, split, names)
     write_text(out / "class_names.txt", "\n".join(train.class_names) + "\n")
     return out

@@ -26,7 +26,7 @@ LOOKS: dict[str, tuple[str, str]] = {
     "ofd": ("#009E73", "D"),
     "sakd": ("#D55E00", "v"),
     "kd+sakd": ("#CC79A7", "P"),
-    "sakd-plain": ("#7A5195", "<"),
+    "sakd-plain": ("#F0E442", "<"),
     "teacher": ("#000000", "*"),
 }
 _OTHER_LOOKS = [("#56B4E9", "X"), ("#7A5195", "<"), ("#4D4D4D", ">")]
@@ -419,7 +419,9 @@ def _legend_above(figure: Figure, columns: int) -> None:
     for axis in figure.axes:
         handles, labels = axis.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
-    figure.legend(found.values(), found.keys(), ncols=max(1, columns), loc="outside upper left", columnspacing=1.2)
+    fitting = int(figure.get_figwidth() / 1.25)  # inches that an entry takes
+    columns = max(1, min(columns, fitting))
+    figure.legend(found.values(), found.keys(), ncols=columns, loc="outside upper left", columnspacing=1.2)
 
 
 def _look(method: str) -> tuple[str, str]:

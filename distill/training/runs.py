@@ -183,6 +183,12 @@ def run_folder(root: str | Path, data: str, backbone: str, method: str, seed: in
     return Path(root) / data / backbone.replace(":", "-") / method / f"seed{seed}"  # a colon is no name on Windows
 
 
+def epochs_trained(folder: Path) -> int:
+    """How many epochs of a run are trained, also while it is."""
+    history = folder / "history.jsonl"
+    return history.read_bytes().count(b"\n") if history.exists() else 0
+
+
 def find_runs(*folders: str | Path) -> list[Run]:
     """All finished runs at or below the folders."""
     paths = sorted({path.parent for folder in folders for path in Path(folder).rglob("scores.json")})
