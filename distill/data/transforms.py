@@ -55,14 +55,20 @@ class View(NamedTuple):
     sigma: float
 
 
-def draw_view(height: int, width: int, crop_size: int, generator: torch.Generator | None = None) -> View:
-    """A view of an image of height x width, as published.
+def draw_view(
+    height: int,
+    width: int,
+    crop_size: int,
+    generator: torch.Generator | None = None,
+    scales: tuple[float, float] = (0.5, 2.0),
+) -> View:
+    """A view of an image of height x width, as published where `scales` is not given.
 
-    The short side from half to twice the crop, at `crop_size` 513 from 256 to 1026; the crop anywhere in it; mirrored
-    every second time; blurred every second time.
+    The short side from half to twice the crop, or between the crop times `scales`; at `crop_size` 513 from 256 to 1026;
+    the crop anywhere in it; mirrored every second time; blurred every second time.
     """
     side, top, left, flip, blurred, sigma = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
-    shortest, longest = crop_size // 2, 2 * crop_size
+    shortest, longest = (int(scale * crop_size) for scale in scales)
     short = shortest + int(side * (longest - shortest + 1))
     tall, wide = (max(1, length * short // min(height, width)) for length in (height, width))
     top, left = (_offset(share, length - crop_size) for share, length in ((top, tall), (left, wide)))

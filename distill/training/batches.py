@@ -224,6 +224,7 @@ class _Crops(Dataset[tuple[Any, ...]]):
     def __init__(self, dataset: "VOCFolder | DecodedImages", settings: Settings, seed: int) -> None:
         self.dataset, self.seed, self.later = dataset, seed, settings.crop_on == "device"
         self.crop_size, self.padding, self.labelled = settings.crop_size, settings.padding, settings.labelled
+        self.scales = settings.scale_from, settings.scale_to
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -237,7 +238,7 @@ class _Crops(Dataset[tuple[Any, ...]]):
             labels = torch.full_like(labels, IGNORE_INDEX)
         stream = torch.Generator().manual_seed(hash((self.seed, epoch, index)))
         height, width = labels.shape
-        view = draw_view(height, width, self.crop_size, stream)
+        view = draw_view(height, width, self.crop_size, stream, self.scales)
         if self.later and labels.numel() <= LARGEST_ON_DEVICE * self.crop_size**2:
             return image, labels, view
         image, labels = cut(image, labels, view, self.crop_size, self.padding)

@@ -107,9 +107,13 @@ def choose_settings(preset: str, recipe: str, given: dict[str, Any], data: str |
     given = {name: value for name, value in given.items() if value is not None}
     augment = defaults_for(data).augment or PRESETS[preset].augment
     try:
-        return replace(PRESETS[preset], **({"augment": augment} | RECIPES[recipe] | given))
+        chosen = replace(PRESETS[preset], **({"augment": augment} | RECIPES[recipe] | given))
     except ValidationError as error:
         raise DistillError(_sentence(error)) from None
+    if chosen.scale_from > chosen.scale_to:
+        scales = f"scale_from is {chosen.scale_from}, above scale_to, {chosen.scale_to}"
+        raise DistillError(f"{scales}; give the smaller first")
+    return chosen
 
 
 def _sentence(error: ValidationError) -> str:

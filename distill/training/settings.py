@@ -40,8 +40,9 @@ class Settings:
     `lr` belongs to the backbone; the head and the connectors learn at `head_lr_factor` times that. `warmup` is the
     share of all steps over which the rate rises. During the first `connector_epochs` only connectors are trained.
     `clip` bounds the norm of the gradient (0: no bound). `augment`: `flip`, or `crops` (see
-    `transforms.published_crops`). `output_stride`, `crop_size` in pixels. `labelled`: only so many of the first images
-    keep their labels for cross-entropy, 0 for all.
+    `transforms.published_crops`) of images whose short side is scaled to between `scale_from` and `scale_to` crops.
+    `output_stride`, `crop_size` in pixels. `labelled`: only so many of the first images keep their labels for
+    cross-entropy, 0 for all.
 
     `batch_size` is the batch of one step, however many processes share it (see `parallel`), and in however many parts
     each computes its share (`accumulate`); `dist` and `cirkd`
@@ -75,6 +76,8 @@ class Settings:
     connector_epochs: Annotated[Whole, Field(ge=0, le=1_000_000)] = 0
     clip: Annotated[Number, Field(ge=0, le=1e9)] = 5.0
     augment: Literal["flip", "crops"] = "flip"
+    scale_from: Annotated[Number, Field(ge=0.1, le=10)] = 0.5
+    scale_to: Annotated[Number, Field(ge=0.1, le=10)] = 2.0
     evaluate_every: Annotated[Whole, Field(ge=1, le=1_000_000)] = 8
     labelled: Annotated[Whole, Field(ge=0, le=100_000_000)] = 0
     accumulate: Annotated[Whole, Field(ge=1, le=10_000)] = 1

@@ -81,6 +81,12 @@ def test_the_short_side_is_drawn_from_half_to_twice_the_crop() -> None:
     assert sum(side < 641 for side in sides) / len(sides) == pytest.approx(0.5, abs=0.03)
 
 
+def test_other_scales_can_be_asked_for() -> None:
+    torch.manual_seed(0)
+    sides = [min(draw_view(180, 240, 100, scales=(0.8, 1.5))[:2]) for _ in range(2000)]
+    assert (min(sides), max(sides)) == (80, 150)
+
+
 def test_about_half_of_the_crops_are_mirrored() -> None:
     torch.manual_seed(3)
     ramp = torch.arange(32).repeat(32, 1)

@@ -49,3 +49,10 @@ def test_the_width_is_a_factor_on_the_channels_of_the_preset(refused) -> None:
         assert (half["width"], half["head_width"]) == (usual["width"] / 2, usual["head_width"] / 2)
     assert make_student("resnet18", 3, "voc", width=0.25).config["width"] == 0.25
     refused("width is 0", "give a number", call=lambda: make_student("resnet18", 3, width=0))
+
+
+def test_scales_are_given_the_smaller_first(refused) -> None:
+    assert choose_settings("voc", "matched", {"scale_from": 0.8, "scale_to": 1.5}).scale_to == 1.5
+    given = {"scale_from": 1.5, "scale_to": 0.8}
+    sentence = "scale_from is 1.5, above scale_to, 0.8"
+    refused(sentence, "give the smaller first", call=lambda: choose_settings("voc", "matched", given))
