@@ -1,0 +1,125 @@
+"""What others wrote about the methods, beside what is measured here: tables made from `results/`, none of them typed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill.files import read_json
+from distill.lab.comparison import Findings, read_findings, tables
+from distill.lab.tables import not_converged, plus_minus, results_file, verdict_of
+
+# What each kind of method asks of teacher and student.
+QUESTIONS = {
+    "logits": "does each pixel get the same classes?",
+    "places": "do the same places respond strongly?",
+    "channels": "do channels have the same values?",
+    "pairs": "are the same places alike?",
+    "classes": "do classes lie and relate alike?",
+}
+
+
+def literature() -> dict[str, Any]:
+    """`methods` by name, with what each compares and where it comes from, and `claims` made of them, with sources."""
+    return read_json(results_file("literature.json"))
+
+
+def families() -> dict[str, dict[str, str]]:
+    """Kind to method to a line about it, in the order of `QUESTIONS`: what `diagrams.family` draws."""
+    methods = literature()["methods"]
+    return {
+        kind: {
+            name: f"{entry['idea']} ({entry['year']})" if entry["year"] else entry["idea"]
+            for name, entry in methods.items()
+            if entry["compares"] == kind
+        }
+        for kind in QUESTIONS
+    }
+
+
+def sources_table() -> str:
+    """Every method with authors, year, arXiv number and code, as Markdown; a dash where none could be confirmed."""
+    lines = ["| method | authors | year | paper | arXiv | code |", "|---|---|---|---|---|---|"]
+    for name, entry in literature()["methods"].items():
+        number, code = entry["arxiv"], entry["code"]
+        cells = [
+            f"`{name}`",
+            entry["authors"] or "–",
+            str(entry["year"] or "–"),
+            entry["title"] or "–",
+            f"[{number}](https://arxiv.org/abs/{number})" if number else "–",
+            f"[{code}](https://github.com/{code})" if code else "–",
+        ]
+        cells[-1] += f": {entry['note']}" if "note" in entry else ""
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def claims_table(measured: Mapping[str, str]) -> str:
+    """Claimed by the authors, found by others, measured here: one line a method; `measured` as from `gains_here`."""
+    record = literature()
+    lines = ["| method | claimed by its authors | run by others | measured here |", "|---|---|---|---|"]
+    for name in record["methods"]:
+        said = {by: _claims(record["claims"], name, by) for by in ("authors", "others")}
+        if any(said.values()) or name in measured:
+            own = measured.get(name, "not yet")
+            lines.append(f"| `{name}` | {said['authors'] or '–'} | {said['others'] or '–'} | {own} |")
+    return "\n".join(lines)
+
+
+def _claims(claims: Sequence[dict[str, Any]], method: str, by: str) -> str:
+    return "<br>".join(
+        f"{claim['distilled'] - claim['baseline']:+.2f}: {claim['baseline']:.2f} → {claim['distilled']:.2f} "
+        f"({claim['setting']}; {claim['source']})"
+        for claim in claims
+        if (claim["method"], claim["by"]) == (method, by)
+    )
+
+
+def gains_here(name: str = "sample.json") -> dict[str, str]:
+    """Method to its gain in a recorded study without variants, for each student: interval, verdict and seeds."""
+    rows = _rows(name)
+    unfinished = not_converged(rows)
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        if "gain" in row:
+            gain = plus_minus(row["gain"], row["gain_interval"], "+")
+            text = f"{gain} on {row['backbone']} ({len(row['seeds'])} seeds; {verdict_of(row, unfinished)})"
+            said.setdefault(row["method"], []).append(text)
+    return {method: "<br>".join(texts) for method, texts in said.items()}
+
+
+def published_beside_measured() -> str:
+    """The published table on Pascal VOC beside the studies `sample` and `speed`: gains over the baseline, in points."""
+    published = read_json(results_file("published.json"))["voc"]["students"]
+    studies = {"sample.json": "sample", "speed.json": "speed"}
+    rows = {name: {(row["backbone"], row["method"]): row for row in _rows(name)} for name in studies}
+    heads = [f"here, {name}: {_epochs(rows[file])} epochs" for file, name in studies.items()]
+    lines = [f"| student | method | published, one run | {' | '.join(heads)} |", "|---|---|---|---|---|"]
+    for backbone, scores in published.items():
+        for method, miou in scores.items():
+            if method != "baseline":
+                found = [rows[name].get((backbone, method)) for name in studies]
+                own = [plus_minus(row["gain"], row["gain_interval"], "+") if row else "not yet" for row in found]
+                lines.append(f"| {backbone} | {method} | {miou - scores['baseline']:+.2f} | {' | '.join(own)} |")
+    return "\n".join(lines)
+
+
+def paired_difference(first: str, second: str, name: str = "sample.json") -> dict[str, list[float]]:
+    """By student, mIoU of one method less that of another, seed by seed, as shares; of seeds that both have."""
+    scores: dict[tuple[str, str], dict[int, float]] = {}
+    for entry in _findings(name).records:
+        scores.setdefault((entry["backbone"], entry["method"]), {})[entry["seed"]] = entry["miou"]
+    students = dict.fromkeys(backbone for backbone, _ in scores)
+    pairs = {student: (scores.get((student, first), {}), scores.get((student, second), {})) for student in students}
+    return {s: [own[k] - other[k] for k in sorted(own.keys() & other.keys())] for s, (own, other) in pairs.items()}
+
+
+def _findings(name: str) -> Findings:
+    return read_findings([results_file(name)])
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    return tables(_findings(name)).get("", [])
+
+
+def _epochs(rows: Mapping[Any, Mapping[str, Any]]) -> int:
+    return max(row["epochs"] for row in rows.values())
