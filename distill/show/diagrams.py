@@ -161,7 +161,7 @@ def sakd_steps(g: Tensor) -> Figure:
 
 
 def family(groups: Mapping[str, Mapping[str, str]], question: Mapping[str, str]) -> Figure:
-    """The methods by what they compare: `groups[kind][method]` is a line about it, `question[kind]` says what is asked."""
+    """Methods by what they compare: `groups[kind][method]` is a line about one, `question[kind]` what is asked."""
     rows = sum(len(methods) for methods in groups.values())
     with style():
         figure = Figure(figsize=(9.6, 0.8 + 0.36 * (rows + len(groups) * 0.5)))

@@ -2,7 +2,7 @@
 
 A notebook gives the head of a function and what it should do; the reader fills it in. Notebook 09 solves them all, in
 functions with `solution_` before the name. Each check here is written without looking at the solution: it knows small
-cases whose answers can be had in another way.
+cases whose answers can be had in another way. Those of the notebooks on losses are in `exercises_losses`.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.distributions import Categorical
 
-from distill import losses
-from distill.networks.teachers import fingerprint
+import distill.show.exercises_losses  # noqa: F401  (it enters its checks)
+from distill.show.checking import CHECKS
+from distill.show.checking import exercise as _exercise
+from distill.show.checking import expect as _expect
 from distill.training.evaluation import Scores
-
-CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {}
 
 
 def check(answer: Callable[..., Any]) -> None:
@@ -32,7 +31,7 @@ def check(answer: Callable[..., Any]) -> None:
 
 def what_is_missing(answer: Callable[..., Any]) -> str:
     """One sentence that begins with the exercise's name; empty when the answer passes."""
-    name = answer.__name__.removeprefix("solution_")
+    name = answer.__name__.removeprefix("solution_").removeprefix("Solution")
     if name not in CHECKS:
         return f"{name}: there is no such exercise; keep the function's name"
 
@@ -52,17 +51,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, AssertionError):
         return str(error) or "an assertion failed"
     return f"it raised {type(error).__name__}: {error}"
-
-
-def _exercise(test: Callable[[Callable[..., Any]], None]) -> Callable[[Callable[..., Any]], None]:
-    """Register a check under its function's name."""
-    CHECKS[test.__name__] = test
-    return test
-
-
-def _expect(condition: object, sentence: str) -> None:
-    if not condition:
-        raise AssertionError(sentence)
 
 
 # -------------------------------------------------------------------------------------- 00_start_here
@@ -174,150 +162,6 @@ def widest_within(answer: Callable[..., Any]) -> None:
         _expect(isinstance(width, float | int) and 0 <= width <= 1, "return a width between 0 and 1")
         _expect(count(width) <= budget, f"at the width {width} the count is above the budget")
         _expect(limit - width <= 0.0011, f"the largest width is {limit}, and {width} is not within 0.001 of it")
-
-
-# ----------------------------------------------------------------------------- 04_distillation_losses
-
-
-def _scalar(loss: Any) -> torch.Tensor:
-    _expect(isinstance(loss, torch.Tensor) and loss.ndim == 0, "it has to return the loss, a tensor of one number")
-    return loss
-
-
-def _two_tensors(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Standing for student and teacher, float64, always the same."""
-    first, second = 3 * torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return first, second
-
-
-def _divergences(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """KL(teacher || student) at every pixel, (N, H, W)."""
-    both = [Categorical(logits=logits.movedim(1, -1) / temperature) for logits in (teacher_logits, student_logits)]
-    return torch.distributions.kl_divergence(*both)
-
-
-def _tiny_network(seed: int, dropout: float = 0.0) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Conv2d(3, 4, kernel_size=3), nn.BatchNorm2d(4), nn.Dropout(dropout))
-
-
-@_exercise
-def repair_kd_scale(answer: Callable[..., Any]) -> None:
-    student, teacher = _two_tensors(2, 5, 3, 3)
-
-    def pull(temperature: float) -> float:
-        logits = student.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(_scalar(answer(logits, teacher, temperature)), logits)
-        return float(gradient.norm())
-
-    shrinks = pull(16) / pull(64)
-    _expect(shrinks < 2, f"from T = 16 to T = 64 the gradient still shrinks {shrinks:.0f}-fold")
-    _expect(shrinks > 0.5, f"from T = 16 to T = 64 the gradient now grows {1 / shrinks:.0f}-fold")
-    for temperature in (1, 4):
-        expected = temperature**2 * _divergences(student, teacher, temperature).mean()
-        loss = answer(student, teacher, temperature)
-        _expect(torch.isclose(loss, expected), f"at T = {temperature} the loss is {loss:.3f}, not {expected:.3f}")
-
-
-@_exercise
-def repair_kd_reduction(answer: Callable[..., Any]) -> None:
-    pair = _two_tensors(2, 5, 3, 3)
-    loss = _scalar(answer(*pair, 4))
-    dead = torch.full((2, 15, 3, 3), -1000.0)
-    more = answer(*(torch.cat([logits, dead], dim=1) for logits in pair), 4)
-    sentence = "classes that neither network believes in still change the loss, from"
-    _expect(torch.isclose(loss, more), f"{sentence} {loss:.3f} to {more:.3f}")
-    tiled = answer(*(logits.repeat(1, 1, 2, 2) for logits in pair), 4)
-    sentence = "four copies of every image side by side change the loss, from"
-    _expect(torch.isclose(loss, tiled), f"{sentence} {loss:.3f} to {tiled:.3f}: take the mean over pixels too")
-    expected = 16 * _divergences(*pair, 4).mean()
-    _expect(torch.isclose(loss, expected), f"the loss is {loss:.3f}, not {expected:.3f}: sum over classes alone")
-
-
-@_exercise
-def repair_void(answer: Callable[..., Any]) -> None:
-    logits, other = _two_tensors(2, 3, 2, 4)
-    labels = torch.tensor([[[0, 1, 2, 255], [255, 255, 0, 1]], [[2, 2, 0, 0], [1, 255, 255, 2]]])
-    void, given = labels == 255, labels.clone()
-    loss = _scalar(answer(logits, labels))
-    changed = answer(other.where(void[:, None], logits), labels)
-    sentence = "other logits under void still change the loss, from"
-    _expect(torch.isclose(loss, changed), f"{sentence} {loss:.3f} to {changed:.3f}")
-    places = (~void).nonzero().tolist()
-    each = [-float(logits[n, :, y, x].log_softmax(0)[labels[n, y, x]]) for n, y, x in places]
-    expected = sum(each) / len(each)
-    sentence = "take the mean over the labelled pixels, background among them:"
-    _expect(np.isclose(float(loss), expected), f"{sentence} {expected:.3f}, not {loss:.3f}")
-    _expect(torch.equal(labels, given), "the labels themselves were changed; work on a copy")
-
-
-@_exercise
-def repair_teacher_mode(answer: Callable[..., Any]) -> None:
-    images = _two_tensors(4, 3, 6, 6)[0].float()
-    teacher, student = _tiny_network(0, dropout=0.5), _tiny_network(1)
-    before, buffer = fingerprint(teacher), student.get_buffer("1.running_mean").clone()
-    student.eval()  # whoever repairs the step puts it into training mode
-    calls = [answer(teacher, student, part) for part in (images, images, images[:2])]
-    for outputs in calls:
-        _expect(
-            isinstance(outputs, tuple | list) and len(outputs) == 2, "it has to return teacher_logits, student_logits"
-        )
-    first, second, alone = (teacher_logits for teacher_logits, _ in calls)
-    _expect(torch.equal(first, second), "the teacher's answers still change from call to call on the same images")
-    _expect(fingerprint(teacher) == before, "the teacher's fingerprint changes: the buffers of its BatchNorm drift")
-    _expect(torch.allclose(first[:2], alone, atol=1e-5), "an image's answer depends on the other images of the batch")
-    _expect(torch.allclose(first, teacher.eval()(images), atol=1e-5), "these are not the teacher's answers")
-    _expect(not first.requires_grad, "the teacher's forward pass is to be without gradient, as before")
-    _expect(calls[0][1].requires_grad, "the student's forward pass needs a gradient")
-    _expect(not torch.equal(student.get_buffer("1.running_mean"), buffer), "the student has to be in training mode")
-
-
-@_exercise
-def repair_teacher_gradient(answer: Callable[..., Any]) -> None:
-    images = _two_tensors(4, 3, 6, 6)[0].float()
-    teacher, student = _tiny_network(0).eval(), _tiny_network(1)
-    parameters = [*teacher.parameters(), *student.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=0.05, weight_decay=0.1)
-    kernel = student.get_parameter("0.weight")
-    before, weight = fingerprint(teacher), kernel.detach().clone()
-    expected = (_tiny_network(1)(images) - teacher(images)).square().mean()
-    loss = answer(teacher, student, images, optimizer)
-    touched = sum(parameter.grad is not None for parameter in teacher.parameters())
-    _expect(touched == 0, f"{touched} of the teacher's 4 parameters still have a gradient")
-    _expect(fingerprint(teacher) == before, "the step still changes the teacher: its fingerprint is another")
-    _expect(not torch.equal(kernel, weight), "the student learns nothing: its weights are as before")
-    _expect(torch.isclose(_scalar(loss), expected), f"the loss of the first step is {loss:.3f}, not {expected:.3f}")
-    last = [answer(teacher, student, images, optimizer) for _ in range(5)][-1]
-    _expect(last < loss, f"after six steps the loss is {last:.3f}, and was {loss:.3f}: the student does not learn")
-
-
-_SEES_NONE = "SAKD sees no difference: permuted channels and a turn by 180° change nothing; try another rearrangement"
-
-
-@_exercise
-def rearrange_alike(answer: Callable[..., Any]) -> None:
-    maps = _two_tensors(2, 3, 5, 5)
-    moved = answer(*(each.clone() for each in maps))
-    _expect(isinstance(moved, tuple | list) and len(moved) == 2, "it has to return two maps, student's and teacher's")
-    for new, old in zip(moved, maps, strict=True):
-        same = torch.equal(new.flatten().sort().values, old.flatten().sort().values)
-        _expect(new.shape == old.shape and same, "each map keeps its shape and its values, at other places")
-    _expect(torch.isclose(losses.at(*moved), losses.at(*maps)), "AT sees a difference: move both maps alike")
-    equal = torch.isclose(losses.sakd(*moved), losses.sakd(*maps), rtol=1e-6, atol=0)
-    _expect(not equal, _SEES_NONE)
-
-
-@_exercise
-def quiet_student(answer: Callable[..., Any]) -> None:
-    target = torch.tensor([[[[2.0, -1.0], [0.0, 0.5]], [[-3.0, 1.0], [-0.25, 4.0]]]])  # (1, 2, 2, 2)
-    quiet = answer(target.clone())
-    _expect(isinstance(quiet, torch.Tensor) and quiet.shape == target.shape, "it has to return a map (N, C, H, W)")
-    loss = losses.ofd(quiet, target, margin=torch.tensor([-1.0, -3.0]))  # no target lies below its margin
-    _expect(loss == 0, f"OFD's loss is {loss:.3f}, not 0: where the target is above zero, nothing is free")
-    lowest = torch.tensor([[[[2.0, -11.0], [-10.0, 0.5]], [[-13.0, 1.0], [-10.25, 4.0]]]])
-    sentence = "the loss is 0, but not every value that is free lies ten units below its target"
-    _expect(torch.equal(quiet, lowest), f"{sentence}; where the target is exactly 0 the student is free as well")
 
 
 # ------------------------------------------------------------------------------------ 05_train_on_gpu

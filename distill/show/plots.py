@@ -15,7 +15,9 @@ import matplotlib
 import matplotlib.patheffects
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from distill.data.sample import voc_palette
 from distill.files import replace_file
@@ -67,19 +69,28 @@ def colour_mask(mask: np.ndarray) -> np.ndarray:
     return np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)[np.asarray(mask, dtype=np.uint8)]
 
 
-def show_row(pictures: Mapping[str, np.ndarray], class_names: Sequence[str] | None = None, size: float = 2.2) -> Figure:
+def show_row(
+    pictures: Mapping[str, np.ndarray],
+    class_names: Sequence[str] | None = None,
+    size: float = 2.2,
+    scales: bool = False,
+) -> Figure:
     """Pictures in a row, each under its title; see `show_grid`."""
-    return show_grid({"": pictures}, class_names, size)
+    return show_grid({"": pictures}, class_names, size, scales)
 
 
 def show_grid(
-    rows: Mapping[str, Mapping[str, np.ndarray]], class_names: Sequence[str] | None = None, size: float = 2.0
+    rows: Mapping[str, Mapping[str, np.ndarray]],
+    class_names: Sequence[str] | None = None,
+    size: float = 2.0,
+    scales: bool = False,
 ) -> Figure:
     """Rows of pictures, `rows[row name][title]`, pixels drawn as squares; `size` is each picture's side in inches.
 
     A picture, an array or a tensor on the CPU, is an image (H, W, 3) uint8; a mask (H, W) of integers, drawn in VOC's
     colours with the names of its classes where `class_names` is given; or a map (H, W) of floats, drawn from its
-    smallest value (dark) to its largest (bright). Titles are repeated only where they change from row to row.
+    smallest value (dark) to its largest (bright), with its scale beside it where `scales` is set. Titles are repeated
+    only where they change from row to row.
     """
     columns = max(len(row) for row in rows.values())
     titled = len({tuple(row) for row in rows.values()})
@@ -93,10 +104,21 @@ def show_grid(
                 axis.spines[:].set_visible(False)
             for axis, (title, picture) in zip(line, row.items(), strict=False):
                 _draw(axis, np.asarray(picture), class_names)
+                if scales and np.issubdtype(np.asarray(picture).dtype, np.floating):
+                    bar = figure.colorbar(axis.images[0], ax=axis, shrink=0.8, aspect=14, pad=0.03)
+                    bar.ax.tick_params(labelsize=8)
                 axis.set_title("" if list(row) == above else title, loc="center")
             line[0].set_ylabel(name)
             above = list(row)
     return figure
+
+
+def mark_kinds(axis: Axes, kinds: np.ndarray, names: Sequence[str]) -> None:
+    """Draw integers (H, W), 0 to len(names) - 1, as places of as many kinds, with a legend below."""
+    colours = ["#EDEDED", *(colour for colour, _ in BAR_LOOKS)][: len(names)]
+    axis.imshow(np.asarray(kinds), cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
+    patches = [Patch(fc=colour, ec="#333333", lw=0.5, label=name) for colour, name in zip(colours, names, strict=True)]
+    axis.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.03), fontsize=8, handlelength=1.2)
 
 
 def _draw(axis: Axes, picture: np.ndarray, class_names: Sequence[str] | None) -> None:
