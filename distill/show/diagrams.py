@@ -147,10 +147,10 @@ def sakd_steps(g: Tensor) -> Figure:
         "last, g' is divided by its length"
     )
     with style():
-        figure = Figure(figsize=(10.6, 4.4))
+        figure = Figure(figsize=(10.6, 4.7))
         engine = figure.get_layout_engine()
         assert engine is not None
-        engine.set(wspace=0.12, hspace=0.1)  # type: ignore[call-arg]  # room for the arrows
+        engine.set(wspace=0.12, hspace=0.22, h_pad=0.08)  # type: ignore[call-arg]  # room for the arrows
         axes = figure.subplot_mosaic("gA1+';..2.u", empty_sentinel=".")
         for key, (title, values, xlabel, ylabel) in panels.items():
             _matrix(axes[key], values.numpy(), title, xlabel, ylabel)
@@ -269,7 +269,7 @@ def _between(figure: Figure, start: Axes, end: Axes) -> None:
     down = last.rowspan.start - first.rowspan.start
     ends = ((1.03, 0.5), (-0.24, 0.5))
     if down > 0:
-        ends = ((0.9, -0.2), (-0.2, 0.8)) if right else ((0.5, -0.24), (0.5, 1.16))
+        ends = ((0.9, -0.2), (-0.2, 0.8)) if right else ((0.5, -0.24), (0.5, 1.18))
     elif down < 0:
         ends = ((1.03, 0.8), (0.1, -0.24))
     figure.add_artist(

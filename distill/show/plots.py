@@ -105,7 +105,7 @@ def show_grid(
             for axis, (title, picture) in zip(line, row.items(), strict=False):
                 _draw(axis, np.asarray(picture), class_names)
                 if scales and np.issubdtype(np.asarray(picture).dtype, np.floating):
-                    bar = figure.colorbar(axis.images[0], ax=axis, shrink=0.8, aspect=14, pad=0.03)
+                    bar = figure.colorbar(axis.images[0], cax=axis.inset_axes((1.04, 0, 0.05, 1)))
                     bar.ax.tick_params(labelsize=8)
                 axis.set_title("" if list(row) == above else title, loc="center")
             line[0].set_ylabel(name)
@@ -113,12 +113,17 @@ def show_grid(
     return figure
 
 
-def mark_kinds(axis: Axes, kinds: np.ndarray, names: Sequence[str]) -> None:
-    """Draw integers (H, W), 0 to len(names) - 1, as places of as many kinds, with a legend below."""
+def mark_kinds(axis: Axes, kinds: np.ndarray, names: Sequence[str], title: str) -> None:
+    """Draw integers (H, W), 0 to len(names) - 1, as places of so many kinds, over what was there; legend below."""
     colours = ["#EDEDED", *(colour for colour, _ in BAR_LOOKS)][: len(names)]
-    axis.imshow(np.asarray(kinds), cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
     patches = [Patch(fc=colour, ec="#333333", lw=0.5, label=name) for colour, name in zip(colours, names, strict=True)]
-    axis.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.03), fontsize=8, handlelength=1.2)
+    with style():
+        axis.clear()
+        axis.imshow(np.asarray(kinds), cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        axis.set_title(title, loc="center")
+        axis.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.03), fontsize=8, handlelength=1.2)
 
 
 def _draw(axis: Axes, picture: np.ndarray, class_names: Sequence[str] | None) -> None:

@@ -9,6 +9,7 @@ import nbformat
 import pytest
 import torch
 
+from distill import losses
 from distill.show import exercises
 from studies.run_notebooks import NOTEBOOKS
 
@@ -51,6 +52,11 @@ TEMPLATES = {
 }
 
 
+def solved(name: str) -> str:
+    """What the solution of an exercise is called; classes are written in one word."""
+    return f"solution_{name}" if name.islower() else f"Solution{name}"
+
+
 def test_every_notebook_but_the_last_has_two_exercises_or_more() -> None:
     for path in sorted(NOTEBOOKS.glob("0[0-8]*.ipynb")):
         assert len(cells(path, "exercise")) >= 2, path.name
@@ -61,14 +67,14 @@ def test_there_is_a_check_for_every_template_and_no_other() -> None:
 
 
 def test_every_exercise_is_solved_in_the_last_notebook() -> None:
-    assert set(functions(SOLUTIONS, "solution")) >= {f"solution_{name}" for name in exercises.CHECKS}
+    assert set(functions(SOLUTIONS, "solution")) >= {solved(name) for name in exercises.CHECKS}
 
 
 @pytest.mark.parametrize("name", sorted(exercises.CHECKS))
 def test_template_fails_and_solution_passes(name: str) -> None:
     lacking = exercises.what_is_missing(TEMPLATES[name])
     assert lacking.startswith(f"{name}: ") and "\n" not in lacking and len(lacking) < 300
-    solution = functions(SOLUTIONS, "solution")[f"solution_{name}"]
+    solution = functions(SOLUTIONS, "solution")[solved(name)]
     assert exercises.what_is_missing(solution) == ""
 
 
@@ -99,7 +105,7 @@ def test_the_committed_outputs_say_so() -> None:
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         text = json.dumps([cell.get("outputs", []) for cell in nbformat.read(path, as_version=4).cells])
         if path == SOLUTIONS:
-            assert text.count("OK: solution_") == len(exercises.CHECKS) and "not yet" not in text
+            assert text.lower().count("ok: solution") == len(exercises.CHECKS) and "not yet" not in text
         else:
             assert text.count("not yet: ") == len(cells(path, "exercise")), path.name
 
@@ -112,3 +118,47 @@ def test_the_student_has_to_be_put_into_training_mode() -> None:
         return teacher_logits, student(images)
 
     assert "training mode" in exercises.what_is_missing(repair_teacher_mode)
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("04*.ipynb")), ids=lambda path: path.stem)
+def test_exercises_on_losses_have_three_levels(path: Path) -> None:
+    """A check, a hint that is folded before it, and the way to the solution."""
+    found = nbformat.read(path, as_version=4).cells
+    for before, cell in zip(found, found[1:], strict=False):
+        if "exercise" in cell.metadata.get("tags", []):
+            assert "<details><summary>Hint</summary>" in before.source and "check(" in cell.source
+    assert any("09_exercises_solutions.ipynb" in cell.source for cell in found if cell.cell_type == "markdown")
+
+
+LOSSES = {
+    "every batch counts alike": (
+        "measured_margin",
+        lambda maps: sum(m.clamp(max=0).sum((0, 2, 3)) / (m < 0).sum((0, 2, 3)).clamp(min=1) for m in maps) / len(maps),
+    ),
+    "no mean of a channel that is never negative": (
+        "measured_margin",
+        lambda maps: torch.stack([x[x < 0].mean() for x in torch.cat([m.transpose(0, 1).flatten(1) for m in maps], 1)]),
+    ),
+    "the root after the softmax": ("transformer_rows", lambda g: (g @ g.mT).softmax(2) @ g / g.shape[2] ** 0.5),
+    "a softmax over the wrong dimension": (
+        "transformer_rows",
+        lambda g: (g @ g.mT / g.shape[2] ** 0.5).softmax(1) @ g,
+    ),
+    "a loss that is there already": ("own_loss", lambda s, t: 7 * losses.kd(s, t)),
+    "the teacher learns": ("own_loss", lambda s, t: (s.softmax(1) - t.softmax(1)).abs().sum(1).mean()),
+    "a sum over the batch": ("own_loss", lambda s, t: (s.softmax(1) - t.detach().softmax(1)).abs().sum()),
+    "a loss that only says whether they agree": (
+        "own_loss",
+        lambda s, t: (s.argmax(1) != t.argmax(1)).float().mean() + 0 * s.sum(),
+    ),
+    "the classes of each place": ("repair_softening", losses.kd),
+}
+
+
+@pytest.mark.parametrize(("name", "wrong"), LOSSES.values(), ids=LOSSES)
+def test_plausible_mistakes_do_not_pass(name: str, wrong: Callable) -> None:
+    def answer(*given: object, **options: object) -> object:
+        return wrong(*given, **options)
+
+    answer.__name__ = name
+    assert exercises.what_is_missing(answer)
