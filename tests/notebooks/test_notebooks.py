@@ -171,3 +171,42 @@ def test_links_lead_to_files(path):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", prose(path)):
         if not target.startswith(("http://", "https://")):
             assert (path.parent / target).exists(), target
+
+
+def test_a_loss_of_ones_own_takes_twelve_lines_and_trains_a_student():
+    """The cell of notebook 04c, run as it stands in a process that knows nothing of it."""
+    import torch
+
+    import distill
+    from distill.methods import METHODS
+
+    notebook = nbformat.read(PROJECT / "notebooks" / "04c_family_of_methods.ipynb", as_version=4)
+    (source,) = (cell.source for cell in notebook.cells if "own-loss" in cell.metadata.get("tags", []))
+    assert len([line for line in source.splitlines() if line.strip()]) <= 12
+    imports = [line for cell in notebook.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
+    space: dict = {}
+    exec("\n".join(line for line in imports if re.match(r"(from|import) ", line)), space)
+    exec(source, space)
+    try:
+        teacher, student = (
+            distill.build_model("resnet18", num_classes=3, width=0.125, head_width=0.125, atrous_rates=(1, 2, 3))
+            for _ in range(2)
+        )
+        teacher.eval().requires_grad_(False)
+        method = distill.build_method("kd+borders", teacher, student)
+        images, labels = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long)
+        loss, parts = method(student(images, return_maps=True), teacher(images, return_maps=True), labels)
+        loss.backward()
+        assert parts["borders"] > 0 and all(p.grad is None for p in teacher.parameters())
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.backbone.parameters())
+        equal = teacher(images, return_maps=True)
+        assert method.terms["borders"](*2 * [distill.terms.Output(*equal)], labels) == 0
+    finally:
+        METHODS.pop("borders", None)
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "notebooks").glob("04*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_on_losses_are_short_and_follow_each_other(path):
+    notebooks = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+    assert len(nbformat.read(path, as_version=4).cells) <= 45
+    assert f"]({notebooks[notebooks.index(path) + 1].name})" in prose(path).split("**Next:**")[1]

@@ -1,6 +1,7 @@
 """Every exercise of the course: the template in its notebook fails the check, the solution in notebook 09 passes it."""
 
 import ast
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_the_student_has_to_be_put_into_training_mode() -> None:
 def test_exercises_on_losses_have_three_levels(path: Path) -> None:
     """A check, a hint that is folded before it, and the way to the solution."""
     found = nbformat.read(path, as_version=4).cells
-    for before, cell in zip(found, found[1:], strict=False):
+    for before, cell in itertools.pairwise(found):
         if "exercise" in cell.metadata.get("tags", []):
             assert "<details><summary>Hint</summary>" in before.source and "check(" in cell.source
     assert any("09_exercises_solutions.ipynb" in cell.source for cell in found if cell.cell_type == "markdown")
