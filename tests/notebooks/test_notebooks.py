@@ -90,7 +90,7 @@ def test_no_function_is_defined_in_two_notebooks():
     defined = Counter()
     for path in NOTEBOOKS:
         trees = [ast.parse(cell.source) for cell in code_cells(path)]
-        defined.update({node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)})
+        defined.update({node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)})
     assert [name for name, count in defined.items() if count > 1] == []
 
 
