@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, FancyBboxPatch
@@ -277,11 +276,3 @@ def _between(figure: Figure, start: Axes, end: Axes) -> None:
             *ends, "axes fraction", "axes fraction", axesA=start, axesB=end, arrowstyle="-|>", color=_GRADIENT, lw=1.5
         )
     )
-
-
-def numbers(values: Tensor, xlabel: str, ylabel: str, title: str = "", size: float = 2.6) -> Figure:
-    """One small matrix, drawn with its numbers."""
-    with style():
-        figure = Figure(figsize=(size, size))
-        _matrix(figure.subplots(), torch.as_tensor(values).numpy(), title, xlabel, ylabel)
-    return figure
