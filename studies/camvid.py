@@ -4,8 +4,8 @@ Checks a CamVid folder in VOC layout (it is not part of this repository), trains
 as the students, then ResNet-18 alone, with KD and with SAKD; scores every network by both protocols, predicts one
 photograph from its file, and records all of it in results/camvid.json.
 
-A script, beside the study file studies/camvid.toml: a study trains and scores by one protocol, while this one checks
-the folder, scores by both, and trains and predicts through the command line, as a reader would.
+A script, beside the study file studies/camvid-full.toml: a study trains and scores by one protocol, while this one
+checks the folder, scores by both, and trains and predicts through the command line, as a reader would.
 """
 
 import argparse
