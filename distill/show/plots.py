@@ -5,6 +5,7 @@ The regions of a mask carry the names of their classes.
 """
 
 import base64
+import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,8 +50,10 @@ def style() -> Iterator[None]:
 def display(figure: Figure, alt: str) -> None:
     """Show a figure in a notebook as a PNG, with alternative text, and let go of it.
 
-    `alt` says in a sentence or two what there is to see; it is also the output's plain text.
+    `alt` says in a sentence or two what there is to see; it is also the output's plain text. JupyterLab (4.6 still)
+    gives its images no alternative text, so a second output repeats it, unseen, for programs that read the page aloud.
     """
+    from IPython.display import HTML
     from IPython.display import display as show
 
     buffer = io.BytesIO()
@@ -58,6 +61,8 @@ def display(figure: Figure, alt: str) -> None:
     bundle = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": alt}
     metadata = {"image/png": {"alt": alt, "width": round(96 * figure.get_figwidth())}}
     show(bundle, raw=True, metadata=metadata)  # type: ignore[no-untyped-call]
+    unseen = "position: absolute; width: 1px; height: 1px; overflow: hidden; clip: rect(0, 0, 0, 0)"
+    show(HTML(f'<div class="alt-text" style="{unseen}">{html.escape(alt)}</div>'))  # type: ignore[no-untyped-call]
     figure.clear()
 
 

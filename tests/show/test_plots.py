@@ -92,12 +92,13 @@ def test_learning_curves_skip_epochs_without_the_key_and_show_scores_in_per_cent
 
 
 def test_a_displayed_figure_is_a_png_with_alternative_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[tuple[dict, dict]] = []
-    monkeypatch.setattr("IPython.display.display", lambda bundle, raw, metadata: shown.append((bundle, metadata)))
-    plots.display(plots.show_row({"image": np.zeros((4, 4, 3), dtype=np.uint8)}), "A black square.")
-    ((bundle, metadata),) = shown
+    shown: list[tuple] = []
+    monkeypatch.setattr("IPython.display.display", lambda output, **options: shown.append((output, options)))
+    plots.display(plots.show_row({"image": np.zeros((4, 4, 3), dtype=np.uint8)}), "Black < white.")
+    (bundle, options), (unseen, _) = shown
     assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).format == "PNG"
-    assert bundle["text/plain"] == metadata["image/png"]["alt"] == "A black square."
+    assert bundle["text/plain"] == options["metadata"]["image/png"]["alt"] == "Black < white."
+    assert "Black &lt; white.</div>" in unseen.data and "width: 1px" in unseen.data
 
 
 def test_a_line_over_time_ends_where_the_run_was_finished() -> None:
