@@ -1,4 +1,5 @@
 # make tutorial   everything a reader needs, from an empty clone to executed notebooks
+#   TORCH=cpu     with a PyTorch without CUDA, which takes less space
 # make test       the whole test suite
 # make lab        JupyterLab on the notebooks
 # make app        the explorer of notebook 07 as a web page, without code
@@ -32,6 +33,8 @@ app: $(VENV)/installed $(DATA)
 # The stamp is touched last, so that an interrupted installation is taken up again.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),$(BIN)/pip install --quiet uv)
+	$(if $(TORCH),$(BIN)/uv pip install --quiet --python $(VENV) --torch-backend $(TORCH) torch torchvision)
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 

@@ -1,4 +1,4 @@
-"""What the README says of speed on a CPU: python benchmarks/cpu.py
+"""The table of speed in results/README.md, on a CPU: python benchmarks/cpu.py
 
 `python -m distill bench` with the slim networks of the sample and with those of full width on crops of 129 pixels, ours
 in float32 and in bfloat16. Writes results/benchmark.json. Leave the machine alone while it runs, about eight minutes on

@@ -3,7 +3,7 @@
 from distill.files import read_json
 from distill.lab.comparison import Findings, markdown, read_findings, tables
 from distill.lab.curves import interval95, late_rise
-from distill.lab.tables import compare, markdown_table, not_converged, plus_minus, results_file, verdict_of
+from distill.lab.tables import compare, markdown_table, not_converged, plus_minus, results_file
 from distill.show import charts
 
 
@@ -88,14 +88,21 @@ def recorded_on(study: dict) -> str:
 
 
 def said(rows: list[dict]) -> str:
-    """What the intervals allow to say, verdict by verdict."""
-    words: dict[str, list[str]] = {"better": [], "worse": [], "less than a point": [], "not settled": []}
-    for row in rows:
-        if "verdict" in row:
-            word = verdict_of(row, {}).partition(":")[0]
-            words[word].append(f"{charts.method_name(row['method'])} on {charts.network_name(row['backbone'])}")
-    found = "; ".join(f"{word}: {', '.join(names)}" for word, names in words.items() if names)
-    return f"Read with the 95 % intervals, at equal epochs: {found}."
+    """What the intervals allow to say, by verdict."""
+    words = {
+        "better": "The 95 % interval of the gain lies above zero for {}.",
+        "worse": "The 95 % interval of the gain lies below zero for {}.",
+        "not settled": "The 95 % interval of the gain includes zero for {}.",
+    }
+    found = []
+    for word, sentence in words.items():
+        named = [row for row in rows if row.get("verdict") == word]
+        if named:
+            methods: dict[str, list[str]] = {}
+            for row in named:
+                methods.setdefault(charts.network_name(row["backbone"]), []).append(charts.method_name(row["method"]))
+            found.append(sentence.format("; ".join(f"{', '.join(m)} on {network}" for network, m in methods.items())))
+    return " ".join(found)
 
 
 def reading() -> str:
@@ -105,8 +112,8 @@ def reading() -> str:
     if not not_converged(rows):
         return said(rows)
     return (
-        f"{said(rows)} **That is about speed**: the baselines had not converged, and nothing here says that a student "
-        f"that is trained to the end becomes better with a teacher."
+        f"{said(rows)} **These gains are about speed**: the baselines have not converged, and nothing here says that a "
+        f"student becomes better with a teacher when it is trained to the end."
     )
 
 

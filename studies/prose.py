@@ -1,12 +1,14 @@
 """The recorded numbers that prose may quote: python studies/prose.py lists them, with --fill it puts them in.
 
-In a notebook's prose a recorded number carries its name in a comment that readers do not see:
+In the prose of a notebook, of README.md or of a page in docs/ a recorded number carries its name in a comment that
+readers do not see:
 
     The teacher has 84.1<!-- =teacher.test --> % mIoU.
 
 `fill` puts the recorded values in, and a test fails where the two disagree.
 """
 
+import math
 import re
 import sys
 
@@ -25,7 +27,8 @@ def recorded() -> dict[str, str]:
     values = {f"teacher.{split}": f"{100 * teacher['scores'][split]['miou']:.1f}" for split in ("val", "test")}
     for control in read_json(results_file("sample-controls.json"))["controls"]:
         values[f"control.{control['name']}"] = f"{100 * control['miou']:.1f}"
-    return values | _published()
+    seconds = sum(read_json(results_file("notebooks.json"))["seconds"].values())
+    return values | {"notebooks.minutes": f"{math.ceil(seconds / 60)}"} | _published()
 
 
 def _published() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Write the results in README.md, all of results/README.md, and their pictures from results/: python -m studies.report
 
-README.md has the three tables that its reader needs first, results/README.md has everything that was recorded.
+README.md has one small table and its verdict, results/README.md has everything that was recorded.
 """
 
 from pathlib import Path
@@ -17,38 +17,32 @@ from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
 from studies import blocks
 from studies.blocks import mean_of, paired, read, recorded_on, said
+from studies.prose import fill
 
 RESULTS = PROJECT / "results"
 
 
 def readme_with_results(readme: str) -> str:
-    """The README's text with everything between each two marks made anew from results/."""
-    for name, block in {"results": results_block, "speed": speed_block}.items():
-        begin, end = (f"<!-- {name}:{side} -->" for side in ("begin", "end"))
-        before, rest = readme.split(begin)
-        readme = f"{before}{begin}\n{block()}\n{end}{rest.split(end)[1]}"
-    return readme
-
-
-def results_block() -> str:
-    """What a reader of README.md needs first."""
-    return "\n\n".join([better("results"), few(), faster()])
+    """The README's text with its marked numbers, and everything between its two marks, made anew from results/."""
+    begin, end = "<!-- results:begin -->", "<!-- results:end -->"
+    before, rest = fill(readme).split(begin)
+    return f"{before}{begin}\n{few()}\n\n{in_short()}\n{end}{rest.split(end)[1]}"
 
 
 def results_page() -> str:
     """results/README.md: every recorded study."""
     head = (
-        "# Everything that was recorded\n\nWritten by `python -m studies.report` from the JSON files beside it, each "
-        "of which names the command that made it. mIoU and gains are in points; behind ± stands half the width of a "
-        "95 % confidence interval over seeds. A gain is over the baseline of the same seed, which started from the "
-        "same weights and saw the same images in the same order."
+        "# All recorded results\n\n`python -m studies.report` writes this page from the JSON files beside it; each "
+        "names the command that made it. mIoU and gains are in points; the number after ± is half the width of the "
+        "95 % confidence interval over seeds. A gain is over the baseline of the same seed, which starts from the "
+        "same weights and sees the same images in the same order."
     )
-    converged = [better("."), self_attention(), weights(), blocks.converged(), blocks.schedule()]
+    converged = [better(), self_attention(), weights(), blocks.converged(), blocks.schedule()]
     short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), blocks.few_labels(), blocks.quirks()]
-    return "\n\n".join([head, *converged, *short, blocks.camvid()]) + "\n"
+    return "\n\n".join([head, *converged, *short, blocks.camvid(), steps()]) + "\n"
 
 
-def better(folder: str) -> str:
+def better() -> str:
     """The main study: every method, after as many epochs as the baseline needs."""
     study = read("sample.json")
     rows = tables(read_findings([results_file("sample.json")]))[""]
@@ -61,7 +55,7 @@ def better(folder: str) -> str:
         if row["method"] == "baseline"
     ]
     head = (
-        f"{'###' if folder == 'results' else '## sample:'} Better? Students that trained for as long as it helped\n\n"
+        f"## sample: students that trained for as long as it helped\n\n"
         f"Sample data, test split; {run['images']} training images, {run['settings']['epochs']} epochs. The teacher, "
         f"trained on {read('teacher.json')['config']['images']:,} images, has **{100 * teacher:.1f}** mIoU. What is "
         f"left to gain is the gap to it: {', '.join(gaps)}."
@@ -69,7 +63,7 @@ def better(folder: str) -> str:
     planned = len(plan(load_study(PROJECT / "studies" / "sample.toml"), Path()))
     if len(study["runs"]) < planned:
         head += f" So far {len(study['runs'])} of the study's {planned} runs are recorded."
-    picture = f"![Gain of every method over the converged baseline]({folder}/gains.png)"
+    picture = "![Gain of every method over the converged baseline](gains.png)"
     return "\n\n".join([head, markdown_table(rows), recorded_on(study), picture, said(rows)])
 
 
@@ -89,7 +83,10 @@ def few() -> str:
     runs = {what: [e for e in found.records if (e["variant"], e["method"]) == row] for what, row in FEW.items()}
     alone = {row: average(runs[what], "miou") for what, row in FEW.items() if row[1] == "baseline"}
     best = max(alone, key=alone.__getitem__)
-    lines = ["| learns from | mIoU | gain over the better baseline | epochs | seconds a run |", "|---|---|---|---|---|"]
+    lines = [
+        "| learns from | mIoU | gain over the better baseline | epochs | seconds per run |",
+        "|---|---|---|---|---|",
+    ]
     above = True
     for what, row in FEW.items():
         gains = [] if row[1] == "baseline" else paired(found, [row, best])
@@ -100,16 +97,16 @@ def few() -> str:
         above &= not gains or sum(gains) / len(gains) > interval95(gains)
     head = (
         f"### Where a teacher helps: few labels\n\n{charts.network_name('resnet18')}, test split, "
-        f"{len(runs[what])} seeds. The baseline has a weight decay of its own choice, and was given twice as many "
-        f"epochs too ([how both were chosen](results/README.md))."
+        f"{len(runs[what])} seeds. The weight decay was chosen for the baseline, and it also trains twice as long "
+        f"([how both were chosen](results/README.md))."
     )
     foot = "The interval of every gain lies above zero." if above else "Not every interval lies above zero."
     rises = [not_converged(tables(found)[variant]).get("resnet18", 0.0) for variant, _ in alone]
     if any(rises):
         foot += (
-            f" But these baselines have not converged: over the last quarter of their epochs, in which the rate falls "
-            f"to zero, their mIoU on val still rose by {' and '.join(f'{100 * rise:.1f}' for rise in rises if rise)} "
-            f"points. Some of each gain may be speed, and the weights of the methods are those of the study of speed."
+            f" But these baselines have not converged: over the last quarter of their epochs their mIoU on val still "
+            f"rises by {' and '.join(f'{100 * rise:.1f}' for rise in rises if rise)} points, so part of each gain may "
+            f"be speed."
         )
     return "\n\n".join([head, "\n".join(lines), f"{foot} {recorded_on(study)}"])
 
@@ -118,24 +115,21 @@ def average(runs: list[dict], key: str) -> float:
     return sum(entry[key] for entry in runs) / len(runs)
 
 
-def faster() -> str:
-    """How much sooner a student with a teacher is where the baseline is at the end of the short study."""
-    study = read("speed.json")
-    rows = compare(study["runs"], study["teacher"]["miou"])
-    epochs, gains = rows[0]["epochs"], []
-    for backbone in dict.fromkeys(row["backbone"] for row in rows):
-        best = max((row for row in rows if row["backbone"] == backbone), key=lambda row: row.get("gain", -1.0))
-        gains.append(
-            f"{charts.network_name(backbone)} with {charts.method_name(best['method'])} "
-            f"{plus_minus(best['gain'], best['gain_interval'], '+')} at equal epochs and "
-            f"{plus_minus(best['gain_at_equal_time'], best['gain_at_equal_time_interval'], '+')} at equal time"
-        )
+def in_short() -> str:
+    """What the main study and the short one say, in a sentence each."""
+    study, short = read("sample.json"), read("speed.json")
+    rows = tables(read_findings([results_file("sample.json")]))[""]
+    early = compare(short["runs"], short["teacher"]["miou"])
+    best = max((row for row in early if "gain" in row), key=lambda row: row["gain"])
+    epochs = study["runs"][0]["settings"]["epochs"]
+    state = "has not converged" if not_converged(rows) else "has converged"
     return (
-        f"### Faster: the first {epochs} epochs\n\nStopped after {epochs} epochs, when no student has converged, a "
-        f"teacher seems to be worth far more: {'; '.join(gains)}. Such a gain says how much sooner a student learns, "
-        f"and not how much better it becomes, and a table without the baseline's curve does not say which of the "
-        f"two it shows.\n\nEvery recorded study, with what weights, faults of the published protocol and real "
-        f"photographs do, is in [results/README.md](results/README.md)."
+        f"**With all {study['runs'][0]['images']} labels** the baseline {state} after {epochs} epochs. {said(rows)} "
+        f"**After only {early[0]['epochs']} epochs** the largest gain is "
+        f"{plus_minus(best['gain'], best['gain_interval'], '+')} ({charts.method_name(best['method'])}, "
+        f"{charts.network_name(best['backbone'])}): a student with a teacher learns sooner, which is not the same as "
+        f"becoming better.\n\nEvery table and chart, with settings, seeds and costs: "
+        f"[results/README.md](results/README.md)."
     )
 
 
@@ -171,7 +165,7 @@ def weights() -> str:
     return head + "\n\n" + "\n".join(lines)
 
 
-def speed_block() -> str:
+def steps() -> str:
     """A step and loading beside the plain recipe, by networks and precision."""
     measured = read("benchmark.json")["measured"]
     machine, methods = measured[0]["environment"], [row["method"] for row in measured[0]["steps"]]
@@ -185,8 +179,11 @@ def speed_block() -> str:
             ratios = {row["method"]: f"{row['ratio']:.2f}" for row in one["steps"] if row["backbone"] == student}
             lines.append(f"| {what} | {student} | {' | '.join(ratios[method] for method in methods)} |")
     head = (
-        f"How many times as fast a step is as the plain recipe's: float32, memory as PyTorch lays it out by default, "
-        f"the teacher in training mode with its gradients recorded, losses as the papers write them. Medians of "
+        f"## Speed of a training step\n\nSpeed-up of a training step over a plain implementation, which computes in "
+        f"float32, keeps PyTorch's default memory format, runs the teacher in training mode and records its gradients, "
+        f"and writes the losses as the papers do. `python benchmarks/cpu.py` measures this table; `python -m distill "
+        f"bench` measures your machine, with a GPU or without. `benchmarks/gpu.py` measures the published size on one "
+        f"GPU in one call; no GPU was available to run it. Medians of "
         f"{measured[0]['options']['steps']} steps each, in turns, on {machine['threads']} cores of an "
         f"{machine['processor']}, PyTorch {machine['torch']}, {measured[0]['date']}."
     )
@@ -211,8 +208,8 @@ def _limits(measured: list[dict]) -> str:
         )
     kept = [row["ratio"] for row in measured[0]["cache"]]
     return (
-        f"Convolutions limit it: in float32, {'; '.join(said)}. On the sample the teacher's answers are kept, which "
-        f"makes a step {min(kept):.1f} to {max(kept):.1f} times as fast again as in the table."
+        f"Convolutions take most of the time: in float32, {'; '.join(said)}. On the sample the teacher's answers are "
+        f"cached, which makes a step {min(kept):.1f} to {max(kept):.1f} times as fast again as in the table."
     )
 
 
@@ -220,8 +217,8 @@ def _loading(measured: list[dict]) -> str:
     row = max(measured[0]["loading"], key=lambda row: row["crop_size"])
     ours, plain = (f"{row[name]['images_per_second']:.0f}" for name in ("ours", "plain"))
     return (
-        f"Loading, crops of {row['crop_size']} pixels of images of 500 x 375: {ours} images a second and core, "
-        f"{row['ratio']:.1f} times as many as the plain recipe's {plain}."
+        f"Loading, crops of {row['crop_size']} pixels of images of 500 x 375: {ours} images per second "
+        f"per core, {row['ratio']:.1f} times as many as the plain implementation's {plain}."
     )
 
 

@@ -86,17 +86,18 @@ def test_shipped_files_are_small() -> None:
     assert shipped_file(SHIPPED).stat().st_size < 15_000_000
 
 
-def test_the_readme_says_what_was_recorded() -> None:
-    from studies.report import readme_with_results
+def test_the_readme_and_the_page_of_results_say_what_was_recorded() -> None:
+    from studies.report import readme_with_results, results_page
 
     readme = (PROJECT / "README.md").read_text()
     assert readme == readme_with_results(readme), "the README is behind results/: run python -m studies.report"
+    assert (RESULTS / "README.md").read_text() == results_page(), "run python -m studies.report"
 
 
-def test_published_numbers_in_the_readme_are_those_on_file() -> None:
+def test_published_numbers_in_the_docs_are_those_on_file() -> None:
     from studies.prose import MARK, recorded
 
-    found = MARK.findall((PROJECT / "README.md").read_text())
+    found = MARK.findall((PROJECT / "docs" / "voc.md").read_text())
     assert len(found) == 5
     for number, name in found:
         assert number == recorded()[name]

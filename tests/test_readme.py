@@ -1,0 +1,83 @@
+"""README.md and the pages in docs/: short, complete, and every link, option and command in them there."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from distill import cli
+from distill.files import PROJECT
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+README = (PROJECT / "README.md").read_text()
+PAGES = [
+    *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md", "benchmarks/README.md")),
+    *sorted((PROJECT / "docs").glob("*.md")),
+]
+
+
+def _named(page: Path) -> str:
+    return str(page.relative_to(PROJECT))
+
+
+def test_the_readme_is_short() -> None:
+    results = README.partition("<!-- results:begin -->")[2].partition("<!-- results:end -->")[0]
+    assert len(README.splitlines()) <= 110
+    assert len(re.findall(r"^\|", results, flags=re.M)) == 2 + 5, "not one small table of five rows"
+
+
+def test_every_notebook_has_a_row_in_the_readmes_table() -> None:
+    rows = re.findall(r"^\| \[([\w.]+)\]\(notebooks/([\w.]+)\.ipynb\) \| .+ \|$", README, flags=re.M)
+    assert rows == [(path.stem, path.stem) for path in sorted((PROJECT / "notebooks").glob("*.ipynb"))]
+
+
+def test_every_extra_has_a_row_in_the_table_of_extras() -> None:
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = (PROJECT / "docs" / "install.md").read_text().partition("## Extras")[2]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, flags=re.M)) == sorted(extras)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_commands_and_options_exist(page: Path) -> None:
+    """Of every `python -m distill COMMAND --option` in a block of code, and of every `make` target."""
+    text = page.read_text().replace("\\\n", " ")
+    commands = _subcommands(cli._parser())
+    for name, rest in re.findall(r"python -m distill +([a-z]+)([^#`\n]*)", text):
+        assert name in commands, name
+        known = {name: parser for name, parser in _subcommands(commands[name]).items() if name in rest.split()}
+        options = {option for parser in (commands[name], *known.values()) for option in parser._option_string_actions}
+        assert set(re.findall(r"--[\w-]+", rest)) <= options, f"{name}{rest}"
+    targets = re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(), flags=re.M)
+    assert set(re.findall(r"(?:`|^)make ([\w-]+)", text, flags=re.M)) <= set(targets)
+
+
+def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    of_commands = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return {name: sub for action in of_commands for name, sub in action.choices.items()}
+
+
+def test_every_command_has_a_row_in_the_table_of_commands() -> None:
+    table = (PROJECT / "docs" / "commands.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.M)) == set(_subcommands(cli._parser()))
+
+
+def test_every_method_has_a_row_in_the_table_of_methods() -> None:
+    from distill import METHODS
+
+    table = (PROJECT / "docs" / "methods.md").read_text()
+    named = {
+        name for row in re.findall(r"^\| (`.*?`) \|", table, flags=re.M) for name in re.findall(r"`([\w-]+)`", row)
+    }
+    assert named >= {name for name in METHODS if name != "proposed"}
