@@ -24,6 +24,7 @@ from distill.networks import (
     load_model,
     load_teacher,
     save_model,
+    shipped_file,
     suggest_positions,
     wrap,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "predict",
     "register_method",
     "save_model",
+    "shipped_file",
     "suggest_positions",
     "wrap",
 ]

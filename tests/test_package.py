@@ -1,37 +1,106 @@
-"""What `pip install .` gives somewhere else: the package, and the files it needs at run time."""
+"""The distributions: what `python -m build` makes, installed somewhere else without the clone, and used there."""
 
 import os
+import re
 import subprocess
 import sys
-import zipfile
+from collections.abc import Callable
+from email import message_from_bytes
+from email.message import Message
+from importlib.metadata import PathDistribution
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+import distill
 
 PROJECT = Path(__file__).resolve().parent.parent
+STUDENT = "student-resnet18-distilled.safetensors"
 
 
 @pytest.fixture(scope="module")
-def unpacked_wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=PROJECT, check=True)
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source distribution, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, PROJECT]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
 
 
-def test_an_installed_package_finds_its_own_teacher(unpacked_wheel: Path, tmp_path: Path) -> None:
-    code = "from distill.networks.teachers import *; load_teacher('sample'); print(shipped_file(SHIPPED))"
-    environment = {**os.environ, "PYTHONPATH": str(unpacked_wheel)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(unpacked_wheel))
+@pytest.fixture(scope="module")
+def site(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that pip has installed the wheel in."""
+    target, (wheel,) = tmp_path_factory.mktemp("site"), built.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel]
+    subprocess.run(install, check=True)
+    return target
 
 
-def test_the_wheel_carries_the_shipped_students(unpacked_wheel: Path) -> None:
-    names = {path.name for path in (unpacked_wheel / "distill" / "shipped").iterdir()}
-    assert {"student-resnet18-baseline.safetensors", "student-resnet18-distilled.safetensors"} <= names
+@pytest.fixture
+def use(site: Path, tmp_path: Path) -> Callable[..., str]:
+    """Runs Python in a folder of its own, where `distill` is the installed one, and gives what it printed."""
+
+    def run(*arguments: str | Path) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(site)}
+        command = [sys.executable, *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_the_distributions_are_small(built: Path) -> None:
+    sizes = {path.name: path.stat().st_size for path in built.iterdir()}
+    assert len(sizes) == 2 and all(size < 15_000_000 for size in sizes.values()), sizes
+
+
+def test_the_shipped_student_predicts_from_the_installed_package(
+    use: Callable[..., str], site: Path, tmp_path: Path
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    code = (
+        "import distill, numpy; print(distill.__file__)\n"
+        f"student = distill.load_model(distill.shipped_file('{STUDENT}'))\n"
+        "numpy.save('mask.npy', distill.predict(student, 'image.png'))\n"
+    )
+    assert Path(use("-c", code).strip()).is_relative_to(site)
+    student = distill.load_model(distill.shipped_file(STUDENT))
+    assert np.array_equal(np.load(tmp_path / "mask.npy"), distill.predict(student, image))
+
+
+def test_the_installed_command_line_finds_the_shipped_teacher(use: Callable[..., str], tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    use("-m", "distill", "predict", "sample", "image.png", "--out", "masks")
+    assert (tmp_path / "masks" / "image_mask.png").is_file()
+
+
+def test_nothing_that_the_package_reads_is_left_out(site: Path) -> None:
+    """Every file of `distill/` that git knows, among them the explorer's script and the marker of types."""
+    listed = subprocess.run(["git", "ls-files", "distill"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    files = listed.stdout.split()
+    assert {"distill/py.typed", "distill/show/picture.js"} <= set(files)
+    assert [name for name in files if not (site / name).is_file()] == []
+
+
+def test_every_entry_point_leads_to_a_function(site: Path) -> None:
+    (information,) = site.glob("*.dist-info")
+    for entry in PathDistribution(information).entry_points:
+        assert callable(entry.load()), entry
+
+
+def test_the_metadata_says_what_is_offered(site: Path) -> None:
+    (information,) = site.glob("*.dist-info")
+    metadata: Message = message_from_bytes((information / "METADATA").read_bytes())
+    assert metadata["License-Expression"] == "MIT" and (information / "licenses" / "LICENSE").is_file()
+    classifiers = metadata.get_all("Classifier") or []
+    assert "Typing :: Typed" in classifiers
+    oldest = min(re.findall(r"Python :: 3\.(\d+)", " ".join(classifiers)), key=int)
+    assert metadata["Requires-Python"] == f">=3.{oldest}"
 
 
 def test_no_file_is_too_large_for_a_clone() -> None:
@@ -40,8 +109,3 @@ def test_no_file_is_too_large_for_a_clone() -> None:
     assert sizes, "git lists no files"
     assert max(sizes.values()) < 15_000_000
     assert sum(sizes.values()) < 60_000_000
-
-
-def test_the_wheel_carries_the_browsers_half_of_the_explorer(unpacked_wheel: Path) -> None:
-    carried = unpacked_wheel / "distill" / "show" / "picture.js"
-    assert carried.read_text() == (PROJECT / "distill" / "show" / "picture.js").read_text()

@@ -4,7 +4,7 @@ from distill.networks.backbones import POSITIONS
 from distill.networks.deeplab import BACKBONES, DeepLabV3Plus, build_model, parameter_groups
 from distill.networks.saving import load_model, save_model
 from distill.networks.taps import record
-from distill.networks.teachers import load_teacher
+from distill.networks.teachers import load_teacher, shipped_file
 from distill.networks.wrapped import suggest_positions, wrap
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "parameter_groups",
     "record",
     "save_model",
+    "shipped_file",
     "suggest_positions",
     "wrap",
 ]
