@@ -20,6 +20,7 @@ from distill.data.camvid import download_camvid
 from distill.data.check import check_dataset
 from distill.data.download import download
 from distill.data.folders import make_default_sample, open_dataset, read_class_names, read_image, repeated
+from distill.data.labelme import import_labelme
 from distill.data.resize import resize_dataset
 from distill.data.sample import SAMPLE_SIZES, make_sample, mask_image
 from distill.doctor import examine
@@ -395,7 +396,7 @@ def _no_nan(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_data(commands: Commands) -> None:
-    data = commands.add_parser("data", help="make the sample, check or resize a folder, download Pascal VOC or CamVid")
+    data = commands.add_parser("data", help="make the sample; check, resize or import a folder; download VOC or CamVid")
     kinds = data.add_subparsers(required=True, metavar="what")
     sample = _command(kinds, "sample", _make_sample, "make the sample data", defaults=True)
     sample.add_argument("--out", type=Path, help="folder (default: data/sample)")
@@ -411,6 +412,10 @@ def _add_data(commands: Commands) -> None:
     resize.add_argument("folder", type=Path)
     resize.add_argument("--side", type=int, required=True, help="pixels that the longer side has at most")
     resize.add_argument("--out", type=Path, required=True, help="the new folder")
+    labelme = _command(kinds, "labelme", _import, "turn a folder of labelme's into one in VOC layout")
+    labelme.add_argument("folder", type=Path, help="images, with a JSON file beside each that is labelled")
+    labelme.add_argument("--out", type=Path, required=True, help="the new folder")
+    labelme.add_argument("--classes", nargs="+", metavar="NAME", help="their order, background first")
     meaning = "fetch Pascal VOC 2012, SBD or CamVid; goes on where it stopped"
     fetch = _command(kinds, "download", _download, meaning)
     fetch.add_argument("name", choices=("voc", "sbd", "camvid"))
@@ -472,6 +477,10 @@ def _make_sample(options: argparse.Namespace) -> None:
 
 def _resize(options: argparse.Namespace) -> None:
     print(resize_dataset(options.folder, options.out, options.side))
+
+
+def _import(options: argparse.Namespace) -> None:
+    print(import_labelme(options.folder, options.out, options.classes))
 
 
 def _download(options: argparse.Namespace) -> None:

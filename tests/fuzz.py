@@ -6,6 +6,7 @@ then reduces to the smallest file that shows it. The suite runs a few hundred of
 """
 
 import argparse
+import base64
 import copy
 import io
 import json
@@ -28,6 +29,7 @@ from safetensors.torch import save
 from distill import DistillError, build_model, load_teacher
 from distill.data.check import check_dataset
 from distill.data.folders import VOCFolder, read_image, read_mask
+from distill.data.labelme import import_labelme
 from distill.data.sample import voc_palette
 from distill.files import PROJECT, write_json
 from distill.lab.tables import compare, markdown_table, read_study, record
@@ -135,6 +137,7 @@ def _sbd_mask() -> bytes:
     return file.getvalue()
 
 
+MASK = base64.b64encode(_saved(Image.fromarray(np.eye(3, dtype=np.uint8)), "PNG")).decode()
 SCORE = {"miou": 0.5, "pixel_accuracy": 0.7, "per_class_iou": {"a": 0.5, "b": None}, "confusion": [[1, 0], [0, 1]]}
 CONFIG = {
     "data": "sample",
@@ -151,6 +154,18 @@ CONFIG = {
 }
 SCORES = {"protocol": "native", "epoch": 2, "best": {"epoch": 1, "val_miou": 0.5}, "val": SCORE, "test": SCORE}
 HISTORY = [{"epoch": 1, "lr": 0.1, "loss": 2.0, "ce": 2.0, "seconds": 1.5}, {"epoch": 2, "seconds": 1.0}]
+LABELME = {
+    "version": "5.5.0",
+    "imagePath": "a.png",
+    "imageData": None,
+    "imageHeight": 9,
+    "imageWidth": 12,
+    "shapes": [
+        {"label": "cup", "points": [[1, 1], [7, 2.5], [4, 8]], "shape_type": "polygon", "flags": {}},
+        {"label": "ball", "points": [[5, 5], [8, 5]], "shape_type": "circle", "group_id": None},
+        {"label": "__ignore__", "points": [[2, 2], [4, 6]], "shape_type": "mask", "mask": MASK},
+    ],
+}
 STUDY_RUN = {"data": "sample", "backbone": "resnet18", "method": "kd", "seed": 0, "split": "test", "seconds": 1.0}
 STUDY = {
     "runs": [{**STUDY_RUN, "miou": 0.5}, {**STUDY_RUN, "method": "baseline", "miou": 0.4, "per_class_iou": {"a": 0.3}}],
@@ -226,6 +241,14 @@ def read_any_list(content: bytes, folder: Path) -> None:
     assert 1 <= dataset.num_classes <= 255 and len(set(dataset.class_names)) == dataset.num_classes
 
 
+def read_any_labelme(content: bytes, folder: Path) -> None:
+    source = folder / "photos"
+    _put(source, "a.json", content)
+    _put(source, "a.png", GOOD_IMAGE)
+    mask = read_mask(import_labelme(source, folder / "out", progress=False) / "SegmentationClass" / "a.png", 255)
+    assert mask.shape == read_image(source / "a.png").shape[:2]
+
+
 def _either(read: Callable[[], object]) -> None:
     try:
         read()
@@ -283,6 +306,7 @@ TARGETS: dict[str, tuple[st.SearchStrategy[bytes], Reader]] = {
     "image": (damaged(_pictures(masks=False)), read_any_image),
     "mask": (damaged([*_pictures(masks=True), _sbd_mask()]), read_any_mask),
     "list of images, class names": (damaged(LISTS) | st.text(max_size=60).map(str.encode), read_any_list),
+    "labelme's file": (altered_json([LABELME]), read_any_labelme),
     "run (config, scores, history, environment)": (
         st.one_of(
             altered_json([CONFIG]).map(lambda content: b"\0" + content),

@@ -426,6 +426,14 @@ def protocol_is_unknown(world: World) -> list:
     return ["evaluate", world.weights, "--protocol", "resize512"]
 
 
+@case("photo.json", "which covers no area", "polygon")
+def labelmes_file_has_a_point_where_an_area_should_be(world: World) -> list:
+    Image.new("RGB", (8, 8)).save(world.root / "photo.jpg")
+    shape = {"label": "cup", "points": [[3, 3]], "shape_type": "point"}
+    (world.root / "photo.json").write_text(json.dumps({"shapes": [shape], "imagePath": "photo.jpg"}))
+    return ["data", "labelme", world.root, "--out", world.root / "labelme"]
+
+
 @case("--epoch-count")
 def flag_is_unknown(world: World) -> list:
     return world.train("--epoch-count", 3)
