@@ -3,13 +3,14 @@
 # make test       the whole test suite
 # make lab        JupyterLab on the notebooks
 # make app        the explorer of notebook 07 as a web page, without code
+# make docs       README, docs, notebooks and the reference as a site: build/docs/index.html
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA := data/sample/sample.txt
 
-.PHONY: tutorial test lab app clean
+.PHONY: tutorial test lab app docs clean
 
 tutorial: $(VENV)/installed $(DATA)
 	$(BIN)/python studies/run_notebooks.py --out executed
@@ -30,6 +31,10 @@ lab: $(VENV)/installed $(DATA)
 app: $(VENV)/installed $(DATA)
 	JUPYTER_PATH=studies $(BIN)/voila notebooks/07_visualize.ipynb --template=offline
 
+docs: $(VENV)/installed-for-docs
+	$(BIN)/sphinx-build --quiet -c docs . build/docs
+	@echo "Open build/docs/index.html"
+
 # The stamp is touched last, so that an interrupted installation is taken up again.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -42,8 +47,12 @@ $(VENV)/installed-for-tests: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable ".[test]"
 	touch $@
 
+$(VENV)/installed-for-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	touch $@
+
 $(DATA): | $(VENV)/installed
 	$(BIN)/python -m distill data sample
 
 clean:
-	rm -rf $(VENV) executed runs data/sample
+	rm -rf $(VENV) build executed runs data/sample

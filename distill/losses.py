@@ -90,7 +90,7 @@ def ofd_margin(norm: nn.BatchNorm2d) -> Tensor:
     """(C,): mean of the negative half of a BatchNorm's output, taken as normal with mean μ (its bias) and std
     s.
 
-    margin = μ - s · φ(μ/s) / Φ(-μ/s), with s = |weight|, φ and Φ the normal density and distribution; -3 s
+    `margin = μ - s · φ(μ/s) / Φ(-μ/s)`, with `s = |weight|`, φ and Φ the normal density and distribution; -3 s
     for channels that are hardly ever negative, Φ(-μ/s) <= 0.001. Heo et al. 2019, section 3.2.
 
     A channel whose weight is 0 always gives μ: its margin is min(μ, 0), the limit of the formula. A norm

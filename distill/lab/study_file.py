@@ -1,4 +1,4 @@
-"""A study's file: a TOML file that says which runs make a table.
+"""A study's file: a TOML file that says which runs make a table::
 
     about = "One sentence."          teacher = "sample"                 [settings]
     data = "sample"                  students = ["resnet18"]            epochs = 12

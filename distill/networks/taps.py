@@ -18,7 +18,7 @@ from distill.errors import DistillError
 def record(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Record what named submodules of any network produce (or receive) while the `with` block runs.
 
-    A name is a submodule's dotted path, for its output, or that path with `:input`, for its first argument:
+    A name is a submodule's dotted path, for its output, or that path with `:input`, for its first argument::
 
         with record(network, ["layer4", "layer4.1.relu:input"]) as taps:
             logits = network(images)

@@ -144,7 +144,7 @@ class Run:
 
     @property
     def scores(self) -> dict[str, Any]:
-        """`val` and, where there is a test split, `test`: the last epoch's; `best`: the best epoch seen on val."""
+        """Scores of the last epoch, `val` and, with a test split, `test`; and of the `best` epoch seen on val."""
         path = self.path / "scores.json"
         if not is_whole(path):
             raise DistillError(
@@ -158,7 +158,7 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One dict an epoch: epoch, lr, loss, each part of the loss, seconds, and at times val_miou."""
+        """One dict per epoch with epoch, lr, loss, each part of the loss, seconds, and at times val_miou."""
         path = self.path / "history.jsonl"
         lines = read_json_lines(path) if path.exists() else []
         return [checked(line, _Epoch, path, f"line {number} of a history") for number, line in enumerate(lines, 1)]
