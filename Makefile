@@ -1,8 +1,9 @@
 # make tutorial   everything a reader needs, from an empty clone to executed notebooks
 #   TORCH=cpu     with a PyTorch without CUDA, which takes less space
 # make test       the whole test suite
-# make lab        JupyterLab on the notebooks
+# make lab        JupyterLab on the notebooks; LAB="--no-browser" gives it flags
 # make app        the explorer of notebook 07 as a web page, without code
+# make sample     only the environment and the sample data
 # make docs       README, docs, notebooks and the reference as a site: build/docs/index.html
 
 PYTHON ?= python3
@@ -10,12 +11,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DATA := data/sample/sample.txt
 
-.PHONY: tutorial test lab app docs clean
+.PHONY: tutorial sample test lab app docs clean
 
 tutorial: $(VENV)/installed $(DATA)
 	$(BIN)/python studies/run_notebooks.py --out executed
 	$(BIN)/python -m distill compare results/sample.json
 	@echo "The executed notebooks are in executed/. Open the course with: make lab"
+
+sample: $(VENV)/installed $(DATA)
 
 # The sample is made first: several processes would make it at once. One thread in each: there is one for every core.
 test: $(VENV)/installed-for-tests $(DATA)
@@ -26,7 +29,7 @@ test: $(VENV)/installed-for-tests $(DATA)
 	$(BIN)/python -m pytest -q tests/notebooks
 
 lab: $(VENV)/installed $(DATA)
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks $(LAB)
 
 app: $(VENV)/installed $(DATA)
 	JUPYTER_PATH=studies $(BIN)/voila notebooks/07_visualize.ipynb --template=offline

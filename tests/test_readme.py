@@ -14,6 +14,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 README = (PROJECT / "README.md").read_text()
 PAGES = [
     *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md", "benchmarks/README.md")),
@@ -37,7 +38,7 @@ def test_every_notebook_has_a_row_in_the_readmes_table() -> None:
 
 
 def test_every_extra_has_a_row_in_the_table_of_extras() -> None:
-    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = PYPROJECT["project"]["optional-dependencies"]
     table = (PROJECT / "docs" / "install.md").read_text().partition("## Extras")[2]
     assert sorted(re.findall(r"^\| `(\w+)` \|", table, flags=re.M)) == sorted(extras)
 
