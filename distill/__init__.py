@@ -1,6 +1,7 @@
 """Distil segmentation networks: teachers, students, losses, one trainer, and scores."""
 
 import sys
+from importlib import import_module
 
 try:
     import torchvision  # noqa: F401 (only to see whether it can be imported)
@@ -51,3 +52,10 @@ __all__ = [
     "suggest_positions",
     "wrap",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """`export` is the lab's, which nothing below it needs, and is imported when it is first asked for."""
+    if name == "export":
+        return import_module("distill.lab.export").export
+    raise AttributeError(f"module 'distill' has no attribute {name!r}")

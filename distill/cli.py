@@ -1,6 +1,6 @@
 """Command line: python -m distill COMMAND.
 
-train, evaluate, predict; study, tune, compare, diagnose; data, bench, doctor.
+train, evaluate, predict, export; study, tune, compare, diagnose; data, bench, doctor.
 """
 
 import argparse
@@ -14,7 +14,6 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 from PIL import Image
-from torch import nn
 
 from distill.data.camvid import download_camvid
 from distill.data.check import check_dataset
@@ -29,15 +28,14 @@ from distill.files import make_folder, replace_file, write_json, write_text
 from distill.lab import bench, tune
 from distill.lab.comparison import draw, markdown, read_findings, report, tables
 from distill.lab.diagnose import diagnose
+from distill.lab.export import export
 from distill.lab.study import Study
 from distill.methods import METHODS
-from distill.networks.saving import load_model
-from distill.networks.teachers import load_teacher
 from distill.training.evaluation import PROTOCOLS, evaluate, predict
 from distill.training.loop import fit
 from distill.training.parallel import pick_device, this_rank
 from distill.training.presets import PRESETS, RECIPES
-from distill.training.runs import Run
+from distill.training.runs import Run, open_network
 from distill.training.settings import Settings, choices_of
 
 
@@ -100,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_predict(commands)
+    _add_export(commands)
     _add_study(commands)
     _add_tune(commands)
     _add_compare(commands)
@@ -234,7 +233,8 @@ def _train(options: argparse.Namespace) -> None:
 def _add_evaluate(commands: Commands) -> None:
     command = _command(commands, "evaluate", _evaluate, "score a run, a weights file or a teacher")
     command.add_argument(
-        "run", help="a run's folder, a .safetensors or .pth.tar file, or a teacher: `sample` (shipped), `torchvision`"
+        "run",
+        help="a run's folder, a .safetensors, .pth.tar or .onnx file, or a teacher: `sample` (shipped), `torchvision`",
     )
     command.add_argument("--dataset", help="default: the data that the run was trained on, else the sample")
     command.add_argument("--data-root")
@@ -245,7 +245,7 @@ def _add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    model = _network(options.run).to(pick_device(options.device))
+    model = open_network(options.run).to(pick_device(options.device))
     data, root = options.dataset or "sample", options.data_root
     if not options.dataset and Path(options.run).is_dir():
         run = Run(Path(options.run))
@@ -259,16 +259,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"{'mIoU':>16} {100 * scores.miou:6.2f}\n{'pixel accuracy':>16} {100 * scores.pixel_accuracy:6.2f}")
 
 
-def _network(source: str) -> nn.Module:
-    path = Path(source)
-    if path.is_dir():
-        return Run(path).student()
-    return load_model(path).eval() if path.suffix == ".safetensors" else load_teacher(source)
-
-
 def _add_predict(commands: Commands) -> None:
     command = _command(commands, "predict", _predict, "coloured masks and overlays of any images")
-    command.add_argument("run", help="a run's folder, a weights file, or a teacher: sample, torchvision")
+    command.add_argument("run", help="a run's folder, a weights file, an .onnx file, or a teacher: sample, torchvision")
     command.add_argument("images", nargs="+", type=Path)
     command.add_argument("--out", type=Path, default=Path("predictions"))
     command.add_argument("--device", default="auto")
@@ -278,7 +271,7 @@ def _predict(options: argparse.Namespace) -> None:
     twice = repeated(path.stem for path in options.images)
     if twice:
         raise DistillError(f"several images are called {twice}; predict them one by one, each with another --out")
-    model = _network(options.run).to(pick_device(options.device))
+    model = open_network(options.run).to(pick_device(options.device))
     make_folder(options.out)
     for path in options.images:
         image = read_image(path)
@@ -288,6 +281,22 @@ def _predict(options: argparse.Namespace) -> None:
             with replace_file(options.out / name) as temporary:
                 picture.save(temporary, format="PNG")
         print(options.out / f"{path.stem}_mask.png", options.out / f"{path.stem}_overlay.png")
+
+
+def _add_export(commands: Commands) -> None:
+    command = _command(
+        commands, "export", _export, "a network alone in one ONNX file, for programs without this package"
+    )
+    command.add_argument("run", help="a run's folder, a weights file, or a shipped network: sample, student-resnet18-…")
+    command.add_argument(
+        "--size", nargs=2, type=int, metavar=("H", "W"), help="of the only images it shall take (default: any size)"
+    )
+    command.add_argument("--out", type=Path, default=Path("exported"), help="folder (default: exported)")
+
+
+def _export(options: argparse.Namespace) -> None:
+    done = export(options.run, options.out / "student.onnx", size=options.size and tuple(options.size))
+    print(f"{done.path}: {done.path.stat().st_size / 1e6:.2f} MB, {done.sentence}")
 
 
 def _add_study(commands: Commands) -> None:

@@ -15,12 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
 
 import distill
 from distill import DistillError, cli
+from distill.networks.onnx_file import METADATA
 from distill.networks.saving import save_model
 
 SMALL = ("--crop-size", "32", "--batch-size", "4", "--epochs", "1", "--workers", "0", "--device", "cpu")
@@ -765,6 +767,79 @@ def option_of_a_method_is_misspelt(world: World) -> Callable:
 @case("teacher")
 def method_without_a_teacher(world: World) -> Callable:
     return lambda: distill.fit("resnet18", "kd", None, world.data, crop_size=32, augment="crops")
+
+
+# ----------------------------------------------------------------------------------------------- exported files
+
+
+def onnx_file(path: Path, **metadata: object) -> Path:
+    """A file with the smallest network that has the inputs and outputs of an exported one: three classes, 4 x 4."""
+    kinds = onnx.TensorProto
+    image = onnx.helper.make_tensor_value_info("image", kinds.UINT8, (1, 3, 4, 4))
+    logits = onnx.helper.make_tensor_value_info("logits", kinds.FLOAT, (1, 3, 4, 4))
+    cast = onnx.helper.make_node("Cast", ["image"], ["logits"], to=kinds.FLOAT)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([cast], "", [image], [logits]), opset_imports=[onnx.helper.make_opsetid("", 18)]
+    )
+    model.ir_version = 9
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
+    onnx.save(model, path)
+    return path
+
+
+ABOUT = {**dict.fromkeys(METADATA, None), "classes": ["ground", "cup", "spoon"]}
+
+
+@case("net.onnx", "no ONNX file")
+def a_file_is_no_onnx(world: World) -> list:
+    (world.root / "net.onnx").write_bytes(b"not at all")
+    return ["predict", world.root / "net.onnx", world.image(), "--out", world.root / "out"]
+
+
+@case("net.onnx", "there is no file")
+def an_onnx_file_is_missing(world: World) -> object:
+    return lambda: distill.predict(world.root / "net.onnx", world.image())
+
+
+@case("net.onnx", "not written by this package", "classes")
+def an_onnx_file_is_another_programs(world: World) -> list:
+    return ["predict", onnx_file(world.root / "net.onnx"), world.image(), "--out", world.root / "out"]
+
+
+@case("net.onnx", "3 classes")
+def an_onnx_file_has_no_names_for_its_classes(world: World) -> object:
+    file = onnx_file(world.root / "net.onnx", **ABOUT | {"classes": ["ground", "cup"]})
+    return lambda: distill.evaluate(file, distill.open_dataset(world.data, "val"))
+
+
+@case("net.onnx", "4 x 4", "40 x 40", "--size")
+def an_onnx_file_takes_other_sizes(world: World) -> list:
+    return ["evaluate", onnx_file(world.root / "net.onnx", **ABOUT), "--dataset", world.data]
+
+
+@case("net.onnx", "already")
+def an_exported_network_is_exported(world: World) -> list:
+    return ["export", onnx_file(world.root / "net.onnx", **ABOUT), "--out", world.root / "out"]
+
+
+@case("onnxruntime", "not installed", "pip install")
+def the_extra_export_is_not_installed(world: World) -> object:
+    def ask() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("distill.networks.onnx_file.find_spec", lambda name: None)
+            distill.predict(onnx_file(world.root / "net.onnx", **ABOUT), world.image())
+
+    return ask
+
+
+@case("net.safetensors", "cannot be made")
+def the_folder_to_export_to_is_a_file(world: World) -> list:
+    return ["export", world.weights, "--out", world.weights / "out"]
+
+
+@case("size is 0", "from 1")
+def an_exported_size_is_zero(world: World) -> list:
+    return ["export", world.weights, "--size", "0", "64", "--out", world.root / "out"]
 
 
 # ------------------------------------------------------------------------------------------------ the table

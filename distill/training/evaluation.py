@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from distill.data.folders import VOCFolder, read_image, read_picture
 from distill.data.transforms import IGNORE_INDEX, normalise
 from distill.errors import DistillError, check_number
+from distill.networks.onnx_file import OnnxNetwork, load_onnx
 from distill.networks.taps import eval_mode
 from distill.training.parallel import ALONE, Ranks
 from distill.training.runs import Run
@@ -81,7 +82,7 @@ def confusion_matrix(prediction: torch.Tensor, labels: torch.Tensor, num_classes
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module | Run,
+    model: nn.Module | Run | str | Path,
     dataset: Dataset[Pair],
     protocol: str = "native",
     batch_size: int = 32,
@@ -91,8 +92,9 @@ def evaluate(
 ) -> Scores:
     """Score a network on a data set (see `folders.VOCFolder`), on the device where the network is.
 
-    A `Run` stands for its student. A network of your own answers to normalised images (N, 3, H, W) with logits
-    (N, classes, H, W) of their size, or is wrapped with `load_teacher`. The data may be a torch `Subset`, too.
+    A `Run` stands for its student, and a path that ends in .onnx for the exported network in it. A network of your own
+    answers to normalised images (N, 3, H, W) with logits (N, classes, H, W) of their size, or is wrapped with
+    `load_teacher`. The data may be a torch `Subset`, too.
 
     `native`: every image at its own size, the one to quote. `resize513`: short side 513 and labels resized to the
     nearest as Pillow does, what the published table used. How absent classes count: see `Scores`. Of several `ranks`
@@ -111,7 +113,7 @@ def evaluate(
     confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
     with eval_mode(model):
         for images, labels in _same_size_batches(_Pairs(dataset, protocol), batch_size, progress, ranks, workers):
-            logits = _ask(model, _prepare(images, device))
+            logits = _ask(model, _prepare(model, images))
             if logits.shape[1] != classes:
                 raise DistillError(
                     f"the network answers with {logits.shape[1]} classes and {data.root} has {classes}; take a network "
@@ -125,10 +127,12 @@ def evaluate(
     return Scores(confusion.cpu().numpy(), tuple(data.class_names))
 
 
-def _network(model: nn.Module | Run) -> nn.Module:
+def _network(model: nn.Module | Run | str | Path) -> nn.Module:
     """The network that is meant; DistillError for what is none."""
     if isinstance(model, Run):
         return model.student()
+    if isinstance(model, str | Path) and Path(model).suffix == ".onnx":
+        return load_onnx(model)
     if isinstance(model, nn.Module):
         return model
     given = f"{str(model)!r}" if isinstance(model, str | Path) else f"a {type(model).__name__}"
@@ -193,18 +197,18 @@ def _some(names: list[str], without: list[str]) -> str:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module | Run, image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
+def predict(model: nn.Module | Run | str | Path, image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
     """Class map (H, W) uint8 of a PIL image, an (H, W, 3) uint8 array or an image file, at the image's own size.
 
     A PIL image is turned upright and checked just as its file would be (see `read_image`). A `Run` stands for its
-    student. Raises DistillError for what is no such image or no network, and for a network whose answer is not of the
-    image's size.
+    student, and a path that ends in .onnx for the exported network in it. Raises DistillError for what is no such image
+    or no network, and for a network whose answer is not of the image's size.
     """
     return predict_logits(model, image).argmax(0).to(torch.uint8).cpu().numpy()
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module | Run, image: Image.Image | np.ndarray | str | Path) -> torch.Tensor:
+def predict_logits(model: nn.Module | Run | str | Path, image: Image.Image | np.ndarray | str | Path) -> torch.Tensor:
     """Logits (C, H, W) of one image, with the mistakes of `predict`."""
     model = _network(model)
     if isinstance(image, str | Path):
@@ -218,11 +222,14 @@ def predict_logits(model: nn.Module | Run, image: Image.Image | np.ndarray | str
         raise DistillError(f"the array of shape {array.shape} holds no pixel; give an image of 1 x 1 pixels or more")
     with eval_mode(model):
         images = torch.from_numpy(array).permute(2, 0, 1)[None]
-        return _ask(model, _prepare(images, _device(model)))[0]
+        return _ask(model, _prepare(model, images))[0]
 
 
-def _prepare(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
+def _prepare(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Images (N, 3, H, W) uint8 as the network takes them: exported ones normalise by themselves."""
+    if isinstance(model, OnnxNetwork):
+        return images
+    return normalise(images.to(_device(model))).contiguous(memory_format=torch.channels_last)
 
 
 def _resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -39,11 +39,14 @@ from distill.files import (
 )
 from distill.methods import Method, with_every_option
 from distill.networks.deeplab import DeepLabV3Plus
+from distill.networks.onnx_file import load_onnx
 from distill.networks.saving import load_into, load_model
-from distill.networks.teachers import fingerprint
+from distill.networks.teachers import fingerprint, load_teacher, shipped_file
 from distill.networks.wrapped import Wrapped, taps_of, wrap
 from distill.training.parallel import Ranks
 from distill.training.settings import NEUTRAL, Settings, with_every_setting
+
+SHIPPED_STUDENTS = ("student-resnet18-baseline", "student-resnet18-distilled")
 
 
 # What must be in the files that a program goes on with; there is more in them.
@@ -177,6 +180,28 @@ class Run:
             raise DistillError(f"{self.path} trained a network of this package, which is built anew; give no network")
         inner = network.network if isinstance(network, Wrapped) else network
         return load_into(wrap(inner, taps["positions"], taps["norms"]), path).eval()
+
+
+def open_network(source: Run | str | Path | nn.Module) -> nn.Module:
+    """The network that is meant, in eval mode.
+
+    `source` is a run or its folder, a file (.safetensors, .onnx or .pth.tar), the name of a shipped network ("sample",
+    the teacher; "student-resnet18-distilled"), "torchvision", or a network itself.
+
+    Raises DistillError where there is no such network.
+    """
+    if isinstance(source, nn.Module):
+        return source if hasattr(source, "class_names") else wrap(source)
+    if isinstance(source, Run):
+        return source.student()
+    path = Path(source)
+    if path.is_dir():
+        return Run(path).student()
+    if str(source) in SHIPPED_STUDENTS:
+        path = shipped_file(f"{source}.safetensors")
+    if path.suffix == ".onnx":
+        return load_onnx(path)
+    return load_model(path).eval() if path.suffix == ".safetensors" else load_teacher(source)
 
 
 def run_folder(root: str | Path, data: str, backbone: str, method: str, seed: int) -> Path:

@@ -1,0 +1,113 @@
+"""Networks in ONNX files, as `lab.export` writes them, answered by ONNX Runtime; with the extra `export`."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import DistillError, first_line
+
+INPUT, OUTPUT = "image", "logits"
+# What the file says about itself, each a JSON string.
+METADATA = ("classes", "palette", "input", "scores", "parameters", "distill_version", "opset", "precision")
+
+
+def library(name: str) -> Any:
+    """One of the libraries of the extra `export`; DistillError with what to install where it is not there."""
+    if find_spec(name) is None:
+        raise DistillError(f"ONNX files need {name}, which is not installed; pip install onnx onnxscript onnxruntime")
+    return import_module(name)
+
+
+def session_of(model: str | bytes, threads: int | None = None) -> Any:
+    """ONNX Runtime's session for a file's path or content, on the CPU.
+
+    It uses as many threads as PyTorch does, or `threads`.
+    """
+    runtime = library("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3  # errors only: warnings would be more than one sentence
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxNetwork(nn.Module):
+    """A network in an ONNX file; make one with `load_onnx`, which checks the file.
+
+    Unlike other networks it takes images as they are, (N, 3, H, W) uint8 RGB: it normalises them itself.
+
+    Attributes:
+        metadata: what the file says about itself, a value for each of `METADATA`.
+        num_classes, class_names: as of any network.
+        size: (H, W) of the images that it takes; None where it takes any.
+    """
+
+    def __init__(self, path: Path, session: Any, metadata: dict[str, Any]) -> None:
+        super().__init__()
+        self.path, self.session, self.metadata = path, session, metadata
+        self.class_names: tuple[str, ...] = tuple(metadata["classes"])
+        self.num_classes = len(self.class_names)
+        height, width = session.get_inputs()[0].shape[2:]
+        self.size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, C, H, W) float32 for images (N, 3, H, W) uint8. Raises DistillError for images of a size that
+        the file does not take.
+        """
+        height, width = images.shape[2:]
+        if self.size and (height, width) != self.size:
+            raise DistillError(
+                f"{self.path} takes images of {self.size[0]} x {self.size[1]} pixels (height x width), and not of "
+                f"{height} x {width}; resize it, or export the network without --size"
+            )
+        # A file of one fixed size takes one image at a time.
+        parts = images.cpu().split(1) if self.size else (images.cpu(),)
+        return torch.cat([torch.from_numpy(self.session.run([OUTPUT], {INPUT: p.numpy()})[0]) for p in parts])
+
+
+def load_onnx(path: str | Path) -> OnnxNetwork:
+    """The network in a file that `export` wrote. Nothing in the file is executed but ONNX's own operators.
+
+    Raises DistillError where there is no such file, it is no ONNX file, or one of another program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DistillError(f"there is no file {path}; check the path, or write one with `python -m distill export`")
+    library("onnxruntime")
+    try:
+        session = session_of(str(path))
+    except Exception as error:  # ONNX Runtime has errors of many kinds
+        reason = first_line(error).rsplit(":", 1)[-1].strip()
+        raise DistillError(
+            f"{path} is no ONNX file that ONNX Runtime can read ({reason}); write it anew with "
+            f"`python -m distill export`"
+        ) from None
+    return OnnxNetwork(path, session, _metadata(path, session))
+
+
+def _metadata(path: Path, session: Any) -> dict[str, Any]:
+    """What the file says about itself; DistillError where it was not written by `export`."""
+    found = session.get_modelmeta().custom_metadata_map
+    missing = [key for key in METADATA if key not in found]
+    inputs, outputs = (
+        [(node.name, node.type) for node in nodes()] for nodes in (session.get_inputs, session.get_outputs)
+    )
+    if missing or inputs != [(INPUT, "tensor(uint8)")] or outputs != [(OUTPUT, "tensor(float)")]:
+        what = f"its metadata have no {missing[0]}" if missing else f"it takes {inputs[0][0]} of {inputs[0][1]}"
+        raise DistillError(
+            f"{path} was not written by this package ({what}); give a file of `python -m distill export`"
+        )
+    try:
+        metadata = {key: json.loads(found[key]) for key in METADATA}
+    except ValueError as error:
+        raise DistillError(f"the metadata of {path} are damaged ({first_line(error)}); export it anew") from None
+    channels, classes = session.get_outputs()[0].shape[1], metadata["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes) or len(classes) != channels:
+        raise DistillError(f"the metadata of {path} do not name its {channels} classes; export it anew")
+    return metadata

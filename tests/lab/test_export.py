@@ -1,0 +1,178 @@
+"""Exported networks: the same logits and masks as in PyTorch, and what the file says about itself."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import distill
+from distill.cli import main
+from distill.data.sample import SAMPLE_CLASSES, voc_palette
+from distill.data.transforms import normalise
+from distill.lab import export as module
+from distill.lab.export import Export, export
+from distill.networks.deeplab import DeepLabV3Plus
+from distill.networks.onnx_file import load_onnx
+from distill.networks.saving import save_model
+
+
+@pytest.fixture(scope="module")
+def network(make_student: Callable) -> DeepLabV3Plus:
+    """Three classes, in eval mode, with BatchNorms that have seen images."""
+    network = make_student(num_classes=3)
+    network.class_names = ("ground", "cup", "spoon")
+    with torch.no_grad():
+        for _ in range(3):
+            network.train()(torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(1)))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(network: DeepLabV3Plus, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    return export(network, tmp_path_factory.mktemp("exported") / "student.onnx")
+
+
+def pixels(*shape: int) -> torch.Tensor:
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (3, 3, 33, 50), (1, 3, 130, 21), (2, 3, 1, 7)], ids=str)
+def test_logits_are_pytorchs_for_any_number_and_size(
+    shape: tuple[int, ...], exported: Export, network: DeepLabV3Plus
+) -> None:
+    """Read by ONNX Runtime alone, as another program would."""
+    session = onnxruntime.InferenceSession(str(exported.path))
+    images = pixels(*shape)
+    (logits,) = session.run(["logits"], {"image": images.numpy()})
+    with torch.no_grad():
+        expected = network(normalise(images)).numpy()
+    assert logits.dtype == np.float32 and logits.shape == expected.shape
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_the_file_says_what_it_is(exported: Export, network: DeepLabV3Plus) -> None:
+    model = onnx.load(str(exported.path))
+    onnx.checker.check_model(model)
+    said = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert said == exported.metadata
+    assert said["classes"] == ["ground", "cup", "spoon"] and said["palette"] == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
+    assert said["parameters"] == sum(weights.numel() for weights in network.parameters())
+    assert said["precision"] == "float32" and said["input"]["size"] is None and said["scores"] == {}
+    assert [entry.version for entry in model.opset_import if entry.domain == ""] == [said["opset"]]
+
+
+def test_it_is_one_file(exported: Export) -> None:
+    """No weights beside it, and nothing left from writing it."""
+    assert [path.name for path in exported.path.parent.iterdir()] == ["student.onnx"]
+
+
+def test_predict_and_evaluate_take_the_file(exported: Export, network: DeepLabV3Plus, voc_folder: Callable) -> None:
+    image = pixels(50, 70, 3).numpy()
+    np.testing.assert_array_equal(distill.predict(exported.path, image), distill.predict(network, image))
+    rng = np.random.default_rng(0)
+    masks = [rng.integers(0, 3, (40, 40 + 8 * index)) for index in range(3)]
+    data = distill.open_dataset(voc_folder({"val": masks}, ("ground", "cup", "spoon")), "val")
+    for protocol in ("native", "resize513"):
+        scores = distill.evaluate(str(exported.path), data, protocol)
+        assert scores.miou == pytest.approx(distill.evaluate(network, data, protocol).miou, abs=1e-4)
+
+
+def test_other_classes_than_the_datas_are_refused(exported: Export, tiny_sample: Path, refused: Callable) -> None:
+    data = distill.open_dataset(tiny_sample, "val")
+    refused("3 classes", "21", call=lambda: distill.evaluate(exported.path, data))
+
+
+def test_one_size_only_where_it_was_asked_for(network: DeepLabV3Plus, tmp_path: Path, refused: Callable) -> None:
+    done = export(network, tmp_path / "fixed.onnx", size=(40, 56))
+    assert done.metadata["input"]["size"] == [40, 56]
+    image = pixels(40, 56, 3).numpy()
+    np.testing.assert_array_equal(distill.predict(done.path, image), distill.predict(network, image))
+    refused("40 x 56", "56 x 40", "--size", call=lambda: distill.predict(done.path, image.transpose(1, 0, 2)))
+    images = pixels(3, 3, 40, 56)  # several at a time are asked about one by one
+    assert load_onnx(done.path)(images).shape == (3, 3, 40, 56)
+
+
+class Foreign(nn.Module):
+    """A network of another library, which answers at half the size, in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 1))
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": self.body(images)}
+
+
+def test_networks_of_other_libraries(tmp_path: Path) -> None:
+    network = Foreign().train()
+    done = export(network, tmp_path / "foreign.onnx")
+    assert network.training and done.metadata["classes"] == [f"class {index}" for index in range(5)]
+    image = pixels(33, 47, 3).numpy()
+    expected = distill.predict(distill.wrap(network), image)
+    np.testing.assert_array_equal(distill.predict(done.path, image), expected)
+
+
+def test_timms_tensorflow_padding_at_one_size(tmp_path: Path) -> None:
+    network = distill.build_model("timm:tf_efficientnet_lite0", head_width=0.1, atrous_rates=(1, 2, 3)).eval()
+    done = export(network, tmp_path / "lite.onnx", size=(64, 48))
+    assert done.check["max_difference"] < 1e-4
+
+
+def test_the_command_exports_a_run_with_its_scores(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    distill_run = tmp_path / "run"
+    distill_run.mkdir()
+    network = distill.build_model("mobilenetv2", width=0.1, head_width=0.1, atrous_rates=(2, 3, 4))
+    network.class_names = SAMPLE_CLASSES
+    save_model(network, distill_run / "student.safetensors")
+    score = {"miou": 0.5, "pixel_accuracy": 0.75, "per_class_iou": {}}
+    (distill_run / "scores.json").write_text(json.dumps({"best": {"val_miou": 0.5}, "val": score}))
+    model = {"backbone": "mobilenetv2"}
+    method = {"name": "kd", "terms": {}}
+    config = {"data": "sample", "images": 8, "model": model, "method": method, "seed": 0, "start": "", "parameters": 1}
+    (distill_run / "config.json").write_text(json.dumps(config | {"settings": {"epochs": 1}}))
+    assert main(["export", str(distill_run), "--out", str(tmp_path / "out"), "--size", "64", "64"]) == 0
+    said = load_onnx(tmp_path / "out" / "student.onnx").metadata
+    assert str(tmp_path / "out" / "student.onnx") in capsys.readouterr().out
+    assert said["scores"] == {"val": {"miou": 0.5, "pixel_accuracy": 0.75}}
+    assert said["classes"] == list(SAMPLE_CLASSES)
+    assert [part for colour in said["palette"] for part in colour] == voc_palette()[: 3 * 21]
+
+
+def test_a_file_that_fails_its_check_replaces_nothing(
+    network: DeepLabV3Plus, tmp_path: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exporter is made to get a weight wrong."""
+    file = tmp_path / "student.onnx"
+    file.write_bytes(b"the one before")
+
+    def wrong(program: object, size: object) -> bytes:
+        model = onnx.load_from_string(right(program, size))
+        tensor = next(t for t in model.graph.initializer if len(t.dims) == 4)
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        values.flat[0] += 1
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        return model.SerializeToString()
+
+    right = module.onnx_of
+    monkeypatch.setattr(module, "onnx_of", wrong)
+    refused("differ", "nothing was written", call=lambda: export(network, file, size=(32, 32)))
+    assert file.read_bytes() == b"the one before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_network_that_cannot_be_traced_says_so(tmp_path: Path, refused: Callable) -> None:
+    class Branching(Foreign):
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return super().forward(images) if images.mean() < 1e9 else {}
+
+    refused("Branching", "cannot be exported", call=lambda: export(Branching(), tmp_path / "x.onnx"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_name_at_the_top_is_the_labs() -> None:
+    assert distill.export is export
