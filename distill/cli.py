@@ -157,6 +157,12 @@ def _add_train(commands: Commands) -> None:
     settings.add_argument(
         "--labelled", type=int, default=argparse.SUPPRESS, help="only so many images keep their labels (0: all)"
     )
+    settings.add_argument(
+        "--class-weights",
+        choices=choices_of("class_weights"),
+        default=argparse.SUPPRESS,
+        help="log: rare classes count for more in cross-entropy",
+    )
     _add_scale(train.add_argument_group("speed and scale (defaults: what suits the device)"))
     faults = train.add_argument_group("faults of the published code, one by one (--recipe published: all four)")
     faults.add_argument(

@@ -22,28 +22,48 @@ _SHORT = 1e-3
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, count: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int = IGNORE_INDEX,
+    count: Tensor | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Mean over the labelled pixels of -log softmax(logits)[label].
 
     logits (N, C, H, W), labels (N, H, W) of any integer type. Void pixels (`ignore_index`) do not count,
     neither above nor below the fraction. A batch without any labelled pixel gives 0 with a gradient of 0, not
     NaN. `count` is what the sum is divided by, in place of the number of labelled pixels: for a part of a batch, that
-    number's share in the batch.
+    number's share in the batch. `class_weights` (C,) multiply the loss of every pixel by that of its class, and do not
+    change what is divided by.
     """
     rows, classes = _pixels(_widen(logits)).flatten(0, -2), labels.long().flatten()
-    total = _summed_cross_entropy(rows, classes, ignore_index, at_once=not logits.is_cuda)
+    weights = None if class_weights is None else class_weights.to(rows.dtype)
+    total = _summed_cross_entropy(rows, classes, ignore_index, weights, at_once=not logits.is_cuda)
     return total / ((labels != ignore_index).sum().clamp(min=1) if count is None else count)
 
 
-def _summed_cross_entropy(rows: Tensor, classes: Tensor, ignore_index: int, at_once: bool) -> Tensor:
+def class_weights(pixels: Tensor) -> Tensor:
+    """Weights (C,) of the classes for `cross_entropy`: 1 / ln(1.02 + p) for a class with the share p of all pixels.
+
+    Paszke et al. 2016, "ENet", section 5.1 (arXiv 1606.02147). `pixels` (C,) are the labelled pixels of each class.
+    Scaled so that their mean over these pixels is 1: then a method's weight against cross-entropy means what it does
+    without them. A class that is absent has the largest weight, which no pixel uses.
+    """
+    share = pixels.double() / pixels.sum().clamp(min=1)
+    weights = 1 / torch.log(1.02 + share)
+    return (weights / (weights * share).sum().clamp(min=1e-12)).float()
+
+
+def _summed_cross_entropy(
+    rows: Tensor, classes: Tensor, ignore_index: int, weights: Tensor | None, at_once: bool
+) -> Tensor:
     """Rows (P, C) and their classes (P,) to the sum over all pixels, which the loss itself forms with `at_once`.
 
     On CUDA it would do so in a single block of threads, forward and backward, while the loss of every pixel by itself,
     and a sum after it, keep the whole GPU busy. The gradient is the same to the bit, the sum but for its last digits.
     """
     reduction = "sum" if at_once else "none"
-    return F.cross_entropy(rows, classes, ignore_index=ignore_index, reduction=reduction).sum()
+    return F.cross_entropy(rows, classes, weights, ignore_index=ignore_index, reduction=reduction).sum()
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:

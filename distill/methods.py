@@ -117,10 +117,12 @@ class Method(nn.Module):
     `loss` is cross-entropy (void ignored) plus the weighted terms; `parts` holds the same summands by name,
     detached. Its parameters are the connectors' alone: teacher and student stay outside. With `divide_twice` set,
     cross-entropy is divided by the batch once more, and KD by classes and batch, as in the published code.
+    `class_weights` (C,), where there are any, are those of `losses.cross_entropy`.
     `pieces` says in how many calls a batch comes: the schedules of the terms move on at the first of them.
     """
 
     terms: Mapping[str, Term]
+    class_weights: Tensor | None
 
     def __init__(self, terms: dict[str, Term]):
         super().__init__()
@@ -130,6 +132,7 @@ class Method(nn.Module):
         self.needs_maps = any(term.needs_maps for term in terms.values())
         self.needs_logits = any(term.needs_logits for term in terms.values())
         self.divide_twice = False
+        self.register_buffer("class_weights", None, persistent=False)  # they follow from the data
         self.pieces, self._piece = 1, 0  # the second is 0 between steps, where checkpoints are made
 
     def forward(
@@ -151,7 +154,7 @@ class Method(nn.Module):
         self._check_outputs(student, teacher)
         step = int(self.training and self._piece == 0)  # all pieces of a batch have the weights of one step
         self._piece = (self._piece + self.training) % self.pieces
-        summands = {"ce": losses.cross_entropy(student.logits, labels, count=count)}
+        summands = {"ce": losses.cross_entropy(student.logits, labels, count=count, class_weights=self.class_weights)}
         for name, term in self.terms.items():
             term.calls += step
             summands[name] = term.current_weight() * term(student, teacher, labels)

@@ -173,6 +173,27 @@ def test_cross_entropy_against_a_slow_reference():
     assert losses.cross_entropy(logits, labels).item() == pytest.approx(np.mean(terms), rel=1e-10)
 
 
+def test_weighted_cross_entropy_against_a_slow_reference():
+    logits, labels = random_map(2, 5, 3, 4), torch.arange(24).view(2, 3, 4) % 5
+    labels[0, 0, :2] = 255
+    pixels = torch.tensor([900, 60, 30, 10, 0])
+    weights = losses.class_weights(pixels)
+    slow = np.array([1 / math.log(1.02 + count / 1000) for count in pixels.tolist()])
+    slow /= (slow * pixels.numpy() / 1000).sum()
+    assert weights.tolist() == pytest.approx(slow, rel=1e-6)
+    terms = [
+        -slow[labels[n, y, x]] * math.log(softmax(logits[n, :, y, x].numpy())[labels[n, y, x]])
+        for n, y, x in np.ndindex(2, 3, 4)
+        if labels[n, y, x] != 255
+    ]
+    assert losses.cross_entropy(logits, labels, class_weights=weights).item() == pytest.approx(np.mean(terms), rel=1e-6)
+
+
+def test_weights_of_classes_that_are_alike_or_absent_change_nothing():
+    assert losses.class_weights(torch.tensor([7, 7, 7])).tolist() == pytest.approx([1, 1, 1])
+    assert losses.class_weights(torch.zeros(3)).isfinite().all()
+
+
 @pytest.mark.parametrize("weight, bias", [(1.0, 0.0), (0.7, -0.4), (-0.7, 0.9), (0.2, -3.0), (1.3, 3.9)])
 def test_margin_is_the_mean_of_the_negative_half(weight, bias):
     assert margin_of(weight, bias) == pytest.approx(slow_margin(weight, bias), rel=1e-4)
@@ -306,7 +327,7 @@ def test_cross_entropy_is_the_same_however_it_is_summed():
     for layout in (torch.contiguous_format, torch.channels_last):
         logits = random_map(2, 5, 6, 7).contiguous(memory_format=layout).requires_grad_()
         rows = losses._pixels(logits).flatten(0, -2)
-        sums = [losses._summed_cross_entropy(rows, labels.flatten(), 255, at_once) for at_once in (True, False)]
+        sums = [losses._summed_cross_entropy(rows, labels.flatten(), 255, None, at_once) for at_once in (True, False)]
         sums.append(nn.functional.cross_entropy(logits, labels, ignore_index=255, reduction="sum"))
         first, second, third = (torch.autograd.grad(total, logits, retain_graph=True)[0] for total in sums)
         assert torch.equal(first, second) and torch.allclose(first, third, rtol=1e-12)
@@ -318,7 +339,7 @@ def test_cross_entropy_is_the_same_however_it_is_summed():
 def test_cross_entropy_is_summed_as_suits_the_device(cuda, monkeypatch):
     asked = []
 
-    def look(rows, classes, ignore_index, at_once):
+    def look(rows, classes, ignore_index, weights, at_once):
         asked.append(at_once)
         return rows.sum()
 

@@ -31,6 +31,7 @@ from distill.networks.teachers import ask, ask_teacher, fingerprint, freeze, loa
 from distill.training.batches import batches_for
 from distill.training.checkpoint import read_checkpoint
 from distill.training.evaluation import Scores, evaluate
+from distill.training.optimizer import set_up
 from distill.training.parallel import ALONE
 from distill.training.runs import Run, find_runs
 from distill.training.settings import Settings
@@ -240,7 +241,7 @@ def gradient_ratios(run: Run, teacher: nn.Module, train: VOCFolder) -> dict[str,
         name: {**options, **({"decay": 0} if "decay" in options else {})} for name, options in told["terms"].items()
     }
     method = build_method(told["name"], teacher, student, **terms).train()
-    method.divide_twice = settings.divisions == "twice"
+    set_up(method, settings, train)
     found: dict[str, list[float]] = {name: [] for name in method.terms}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

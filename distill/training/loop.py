@@ -28,7 +28,7 @@ from distill.training.checkpoint import PARTS, read_checkpoint, write_checkpoint
 from distill.training.checks import check_labelled, check_student, check_width, frozen_norms, with_unlabelled
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.interrupt import CtrlC
-from distill.training.optimizer import make_optimizer, make_schedule
+from distill.training.optimizer import make_optimizer, make_schedule, set_up
 from distill.training.parallel import Ranks, compiled, explained_parting, join, pick_device, seeded, shared_layers
 from distill.training.presets import choose_options, choose_settings, defaults_for, make_student
 from distill.training.runs import Run, begun, config_of, is_finished, run_folder, write_history
@@ -188,7 +188,8 @@ class _Loop:
         ranks: Ranks,
     ) -> None:
         self.student, self.teacher, self.method, self.on_epoch = student, teacher, method, on_epoch
-        method.divide_twice, method.pieces = settings.divisions == "twice", settings.accumulate
+        set_up(method, settings, train)
+        method.to(device).pieces = settings.accumulate
         if settings.teacher_mode == "train" and teacher is not None:
             self.teacher = copy.deepcopy(teacher).train()  # the caller's statistics must not drift
         self.settings, self.seed, self.device, self.folder, self.ranks = settings, seed, device, folder, ranks

@@ -1,11 +1,29 @@
-"""The optimizer and the schedule of its learning rate."""
+"""What the settings say of a method's loss, of the optimizer, and of the schedule of its learning rate."""
 
 import torch
+from torch import Tensor
 
+from distill.data.folders import VOCFolder
+from distill.losses import IGNORE_INDEX, class_weights
 from distill.methods import Method
 from distill.networks.deeplab import DeepLabV3Plus, parameter_groups
 from distill.networks.wrapped import Wrapped
 from distill.training.settings import Settings
+
+
+def pixels_by_class(dataset: VOCFolder, most: int = 0) -> Tensor:
+    """Labelled pixels (C,) of each class, of the first `most` images (0: of all)."""
+    counts = torch.zeros(IGNORE_INDEX + 1, dtype=torch.int64)
+    for index in range(min(most, len(dataset)) if most else len(dataset)):
+        counts += torch.bincount(dataset[index][1].as_subclass(Tensor).flatten(), minlength=IGNORE_INDEX + 1)
+    return counts[: dataset.num_classes]
+
+
+def set_up(method: Method, settings: Settings, train: VOCFolder) -> None:
+    """Have a method divide, and weigh the classes of `train`, as the settings say."""
+    method.divide_twice = settings.divisions == "twice"
+    if settings.class_weights == "log":
+        method.class_weights = class_weights(pixels_by_class(train, settings.labelled))
 
 
 def lr_factor(step: int, steps: int, settings: Settings) -> float:

@@ -42,7 +42,8 @@ class Settings:
     `clip` bounds the norm of the gradient (0: no bound). `augment`: `flip`, or `crops` (see
     `transforms.published_crops`) of images whose short side is scaled to between `scale_from` and `scale_to` crops.
     `output_stride`, `crop_size` in pixels. `labelled`: only so many of the first images keep their labels for
-    cross-entropy, 0 for all.
+    cross-entropy, 0 for all. `class_weights` `log`: cross-entropy counts rare classes for more, see
+    `losses.class_weights`.
 
     `batch_size` is the batch of one step, however many processes share it (see `parallel`), and in however many parts
     each computes its share (`accumulate`); `dist` and `cirkd`
@@ -80,6 +81,7 @@ class Settings:
     scale_to: Annotated[Number, Field(ge=0.1, le=10)] = 2.0
     evaluate_every: Annotated[Whole, Field(ge=1, le=1_000_000)] = 8
     labelled: Annotated[Whole, Field(ge=0, le=100_000_000)] = 0
+    class_weights: Literal["none", "log"] = "none"
     accumulate: Annotated[Whole, Field(ge=1, le=10_000)] = 1
     sync_batchnorm: Switch = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -23,7 +23,7 @@ from distill.networks.teachers import ask_teacher, fingerprint
 from distill.training import batches
 from distill.training import loop as training
 from distill.training.batches import CroppedBatches, FlippedBatches
-from distill.training.optimizer import lr_factor
+from distill.training.optimizer import lr_factor, pixels_by_class
 from distill.training.presets import PRESETS, TUNED, choose_options, choose_settings
 from distill.training.runs import name_of
 from distill.training.settings import Settings
@@ -786,6 +786,20 @@ def test_a_teacher_in_training_mode_drifts_in_a_copy_and_resumes(
     with pytest.raises(Stop):
         train("kd", "broken", on_epoch=stop, **given)
     assert fingerprint(train("kd", "broken", **given).student()) == fingerprint(whole.student())
+
+
+def test_class_weights_follow_from_the_labels_that_are_used(train: Callable[..., Run], tiny_sample: Path) -> None:
+    """In the first step of a run both start from the same weights. With 8 of 16 labelled, only those are counted."""
+    counted = pixels_by_class(open_dataset("sample", "train", tiny_sample, 16), 8)
+    slow = sum(
+        torch.bincount(mask.as_subclass(Tensor).flatten(), minlength=256)
+        for _, mask in (open_dataset("sample", "train", tiny_sample)[index] for index in range(8))
+    )
+    assert torch.equal(counted, slow[: len(counted)])
+    given = {"limit": 8, "epochs": 1}
+    plain, weighted = (train("kd", name, class_weights=name, **given).history[0] for name in ("none", "log"))
+    assert weighted["ce"] != pytest.approx(plain["ce"], rel=1e-3)
+    assert weighted["kd"] == pytest.approx(plain["kd"])
 
 
 def test_divided_twice_the_losses_are_smaller_by_batch_and_classes(train: Callable[..., Run]) -> None:
