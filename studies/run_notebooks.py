@@ -2,7 +2,8 @@
 
 Each runs in a kernel of its own, in the folder notebooks/, and is written without widget state and timings. With
 --in-place the seconds each took are recorded in results/notebooks.json, beside those of a reference command, by which
-a slower or faster machine can be told.
+a slower or faster machine can be told. Of some notebooks the seconds are converted to the speed that the others were
+recorded at.
 """
 
 import argparse
@@ -100,8 +101,13 @@ def reference_seconds() -> float:
     return time.perf_counter() - start
 
 
-def record_times(seconds: dict[str, float]) -> None:
-    earlier = read_json(TIMES)["seconds"] if TIMES.exists() else {}
+def record_times(seconds: dict[str, float], reference: float) -> None:
+    """`reference`: the seconds that the reference command took meanwhile."""
+    names = {path.name for path in NOTEBOOKS.glob("*.ipynb")}
+    earlier = read_json(TIMES) if TIMES.exists() and set(seconds) != names else None
+    scale = earlier["reference_seconds"] / reference if earlier else 1.0
+    known = earlier["seconds"] if earlier else {}
+    known |= {name: round(value * scale, 1) for name, value in seconds.items()}
     write_json(
         TIMES,
         {
@@ -109,8 +115,8 @@ def record_times(seconds: dict[str, float]) -> None:
             "date": datetime.date.today().isoformat(),
             "environment": environment(torch.device("cpu")),
             "reference": f"python {' '.join(REFERENCE)}",
-            "reference_seconds": round(reference_seconds(), 1),
-            "seconds": dict(sorted((earlier | {name: round(value, 1) for name, value in seconds.items()}).items())),
+            "reference_seconds": earlier["reference_seconds"] if earlier else round(reference, 1),
+            "seconds": {name: known[name] for name in sorted(known) if name in names},
         },
     )
 
@@ -127,11 +133,12 @@ def main() -> int:
         return 2
     folder = NOTEBOOKS if options.in_place else options.out
     folder.mkdir(parents=True, exist_ok=True)
-    done = {path.name: execute(path, folder / path.name) for path in paths}
-    if None in done.values():
+    before = reference_seconds() if options.in_place else 0.0
+    done = {path.name: seconds for path in paths if (seconds := execute(path, folder / path.name)) is not None}
+    if len(done) < len(paths):
         return 1
     if options.in_place:
-        record_times(done)
+        record_times(done, (before + reference_seconds()) / 2)
     return 0
 
 

@@ -96,14 +96,18 @@ def class_shares(answer: Callable[..., Any]) -> None:
 
 
 @_exercise
-def mirror(answer: Callable[..., Any]) -> None:
-    image, labels = torch.arange(24).view(3, 2, 4), torch.tensor([[0, 1, 2, 3], [4, 5, 255, 7]])
-    result = answer(image, labels)
-    _expect(isinstance(result, tuple | list) and len(result) == 2, "return the image and the labels, as a pair")
-    for name, given, got in zip(("image", "labels"), (image, labels), result, strict=True):
-        _expect(isinstance(got, torch.Tensor) and got.shape == given.shape, f"the shape of the {name} must not change")
-        left_to_right = torch.stack([given[..., column] for column in (3, 2, 1, 0)], dim=-1)
-        _expect(torch.equal(got, left_to_right), f"the {name} must be mirrored left to right")
+def labels_from_colours(answer: Callable[..., Any]) -> None:
+    palette = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 0, 128]], dtype=np.uint8)
+    labels = np.array([[0, 1, 2], [3, 3, 1]])
+    result = answer(palette[labels], palette)
+    _expect(isinstance(result, np.ndarray) and result.shape == (2, 3), "return an array (H, W)")
+    _expect(np.issubdtype(result.dtype, np.integer), "return integers, the indices of classes")
+    _expect(np.array_equal(result, labels), f"for the colours of {labels.tolist()} it returns {result.tolist()}")
+    strange = palette[labels]
+    strange[0, 0], strange[1, 2] = (128, 1, 0), (224, 224, 192)
+    result = answer(strange, palette)
+    _expect(result[0, 0] == 255 and result[1, 2] == 255, "a colour of no class is void, 255, however close it is")
+    _expect(np.array_equal(result[:, 1], labels[:, 1]), "one strange pixel must not change the others")
 
 
 # ----------------------------------------------------------------------------------------- 02_teacher
@@ -123,12 +127,16 @@ def entropy(answer: Callable[..., Any]) -> None:
 
 
 @_exercise
-def second_choice(answer: Callable[..., Any]) -> None:
-    logits = torch.tensor([[5.0, 1.0, -2.0], [4.0, 3.0, -1.0], [0.0, 2.0, -3.0]]).view(1, 3, 1, 3)
-    choice = answer(logits)
-    _expect(isinstance(choice, torch.Tensor) and choice.shape == (1, 1, 3), "return a tensor (N, H, W)")
-    _expect(not choice.is_floating_point(), "return class indices, not logits")
-    _expect(choice.flatten().tolist() == [1, 2, 0], "at three places the classes in second place are 1, 2 and 0")
+def seen_taps(answer: Callable[..., Any]) -> None:
+    for size, rate in ((4, 4), (4, 3), (5, 4), (1, 1), (33, 18), (2, 1), (33, 33)):
+        conv = nn.Conv2d(1, 1, 3, padding=rate, dilation=rate, bias=False)
+        conv(torch.ones(1, 1, size, size)).sum().backward()
+        assert conv.weight.grad is not None
+        count, seen = int((conv.weight.grad != 0).sum()), answer(size, rate)
+        _expect(
+            not isinstance(seen, bool) and seen == count,
+            f"on {size} x {size} places {count} of the taps at dilation {rate} see something, not {seen}",
+        )
 
 
 # ---------------------------------------------------------------------------------------- 03_students

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib
 import matplotlib.patheffects
@@ -22,6 +22,8 @@ from matplotlib.patches import Patch
 
 from distill.data.sample import voc_palette
 from distill.files import replace_file
+
+Picture: TypeAlias = np.ndarray | tuple[np.ndarray, np.ndarray]  # an array, or an image and the mask to lay over it
 
 BAR_LOOKS = (("#0072B2", ""), ("#F0C989", "////"), ("#56C3A2", "...."))  # colour and hatch of bars side by side
 _STYLE: dict[Any, Any] = {
@@ -74,8 +76,23 @@ def colour_mask(mask: np.ndarray) -> np.ndarray:
     return np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)[np.asarray(mask, dtype=np.uint8)]
 
 
+def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A mask (H, W) in VOC's colours over its image (H, W, 3) uint8, as (H, W, 3) uint8.
+
+    The image is pale and grey below, so that dark colours, such as (64, 0, 0), stand out from the background, and a
+    white line runs around every region.
+    """
+    mask = np.asarray(mask)
+    pale = np.repeat(np.asarray(image, dtype=float).mean(axis=2, keepdims=True) * 0.5 + 110, 3, axis=2)
+    drawn = np.where(mask[..., None] > 0, 0.25 * pale + 0.75 * colour_mask(mask), pale)
+    padded = np.pad(mask, 1, mode="edge")
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    edge = (mask == 0) & np.any([(other > 0) & (other < 255) for other in neighbours], axis=0)
+    return np.where(edge[..., None], 255, drawn).astype(np.uint8)
+
+
 def show_row(
-    pictures: Mapping[str, np.ndarray],
+    pictures: Mapping[str, Picture],
     class_names: Sequence[str] | None = None,
     size: float = 2.2,
     scales: bool = False,
@@ -85,7 +102,7 @@ def show_row(
 
 
 def show_grid(
-    rows: Mapping[str, Mapping[str, np.ndarray]],
+    rows: Mapping[str, Mapping[str, Picture]],
     class_names: Sequence[str] | None = None,
     size: float = 2.0,
     scales: bool = False,
@@ -93,9 +110,9 @@ def show_grid(
     """Rows of pictures, `rows[row name][title]`, pixels drawn as squares; `size` is each picture's side in inches.
 
     A picture, an array or a tensor on the CPU, is an image (H, W, 3) uint8; a mask (H, W) of integers, drawn in VOC's
-    colours with the names of its classes where `class_names` is given; or a map (H, W) of floats, drawn from its
-    smallest value (dark) to its largest (bright), with its scale beside it where `scales` is set. Titles are repeated
-    only where they change from row to row.
+    colours with the names of its classes where `class_names` is given; a pair of both, drawn as `overlay` draws it; or
+    a map (H, W) of floats, drawn from its smallest value (dark) to its largest (bright), with its scale beside it where
+    `scales` is set. Titles are repeated only where they change from row to row.
     """
     columns = max(len(row) for row in rows.values())
     titled = len({tuple(row) for row in rows.values()})
@@ -108,8 +125,8 @@ def show_grid(
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
             for axis, (title, picture) in zip(line, row.items(), strict=False):
-                _draw(axis, np.asarray(picture), class_names)
-                if scales and np.issubdtype(np.asarray(picture).dtype, np.floating):
+                _draw(axis, picture, class_names, size)
+                if scales and not isinstance(picture, tuple) and np.issubdtype(np.asarray(picture).dtype, np.floating):
                     bar = figure.colorbar(axis.images[0], cax=axis.inset_axes((1.04, 0, 0.05, 1)))
                     bar.ax.tick_params(labelsize=8)
                 axis.set_title("" if list(row) == above else title, loc="center")
@@ -131,27 +148,58 @@ def mark_kinds(axis: Axes, kinds: np.ndarray, names: Sequence[str], title: str) 
         axis.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.03), fontsize=8, handlelength=1.2)
 
 
-def _draw(axis: Axes, picture: np.ndarray, class_names: Sequence[str] | None) -> None:
-    if picture.ndim == 3:
-        axis.imshow(picture)
-    elif np.issubdtype(picture.dtype, np.floating):
-        axis.imshow(picture, cmap="cividis")
+def _draw(axis: Axes, picture: Picture, class_names: Sequence[str] | None, size: float) -> None:
+    drawn = overlay(*picture) if isinstance(picture, tuple) else np.asarray(picture)
+    mask = np.asarray(picture[1]) if isinstance(picture, tuple) else drawn
+    if drawn.ndim == 3:
+        axis.imshow(drawn)
+    elif np.issubdtype(drawn.dtype, np.floating):
+        axis.imshow(drawn, cmap="cividis")
     else:
-        axis.imshow(colour_mask(picture))
-        if class_names is not None:
-            _name_regions(axis, picture, class_names)
+        axis.imshow(colour_mask(drawn))
+    if class_names is not None and mask.ndim == 2 and not np.issubdtype(mask.dtype, np.floating):
+        _name_regions(axis, mask, class_names, size)
 
 
-def _name_regions(axis: Axes, mask: np.ndarray, class_names: Sequence[str]) -> None:
-    """Write each class's name into its region, if that covers 1.5 % of the picture or more; the background stays."""
+def _name_regions(axis: Axes, mask: np.ndarray, class_names: Sequence[str], size: float) -> None:
+    """Write its class's name into each region that covers 1.5 % of the picture or more; the background stays.
+
+    The largest region is named first. A name that would cover another is left out.
+    """
     outline = [matplotlib.patheffects.withStroke(linewidth=2, foreground="black")]
-    for label in np.unique(mask[(mask > 0) & (mask < len(class_names))]):
-        inside = mask == label
-        if inside.mean() < 0.015:
+    height, letter = 11 / 72 / size, 4.6 / 72 / size  # of a line and a letter of 8 points, as shares of the picture
+    taken: list[tuple[float, float, float]] = []  # row, column and half the width of each name
+    for region, label in _regions(mask, len(class_names)):
+        half = len(class_names[label]) * letter / 2
+        y, x = (_deepest(region) + 0.5) / mask.shape
+        x = float(np.clip(x, half, max(half, 1 - half)))
+        if any(abs(y - row) < height and abs(x - column) < half + width for row, column, width in taken):
             continue
-        y, x = _deepest(inside)
-        x = np.clip(x, 0.15 * mask.shape[1], 0.85 * mask.shape[1])
-        axis.text(x, y, class_names[label], color="white", size=8, ha="center", va="center", path_effects=outline)
+        taken.append((y, x, half))
+        place = x * mask.shape[1] - 0.5, y * mask.shape[0] - 0.5
+        axis.text(*place, class_names[label], color="white", size=8, ha="center", va="center", path_effects=outline)
+
+
+def _regions(mask: np.ndarray, classes: int) -> list[tuple[np.ndarray, int]]:
+    """The connected regions (H, W) bool that cover 1.5 % of the mask or more, with their classes, largest first."""
+    found: list[tuple[np.ndarray, int]] = []
+    for label in np.unique(mask[(mask > 0) & (mask < classes)]):
+        left = mask == label
+        while left.mean() >= 0.015 and len(found) < 50:
+            region = np.zeros_like(left)
+            region[tuple(_deepest(left))] = True
+            grown = _with_neighbours(region) & left
+            while grown.sum() > region.sum():
+                region, grown = grown, _with_neighbours(grown) & left
+            left = left & ~region
+            if region.mean() >= 0.015:
+                found.append((region, int(label)))
+    return sorted(found, key=lambda entry: -entry[0].sum())
+
+
+def _with_neighbours(inside: np.ndarray) -> np.ndarray:
+    padded = np.pad(inside, 1)
+    return inside | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
 
 
 def _deepest(inside: np.ndarray) -> np.ndarray:

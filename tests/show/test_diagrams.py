@@ -12,7 +12,7 @@ from matplotlib.transforms import Bbox
 from distill import losses
 from distill.lab import literature
 from distill.methods import METHODS
-from distill.show import diagrams
+from distill.show import diagrams, diagrams_training
 
 SHAPES = [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 4, 4), (32, 4, 4), (16, 16, 16)]
 G = torch.tensor([[1.0, 0, 0], [2, 1, 0], [0, 1, 3]])
@@ -21,6 +21,8 @@ DIAGRAMS: dict[str, Callable[[], Figure]] = {
     "positions": lambda: diagrams.deeplab_positions(SHAPES),
     "OFD's target": diagrams.ofd_target,
     "SAKD": lambda: diagrams.sakd_steps(G),
+    "training step": diagrams_training.training_step,
+    "dilated taps": lambda: diagrams_training.dilated_taps(4, (1, 2, 3, 4)),
     "family": lambda: diagrams.family(literature.families(), literature.QUESTIONS),
 }
 
@@ -83,3 +85,12 @@ def test_ofds_curves_are_those_of_the_loss() -> None:
 def test_the_family_has_every_method() -> None:
     found = words(DIAGRAMS["family"]())
     assert set(METHODS) - {"baseline"} <= set(found)
+
+
+def test_taps_are_on_the_map_where_a_convolution_reads_something() -> None:
+    figure = diagrams_training.dilated_taps(4, (1, 2, 3, 4))
+    for axis, rate in zip(figure.axes, (1, 2, 3, 4), strict=True):
+        conv = torch.nn.Conv2d(1, 1, 3, padding=rate, dilation=rate, bias=False)
+        conv(torch.ones(1, 1, 4, 4))[0, 0, 0, 0].backward()  # the first place
+        dots = [c for c in axis.collections if tuple(c.get_facecolor()[0][:3]) == (0, 0x72 / 255, 0xB2 / 255)]
+        assert len(dots) == int((conv.weight.grad != 0).sum())

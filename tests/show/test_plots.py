@@ -46,6 +46,26 @@ def test_a_grid_draws_pixels_as_squares_and_names_regions() -> None:
     assert [axis.get_ylabel() for axis in figure.axes][::2] == ["first", "second"]
 
 
+def test_a_mask_over_its_image_leaves_no_class_dark_on_dark() -> None:
+    mask = np.zeros((20, 20), dtype=int)
+    mask[5:15, 5:15], mask[0, :] = 8, 255  # VOC's colour of class 8 is (64, 0, 0)
+    drawn = plots.overlay(np.zeros((20, 20, 3), dtype=np.uint8), mask)
+    assert drawn.dtype == np.uint8 and drawn.shape == (20, 20, 3)
+    assert (drawn[10, 10] != drawn[2, 2]).any() and int(drawn[2, 2].sum()) - int(drawn[10, 10].sum()) > 100
+    assert drawn[4, 10].tolist() == drawn[15, 5].tolist() == [255, 255, 255], "a white line around the region"
+    assert drawn[0, 0].sum() > drawn[2, 2].sum(), "void is paler than the background"
+
+
+def test_each_object_has_one_name_and_no_name_covers_another() -> None:
+    mask = np.zeros((60, 60), dtype=int)
+    mask[5:20, 5:20], mask[35:55, 35:55] = 1, 1  # two objects of one class
+    figure = plots.show_row({"apart": (np.zeros((60, 60, 3), dtype=np.uint8), mask)}, NAMES)
+    assert texts(figure) == ["sky", "sky"]
+    mask = np.zeros((60, 60), dtype=int)
+    mask[28:30, 20:40], mask[30:33, 20:40] = 1, 2  # too flat for two names
+    assert texts(plots.show_row({"flat": mask}, NAMES)) == ["sea"], "the larger one has a name"
+
+
 def test_bars_have_the_height_of_the_probabilities_and_each_panel_its_scale() -> None:
     panels = {"T = 1": {"a": np.array([0.9, 0.1, 0.0])}, "T = 9": {"a": np.array([0.4, 0.3, 0.3])}}
     figure = plots.probability_chart(panels, NAMES)
