@@ -24,10 +24,10 @@ def converged() -> str:
     decay = {run["variant"]: run["settings"]["weight_decay"] for run in study["runs"]}
     read_out = (
         f"Images without labels add {mean_of(paired(found, [more, few]))} points to kd on the labelled ones alone, in "
-        f"as many steps, and with another weight decay ({decay[more[0]]}, and {decay[few[0]]} on 128 images), which "
-        f"may be part of it. The teacher's own labels are not counted: it had those of all its images."
+        f"as many steps. The weight decay differs ({decay[more[0]]}, and {decay[few[0]]} on 128 images) and may be "
+        f"part of the difference. The teacher's own labels are not counted: it had labels for all its images."
     )
-    title = "## sample-128: few labels, against a baseline with settings of its own"
+    title = "## sample-128: few labels, against a baseline whose settings were chosen for it"
     return "\n\n".join([title, head, markdown(found), read_out, recorded_on(study)])
 
 
@@ -45,10 +45,10 @@ def schedule() -> str:
     head = (
         f"A setting can be worth more than a teacher. {charts.network_name('resnet18')} on the first 128 images "
         f"reaches {usual} mIoU on test with the sample's usual weight decay, 0.02, and its curve is flat; with 0.3 it "
-        f"reaches {other}. A flat curve says that longer will not help, and not that the settings are good. Of the "
-        f"baseline alone, with a seed that the tables of gains do not use; rate 0.032, decay 0.02 and mirrored images "
-        f"where nothing else is said. `still rising`: over the last quarter, on val. On all 500 images 192 epochs in "
-        f"place of 96 add {more:.1f} points on val, which is why the main study has 96."
+        f"reaches {other}. A flat curve shows that training longer does not help, not that the settings are good. All "
+        f"rows are the baseline alone, with a seed that the tables of gains do not use, at rate 0.032, decay 0.02 and "
+        f"with mirrored images unless the row says otherwise. `still rising`: over the last quarter, on val. On all "
+        f"500 images, 192 epochs instead of 96 add {more:.1f} points on val; this is why the main study has 96."
     )
     return "\n\n".join(["## sample-schedule: what is the baseline worth?", head, "\n".join(lines)])
 
@@ -63,10 +63,9 @@ def speed() -> str:
     teacher_miou, teacher_images = study["teacher"]["miou"], teacher["config"]["images"]
     head = (
         f"## speed: the same students after 24 epochs\n\n"
-        f"Sample data, test split; {run['images']} training images, {run['samples']:,} samples a run. The teacher, "
+        f"Sample data, test split; {run['images']} training images, {run['samples']:,} samples per run. The teacher, "
         f"trained on {teacher_images:,} images, has **{100 * teacher_miou:.1f}** mIoU. Mean and 95 % interval over "
-        f"seeds, in points. A gain is over the baseline of the same seed, which started from the same weights and "
-        f"saw the same images in the same order. The gap is that between baseline and teacher."
+        f"seeds, in points. The gap is that between baseline and teacher."
     )
     rows = compare(study["runs"], study["teacher"]["miou"])
     foot = (
@@ -83,7 +82,7 @@ def recorded_on(study: dict) -> str:
     more = f"; some runs on {others} other machines or versions, which the file names" if others > 0 else ""
     return (
         f"Recorded {study['date']} on {environment['cores']} cores of an {environment['processor']}, PyTorch "
-        f"{environment['torch']}, one thread a run and one run a core{more}."
+        f"{environment['torch']}, one thread per run and one run per core{more}."
     )
 
 
@@ -132,8 +131,8 @@ def sakd() -> str:
         gains = [f"{100 * (row[backbone] - miou):+.1f}" for backbone, miou in short.items()]
         lines.append(f"| {name} | {' | '.join(gains)} |")
     head = (
-        "How SAKD depends on its weight, its schedule and its positions: gain over the baseline on val, one seed each "
-        "and half the schedule, so differences of a few points are noise. 150 is the published weight."
+        "### SAKD by weight, schedule and positions\n\nGain over the baseline on val, with one seed and half the "
+        "schedule each, so differences of a few points are noise. 150 is the published weight."
     )
     return head + "\n\n" + "\n".join(lines)
 
@@ -142,7 +141,7 @@ def controls() -> str:
     lines = [
         f"- {control['what']}: {100 * control['miou']:.1f}" for control in read("sample-controls.json")["controls"]
     ]
-    return "What the gap is made of (test mIoU, one run each, same trainer):\n\n" + "\n".join(lines)
+    return "### What the gap consists of\n\nTest mIoU, one run each, same trainer:\n\n" + "\n".join(lines)
 
 
 def few_labels() -> str:
@@ -150,11 +149,11 @@ def few_labels() -> str:
     study, found = read("sample-few-labels.json"), read_findings([results_file("sample-few-labels.json")])
     rows = {(name, row["method"]): row for name, table in tables(found).items() for row in table}
     head = (
-        f"Fewer labels: {charts.network_name(study['study']['students'][0])} on the first of the "
-        f"{max(entry['images'] for entry in study['runs'])} training images alone, and with distillation on the "
-        f"others too, which then have no labels. Test mIoU, mean and 95 % interval over "
-        f"{len({entry['seed'] for entry in study['runs']})} seeds, in points; gains over the baseline of as many "
-        f"labels; equally many steps in all runs, half of those above."
+        f"## sample-few-labels: short runs with fewer labels\n\n{charts.network_name(study['study']['students'][0])} "
+        f"on the first of the {max(entry['images'] for entry in study['runs'])} training images alone, and with "
+        f"distillation on the others too, without their labels. Test mIoU, mean and 95 % interval over "
+        f"{len({entry['seed'] for entry in study['runs']})} seeds, in points. Gains are over the baseline with as many "
+        f"labels. All runs take equally many steps, half of those of the study `speed`."
     )
     lines = [
         "| labels | method | mIoU | gain | mIoU, distilled on all | gain | added by images without labels |",
@@ -186,9 +185,9 @@ def few_labels_read(found: Findings, rows: dict[tuple[str, str], dict]) -> str:
     best = max((row["miou"], name, method) for (name, method), row in rows.items() if name.startswith(fewest))
     last = [name for name, method in rows if method == "baseline"][-1]
     return (
-        f"Read with the intervals: gains that these seeds do not settle are those of {'; '.join(noise) or 'none'}; all "
-        f"others are more than scatter. Images without labels add something that is more than scatter to "
-        f"{'; '.join(kept) or 'nothing'}, and nothing that could be told elsewhere. {best[2]} with {best[1]}, reaches "
+        f"The 95 % interval of the gain includes zero for {'; '.join(noise) or 'no row'}, and excludes it for every "
+        f"other row. What images without labels add has an interval that excludes zero for "
+        f"{'; '.join(kept) or 'no row'}, and includes it elsewhere. {best[2]} with {best[1]}, reaches "
         f"{100 * best[0]:.1f}; a student alone with {last} reaches {100 * rows[last, 'baseline']['miou']:.1f} in as "
         f"many steps."
     )
@@ -209,10 +208,10 @@ def quirks() -> str:
     study, found = read("quirks.json"), read_findings([results_file("quirks.json")])
     tables(found)  # which refuses runs that cannot be compared
     head = (
-        f"What the faults of the published protocol are worth, on the sample and "
-        f"{charts.network_name(study['study']['students'][0])}, half the schedule, "
-        f"{len({entry['seed'] for entry in study['runs']})} seeds: gain over the baseline without and with each fault, "
-        f"and what it adds, paired by seed, with 95 % intervals, in points of test mIoU."
+        f"## quirks: the faults of the published protocol\n\nThe gain over the baseline without and with each fault, "
+        f"and what the fault adds, paired by seed, with 95 % intervals, in points of test mIoU. On the sample, with "
+        f"{charts.network_name(study['study']['students'][0])}, half the schedule and "
+        f"{len({entry['seed'] for entry in study['runs']})} seeds."
     )
     lines = ["| fault | method | gain without | gain with | added by the fault |", "|---|---|---|---|---|"]
     real, noise = [], []
@@ -226,8 +225,8 @@ def quirks() -> str:
             lines.append(f"| {' | '.join(cells)} | {mean_of(more)} |")
             (real if abs(sum(more) / len(more)) > interval95(more) else noise).append(fault)
     read_as = (
-        f"Read with the intervals: more than scatter {'is' if len(real) == 1 else 'are'}: {'; '.join(real) or 'none'}. "
-        f"Not settled by these seeds: {'; '.join(noise) or 'none'}."
+        f"The 95 % interval of what is added excludes zero for: {'; '.join(real) or 'no fault'}. It includes zero for: "
+        f"{'; '.join(noise) or 'no fault'}."
     )
     return "\n\n".join([head, "\n".join(lines), read_as, best_epochs(found), recorded_on(study)])
 
@@ -238,7 +237,7 @@ def best_epochs(found: Findings) -> str:
     methods = list(dict.fromkeys(entry["method"] for entry in matched))
     more = {m: [e["best_val_miou"] - e["val_miou"] for e in matched if e["method"] == m] for m in methods}
     said = ", ".join(f"{mean_of(values)} for {method}" for method, values in more.items())
-    return f"Reporting the best epoch on val instead of the last adds to the val mIoU: {said}."
+    return f"Reporting the best epoch on val instead of the last one raises the val mIoU by {said}."
 
 
 def paired(found: Findings, rows: list[tuple[str, str]], backbone: str = "resnet18") -> list[float]:
@@ -264,16 +263,17 @@ def camvid() -> str:
     epochs, longer = (run["settings"]["epochs"] for run in (students[0], teacher))
     prediction = study["prediction"]
     head = (
-        f"Real photographs: CamVid, street scenes, {train['images']} training and {val['images']} validation images, "
-        f"{len(train['class_share'])} classes. The slim networks, from scratch, crops of {study['crop_size']} pixels, "
+        f"## camvid: real photographs\n\nCamVid, street scenes, {train['images']} training and {val['images']} validation "
+        f"images, {len(train['class_share'])} classes. The slim networks, from scratch, crops of {study['crop_size']} pixels, "
         f"{epochs} epochs for students and {longer} for the teacher. Validation mIoU of the last epoch by both "
-        f"protocols, one seed: it shows that the path works, and is no comparison of methods."
+        f"protocols, with one seed. It shows that real photographs work from end to end; it does not compare "
+        f"the methods."
     )
     alone, *taught = (run["miou"] for run in students)
     if max(taught) < alone:
         head += (
-            f" Neither method helped here: with {100 * (teacher['miou'] - alone):+.1f} points against the student "
-            f"alone, the teacher has little to teach."
+            f" Neither method helps here: the teacher is only {100 * (teacher['miou'] - alone):+.1f} points from the "
+            f"student alone, so it has little to teach."
         )
     rows = [
         f"| {run['backbone']} | {run['method']} | {100 * run['miou_by_protocol']['native']:.1f} | "
@@ -296,8 +296,8 @@ def camvid_schedule() -> str:
         cells = [f"{100 * run['val_miou']:.1f}", f"{100 * (late_rise(run) or 0):+.1f}", f"{run['cpu_seconds']:.0f}"]
         lines.append(f"| {run['variant']} | {' | '.join(cells)} |")
     head = (
-        "Much longer schedules, at half size, on training images held out, with one seed. Rate 0.032 and the published "
-        "scales where nothing else is said; narrow scales are from 0.8 to 1.4 times the image's size. Photographs ask "
-        "for a lower rate than the sample, for more epochs than were tried, and for scales near those of the image:"
+        "Much longer schedules, at half size, scored on training images held out, with one seed. Rate 0.032 and the "
+        "published scales unless the row says otherwise; narrow scales are from 0.8 to 1.4 times the image's size. "
+        "Photographs need a lower rate than the sample, more epochs than were tried, and scales near that of the image:"
     )
     return head + "\n\n" + "\n".join(lines)

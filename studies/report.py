@@ -57,8 +57,8 @@ def better() -> str:
     head = (
         f"## sample: students that trained for as long as it helped\n\n"
         f"Sample data, test split; {run['images']} training images, {run['settings']['epochs']} epochs. The teacher, "
-        f"trained on {read('teacher.json')['config']['images']:,} images, has **{100 * teacher:.1f}** mIoU. What is "
-        f"left to gain is the gap to it: {', '.join(gaps)}."
+        f"trained on {read('teacher.json')['config']['images']:,} images, has **{100 * teacher:.1f}** mIoU. The "
+        f"gap between student and teacher is {', '.join(gaps)}."
     )
     planned = len(plan(load_study(PROJECT / "studies" / "sample.toml"), Path()))
     if len(study["runs"]) < planned:
@@ -140,8 +140,8 @@ def self_attention() -> str:
         pair = [("", "sakd"), ("", "sakd-plain")]
         added.append(f"{mean_of(paired(found, pair, backbone))} for {charts.network_name(backbone)}")
     return (
-        f"What self-attention adds to SAKD, which without it is attention transfer at SAKD's six positions, with its "
-        f"connectors and dividers: {', '.join(added)}."
+        f"What self-attention adds to SAKD: {', '.join(added)}. Without it (`sakd-plain`) SAKD is attention transfer "
+        f"at its six positions, with its connectors and divisors."
     )
 
 
@@ -158,7 +158,7 @@ def weights() -> str:
         edge += [method] if best is min(tried, key=lambda run, m=method: run["terms"][m]["weight"]) else []
     head = (
         f"The weights of this study were chosen on val, with a seed that no table reports and equally many "
-        f"candidates for each method; {charts.network_name(alone['backbone'])}, {alone['settings']['epochs']} epochs. "
+        f"candidates for each method: {charts.network_name(alone['backbone'])}, {alone['settings']['epochs']} epochs. "
         f"The baseline of that seed has {100 * alone['val_miou']:.1f}. Differences of less than a point are noise. "
         f"For {', '.join(edge)} the smallest weight was best, so a smaller one may be better still."
     )

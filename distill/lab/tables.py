@@ -258,7 +258,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     """Rows of `compare` as a Markdown table, in points of mIoU, and below it which baselines have not converged."""
     lines = [
         "| student | method | mIoU | gain, equal epochs | gain on val, equal time | gap closed | verdict | seeds "
-        "| epochs | seconds a run |",
+        "| epochs | seconds per run |",
         f"|{'---|' * 10}",
     ]
     unfinished = not_converged(rows)
