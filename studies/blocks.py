@@ -263,11 +263,11 @@ def camvid() -> str:
     epochs, longer = (run["settings"]["epochs"] for run in (students[0], teacher))
     prediction = study["prediction"]
     head = (
-        f"## camvid: real photographs\n\nCamVid, street scenes, {train['images']} training and {val['images']} validation "
-        f"images, {len(train['class_share'])} classes. The slim networks, from scratch, crops of {study['crop_size']} pixels, "
-        f"{epochs} epochs for students and {longer} for the teacher. Validation mIoU of the last epoch by both "
-        f"protocols, with one seed. It shows that real photographs work from end to end; it does not compare "
-        f"the methods."
+        f"## camvid: real photographs\n\nCamVid, street scenes, {train['images']} training and {val['images']} "
+        f"validation images, {len(train['class_share'])} classes. The slim networks, from scratch, crops of "
+        f"{study['crop_size']} pixels, {epochs} epochs for students and {longer} for the teacher. Validation mIoU of "
+        f"the last epoch by both protocols, with one seed. It shows that real photographs work from end to end; it "
+        f"does not compare the methods."
     )
     alone, *taught = (run["miou"] for run in students)
     if max(taught) < alone:
