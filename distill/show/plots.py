@@ -24,6 +24,7 @@ from distill.data.sample import voc_palette
 from distill.files import replace_file
 
 Picture: TypeAlias = np.ndarray | tuple[np.ndarray, np.ndarray]  # an array, or an image and the mask to lay over it
+Colours: TypeAlias = Sequence[tuple[int, int, int]]  # red, green and blue of each class, 0 to 255
 
 BAR_LOOKS = (("#0072B2", ""), ("#F0C989", "////"), ("#56C3A2", "...."))  # colour and hatch of bars side by side
 _STYLE: dict[Any, Any] = {
@@ -71,19 +72,25 @@ def display(figure: Figure, alt: str) -> None:
 # ------------------------------------------------------------------------------------------ pictures
 
 
-def colour_mask(mask: np.ndarray) -> np.ndarray:
-    """Class indices (H, W), 255 for void, to VOC's colours, (H, W, 3) uint8."""
-    return np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)[np.asarray(mask, dtype=np.uint8)]
+def colour_mask(mask: np.ndarray, colours: Colours | None = None) -> np.ndarray:
+    """Class indices (H, W), 255 for void, to `colours`, by default VOC's, as (H, W, 3) uint8; void keeps VOC's."""
+    palette = np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)
+    if colours is not None:
+        palette[: len(colours)] = colours
+    return palette[np.asarray(mask, dtype=np.uint8)]
 
 
-def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A mask (H, W) in VOC's colours over its image (H, W, 3) uint8, as (H, W, 3) uint8.
+def overlay(image: np.ndarray, mask: np.ndarray, colours: Colours | None = None) -> np.ndarray:
+    """A mask (H, W) over its image (H, W, 3) uint8, as (H, W, 3) uint8.
 
-    The image is pale and grey below, so that dark colours, such as (64, 0, 0), stand out from the background, and a
-    white line runs around every region.
+    In VOC's colours class 0 is the background and left out: the image is pale and grey there, so that dark colours,
+    such as (64, 0, 0), stand out from it, and a white line runs around every region. In `colours` of one's own every
+    class is drawn.
     """
     mask = np.asarray(mask)
     pale = np.repeat(np.asarray(image, dtype=float).mean(axis=2, keepdims=True) * 0.5 + 110, 3, axis=2)
+    if colours is not None:
+        return (0.4 * pale + 0.6 * colour_mask(mask, colours)).astype(np.uint8)
     drawn = np.where(mask[..., None] > 0, 0.25 * pale + 0.75 * colour_mask(mask), pale)
     padded = np.pad(mask, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
@@ -96,9 +103,10 @@ def show_row(
     class_names: Sequence[str] | None = None,
     size: float = 2.2,
     scales: bool = False,
+    colours: Colours | None = None,
 ) -> Figure:
     """Pictures in a row, each under its title; see `show_grid`."""
-    return show_grid({"": pictures}, class_names, size, scales)
+    return show_grid({"": pictures}, class_names, size, scales, colours)
 
 
 def show_grid(
@@ -106,26 +114,28 @@ def show_grid(
     class_names: Sequence[str] | None = None,
     size: float = 2.0,
     scales: bool = False,
+    colours: Colours | None = None,
 ) -> Figure:
-    """Rows of pictures, `rows[row name][title]`, pixels drawn as squares; `size` is each picture's side in inches.
+    """Rows of pictures, `rows[row name][title]`, pixels drawn as squares; `size` is each picture's width in inches.
 
-    A picture, an array or a tensor on the CPU, is an image (H, W, 3) uint8; a mask (H, W) of integers, drawn in VOC's
-    colours with the names of its classes where `class_names` is given; a pair of both, drawn as `overlay` draws it; or
-    a map (H, W) of floats, drawn from its smallest value (dark) to its largest (bright), with its scale beside it where
-    `scales` is set. Titles are repeated only where they change from row to row.
+    A picture, an array or a tensor on the CPU, is an image (H, W, 3) uint8; a mask (H, W) of integers, drawn in
+    `colours`, by default VOC's, with the names of its classes where `class_names` is given; a pair of both, drawn as
+    `overlay` draws it; or a map (H, W) of floats, drawn from its smallest value (dark) to its largest (bright), with
+    its scale beside it where `scales` is set. Titles are repeated only where they change from row to row.
     """
     columns = max(len(row) for row in rows.values())
     titled = len({tuple(row) for row in rows.values()})
     with style():
-        figure = Figure(figsize=(size * columns, size * len(rows) + 0.3 * titled))
-        axes = figure.subplots(len(rows), columns, squeeze=False)
+        heights = [size * max(map(_height_by_width, row.values())) for row in rows.values()]
+        figure = Figure(figsize=(size * columns, sum(heights) + 0.3 * titled))
+        axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
         above: list[str] = []
         for line, (name, row) in zip(axes, rows.items(), strict=True):
             for axis in line:
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
             for axis, (title, picture) in zip(line, row.items(), strict=False):
-                _draw(axis, picture, class_names, size)
+                _draw(axis, picture, class_names, size, colours)
                 if scales and not isinstance(picture, tuple) and np.issubdtype(np.asarray(picture).dtype, np.floating):
                     bar = figure.colorbar(axis.images[0], cax=axis.inset_axes((1.04, 0, 0.05, 1)))
                     bar.ax.tick_params(labelsize=8)
@@ -148,28 +158,37 @@ def mark_kinds(axis: Axes, kinds: np.ndarray, names: Sequence[str], title: str) 
         axis.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.03), fontsize=8, handlelength=1.2)
 
 
-def _draw(axis: Axes, picture: Picture, class_names: Sequence[str] | None, size: float) -> None:
-    drawn = overlay(*picture) if isinstance(picture, tuple) else np.asarray(picture)
+def _height_by_width(picture: Picture) -> float:
+    height, width = np.asarray(picture[1] if isinstance(picture, tuple) else picture).shape[:2]
+    return height / width
+
+
+def _draw(
+    axis: Axes, picture: Picture, class_names: Sequence[str] | None, size: float, colours: Colours | None
+) -> None:
+    drawn = overlay(*picture, colours) if isinstance(picture, tuple) else np.asarray(picture)
     mask = np.asarray(picture[1]) if isinstance(picture, tuple) else drawn
     if drawn.ndim == 3:
         axis.imshow(drawn)
     elif np.issubdtype(drawn.dtype, np.floating):
         axis.imshow(drawn, cmap="cividis")
     else:
-        axis.imshow(colour_mask(drawn))
+        axis.imshow(colour_mask(drawn, colours))
     if class_names is not None and mask.ndim == 2 and not np.issubdtype(mask.dtype, np.floating):
         _name_regions(axis, mask, class_names, size)
 
 
 def _name_regions(axis: Axes, mask: np.ndarray, class_names: Sequence[str], size: float) -> None:
-    """Write its class's name into each region that covers 1.5 % of the picture or more; the background stays.
+    """Write its class's name into each region that covers 1.5 % of the picture or more; "background" stays.
 
     The largest region is named first. A name that would cover another is left out.
     """
     outline = [matplotlib.patheffects.withStroke(linewidth=2, foreground="black")]
-    height, letter = 11 / 72 / size, 4.6 / 72 / size  # of a line and a letter of 8 points, as shares of the picture
+    # Of a line and a letter of 8 points, as shares of the picture.
+    height, letter = 11 / 72 / size / _height_by_width(mask), 4.6 / 72 / size
     taken: list[tuple[float, float, float]] = []  # row, column and half the width of each name
-    for region, label in _regions(mask, len(class_names)):
+    first = 1 if class_names[0] == "background" else 0
+    for region, label in _regions(mask, first, len(class_names)):
         half = len(class_names[label]) * letter / 2
         y, x = (_deepest(region) + 0.5) / mask.shape
         x = float(np.clip(x, half, max(half, 1 - half)))
@@ -180,10 +199,10 @@ def _name_regions(axis: Axes, mask: np.ndarray, class_names: Sequence[str], size
         axis.text(*place, class_names[label], color="white", size=8, ha="center", va="center", path_effects=outline)
 
 
-def _regions(mask: np.ndarray, classes: int) -> list[tuple[np.ndarray, int]]:
+def _regions(mask: np.ndarray, first: int, classes: int) -> list[tuple[np.ndarray, int]]:
     """The connected regions (H, W) bool that cover 1.5 % of the mask or more, with their classes, largest first."""
     found: list[tuple[np.ndarray, int]] = []
-    for label in np.unique(mask[(mask > 0) & (mask < classes)]):
+    for label in np.unique(mask[(mask >= first) & (mask < classes)]):
         left = mask == label
         while left.mean() >= 0.015 and len(found) < 50:
             region = np.zeros_like(left)

@@ -28,7 +28,7 @@ from torch import nn
 from distill.data.folders import VOCFolder, read_image
 from distill.data.transforms import IGNORE_INDEX
 from distill.errors import DistillError
-from distill.show.plots import BAR_LOOKS, colour_mask, probability_chart, show_grid
+from distill.show.plots import BAR_LOOKS, Colours, colour_mask, probability_chart, show_grid
 from distill.training.evaluation import predict_logits
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
@@ -95,15 +95,20 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
     """Wipe between image, truth and what networks say; choose a pixel and see its class probabilities.
 
     `scenes` are images by name (see `scenes_of` and `photograph`), `networks` DeepLabV3+ or others with logits
-    (N, C, H, W), by name: the first is the one that the others are compared with, usually the teacher.
+    (N, C, H, W), by name: the first is the one that the others are compared with, usually the teacher. Masks are drawn
+    in `colours`, by default VOC's.
     Raises DistillError when there is nothing to show, or a network has other classes than `class_names`.
     """
 
     def __init__(
-        self, scenes: Mapping[str, Scene], networks: Mapping[str, nn.Module], class_names: Sequence[str]
+        self,
+        scenes: Mapping[str, Scene],
+        networks: Mapping[str, nn.Module],
+        class_names: Sequence[str],
+        colours: Colours | None = None,
     ) -> None:
         _check(scenes, networks, class_names)
-        self.scenes, self.class_names = dict(scenes), tuple(class_names)
+        self.scenes, self.class_names, self.colours = dict(scenes), tuple(class_names), colours
         self.logits = {
             scene: {name: predict_logits(network, image).float().cpu() for name, network in networks.items()}
             for scene, (image, _) in scenes.items()
@@ -141,7 +146,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         if kind == "image":
             return self.scenes[self.scene.value].image
         if kind in ("truth", "mask"):
-            return colour_mask(self.picture_of(choice))
+            return colour_mask(self.picture_of(choice), self.colours)
         if kind == "entropy":
             return _bright_where_unsure(logits[name])
         first, _, second = name.partition(" and ")
@@ -178,7 +183,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         for name in self.logits[scene]:
             own = {choice.split(":")[0]: choice for choice in chosen if choice.endswith((f": {name}", f" and {name}"))}
             rows[name] = {kind: self.picture_of(choice) for kind, choice in own.items()}
-        figure = show_grid(rows, self.class_names, size=1.7)
+        figure = show_grid(rows, self.class_names, size=1.7, colours=self.colours)
         for axis in (axis for axis in figure.axes if axis.images):
             for colour, width in (("white", 3), ("black", 1)):
                 axis.plot(self.x.value, self.y.value, "s", mfc="none", mec=colour, ms=8, mew=width)
@@ -263,7 +268,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         """The colours that occur in the two pictures, with the names of their classes."""
         labels = [self._classes(side.value) for side in (self.left, self.right)]
         found = sorted({int(label) for part in labels for label in part if label != IGNORE_INDEX})
-        parts = [_patch(colour_mask(np.array([[label]]))[0, 0], self.class_names[label]) for label in found]
+        parts = [
+            _patch(colour_mask(np.array([[label]]), self.colours)[0, 0], self.class_names[label]) for label in found
+        ]
         if any(side.value.startswith(("errors", "disagreement")) for side in (self.left, self.right)):
             parts.append(_patch(WRONG, "different"))
         if any(side.value.startswith("entropy") for side in (self.left, self.right)):

@@ -46,6 +46,22 @@ def test_a_grid_draws_pixels_as_squares_and_names_regions() -> None:
     assert [axis.get_ylabel() for axis in figure.axes][::2] == ["first", "second"]
 
 
+def test_colours_of_ones_own_reach_every_class_and_void_keeps_vocs() -> None:
+    colours = [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    mask = np.array([[0, 1, 2, 255]])
+    assert plots.colour_mask(mask, colours).tolist() == [[[1, 2, 3], [4, 5, 6], [7, 8, 9], [224, 224, 192]]]
+    white = np.full((1, 4, 3), 255, dtype=np.uint8)
+    drawn = plots.overlay(white, mask, [(255, 0, 0), (0, 255, 0), (0, 0, 255)])
+    assert drawn[0, :3].argmax(axis=1).tolist() == [0, 1, 2], "class 0 is a class like the others"
+
+
+def test_a_first_class_that_is_no_background_has_its_name_and_flat_pictures_flat_rows() -> None:
+    flat = np.zeros((10, 40), dtype=int)
+    figure = plots.show_row({"street": flat}, ("sky", "road"), size=4)
+    assert texts(figure) == ["sky"]
+    assert figure.get_figheight() == pytest.approx(4 / 4 + 0.3) and figure.get_figwidth() == 4
+
+
 def test_a_mask_over_its_image_leaves_no_class_dark_on_dark() -> None:
     mask = np.zeros((20, 20), dtype=int)
     mask[5:15, 5:15], mask[0, :] = 8, 255  # VOC's colour of class 8 is (64, 0, 0)

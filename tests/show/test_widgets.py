@@ -84,6 +84,15 @@ def test_layers_are_what_they_say(explorer: Explorer, scenes: dict[str, Scene]) 
     assert ((unlike == WRONG).all(-1) == (teacher != student)).all()
 
 
+def test_masks_and_their_legend_take_colours_of_ones_own(
+    scenes: dict[str, Scene], networks: dict[str, Painter]
+) -> None:
+    colours = [(1, 2, 3), (40, 50, 60), (70, 80, 90)]
+    explorer = Explorer(scenes, networks, ("road", "sky", "sea"), colours)
+    assert (explorer.layer("truth") == colour_mask(scenes["wide"].labels, colours)).all()
+    assert all(f"rgb({red},{green},{blue})" in explorer.legend.value for red, green, blue in colours)
+
+
 def test_entropy_is_dark_where_sure_and_bright_where_not(scenes: dict[str, Scene]) -> None:
     both = {"teacher": Painter(1000.0), "student": Painter(0.0)}
     explorer = Explorer(scenes, both, NAMES)
