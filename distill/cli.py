@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
+import torch
 from PIL import Image
 
 from distill.data.camvid import download_camvid
@@ -25,17 +26,17 @@ from distill.data.sample import SAMPLE_SIZES, make_sample, mask_image
 from distill.doctor import examine
 from distill.errors import DistillError, enough_memory, first_line, nearest
 from distill.files import make_folder, replace_file, write_json, write_text
-from distill.lab import bench, tune
+from distill.lab import bench, latency, tune
 from distill.lab.comparison import draw, markdown, read_findings, report, tables
 from distill.lab.diagnose import diagnose
-from distill.lab.export import export
+from distill.lab.export import FORMATS, export
 from distill.lab.study import Study
 from distill.methods import METHODS
 from distill.training.evaluation import PROTOCOLS, evaluate, predict
 from distill.training.loop import fit
 from distill.training.parallel import pick_device, this_rank
 from distill.training.presets import PRESETS, RECIPES
-from distill.training.runs import Run, open_network
+from distill.training.runs import Run, environment, open_network
 from distill.training.settings import Settings, choices_of
 
 
@@ -290,18 +291,24 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _add_export(commands: Commands) -> None:
-    command = _command(
-        commands, "export", _export, "a network alone in one ONNX file, for programs without this package"
-    )
+    command = _command(commands, "export", _export, "a network alone in one file, for programs without this package")
     command.add_argument("run", help="a run's folder, a weights file, or a shipped network: sample, student-resnet18-…")
+    command.add_argument("--format", choices=FORMATS, default="onnx", help="onnx (default), or torch's own .pt2")
+    command.add_argument("--int8", action="store_true", help="8-bit weights and activations, calibrated on images")
     command.add_argument(
         "--size", nargs=2, type=int, metavar=("H", "W"), help="of the only images it shall take (default: any size)"
     )
+    command.add_argument(
+        "--dataset", help="for --int8 (default: the data that the run was trained on, else the sample)"
+    )
+    command.add_argument("--data-root")
     command.add_argument("--out", type=Path, default=Path("exported"), help="folder (default: exported)")
 
 
 def _export(options: argparse.Namespace) -> None:
-    done = export(options.run, options.out / "student.onnx", size=options.size and tuple(options.size))
+    name = f"student{'-int8' if options.int8 else ''}{FORMATS[options.format]}"
+    chosen = {"format": options.format, "int8": options.int8, "data": options.dataset, "data_root": options.data_root}
+    done = export(options.run, options.out / name, size=options.size and tuple(options.size), **chosen)
     print(f"{done.path}: {done.path.stat().st_size / 1e6:.2f} MB, {done.sentence}")
 
 
@@ -458,6 +465,13 @@ def _add_bench(commands: Commands) -> None:
     command.add_argument(
         "--data", type=Path, metavar="FOLDER", help="load these images, in VOC layout (default: made up)"
     )
+    command.add_argument(
+        "--latency",
+        nargs="+",
+        metavar="RUN",
+        help="instead: what one image takes in these networks, in PyTorch and exported (takes --crop-size, --compile, "
+        "--data for int8, --json)",
+    )
     command.add_argument("--steps", type=int, default=5, help="how often all is measured (default: 5)")
     command.add_argument("--seed", type=int, default=0, help="of images and weights (default: 0)")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -465,6 +479,8 @@ def _add_bench(commands: Commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
+    if options.latency:
+        return _latency(options)
     methods, backbones = (
         [name.strip() for name in ",".join(words).split(",")] for words in (options.methods, options.backbones)
     )
@@ -477,6 +493,18 @@ def _bench(options: argparse.Namespace) -> None:
     print(bench.report(result))
     if options.json:
         write_json(options.json, result)
+
+
+def _latency(options: argparse.Namespace) -> None:
+    if options.json:
+        make_folder(options.json.parent)
+    side = getattr(options, "crop_size", PRESETS[options.preset].crop_size)
+    ways = [way for way in latency.WAYS if way != "compiled" or options.compile]
+    found = {run: latency.measure(run, (side, side), ways, options.steps / 5, options.data) for run in options.latency}
+    print(latency.table(found))
+    if options.json:
+        surroundings = environment(torch.device("cpu"))
+        write_json(options.json, {"environment": surroundings, "size": [side, side], "networks": found})
 
 
 def _make_sample(options: argparse.Namespace) -> None:

@@ -842,6 +842,32 @@ def an_exported_size_is_zero(world: World) -> list:
     return ["export", world.weights, "--size", "0", "64", "--out", world.root / "out"]
 
 
+@case("int8", "calibrated", "nowhere")
+def int8_without_data(world: World) -> list:
+    words = ["export", world.weights, "--int8", "--dataset", world.root / "nowhere"]
+    return [*words, "--size", "32", "32", "--out", world.root / "out"]
+
+
+@case("3 classes", "21")
+def int8_with_data_of_other_classes(world: World) -> list:
+    return ["export", world.weights, "--int8", "--size", "32", "32", "--out", world.root / "out"]
+
+
+@case("int8", "--format torch")
+def int8_in_pytorchs_format(world: World) -> list:
+    return ["export", world.weights, "--int8", "--format", "torch", "--out", world.root / "out"]
+
+
+@case("jpeg", "onnx, torch")
+def an_unknown_format(world: World) -> object:
+    return lambda: distill.export(world.weights, world.root / "net", format="jpeg")
+
+
+@case("nowhere", "no teacher")
+def latency_of_a_network_that_is_missing(world: World) -> list:
+    return ["bench", "--latency", world.root / "nowhere"]
+
+
 # ------------------------------------------------------------------------------------------------ the table
 
 

@@ -4,15 +4,12 @@ A study's folder of runs holds a study.json beside them: the study file's conten
 size. A recorded file holds the same, and what `runs.record` gives for every run.
 """
 
-import statistics
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from matplotlib.figure import Figure
 from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
@@ -20,6 +17,7 @@ from typing_extensions import NotRequired, TypedDict
 from distill.errors import DistillError
 from distill.files import checked, make_folder, read_json
 from distill.lab.curves import scored
+from distill.lab.latency import milliseconds
 from distill.lab.study_file import variant_folder
 from distill.lab.tables import (
     RecordedTeacher,
@@ -30,7 +28,6 @@ from distill.lab.tables import (
     read_study,
     record,
 )
-from distill.networks.deeplab import build_model
 from distill.show import charts, plots
 from distill.training.presets import RECIPES
 from distill.training.runs import Run, find_runs
@@ -380,22 +377,3 @@ def _config(teacher: dict[str, Any] | None) -> dict[str, Any] | None:
     if not teacher or "backbone" not in teacher or "wrapped" in teacher:
         return None
     return {key: value for key, value in teacher.items() if key != "weights"}
-
-
-@torch.inference_mode()
-def milliseconds(configs: Sequence[dict[str, Any]], size: tuple[int, int], seconds: float = 1.0) -> list[float]:
-    """The median time that each network, built from its config, takes on this machine's CPU for one image (H, W).
-
-    They take turns, about `seconds` each, so that whatever else the machine does slows all of them down alike.
-    """
-    networks = [build_model(**config).eval().to(memory_format=torch.channels_last) for config in configs]
-    image = torch.rand(1, 3, *size).contiguous(memory_format=torch.channels_last)
-    times: list[list[float]] = []
-    end = time.perf_counter() + seconds * len(networks)
-    while len(times) < 6 or time.perf_counter() < end:
-        times.append([])
-        for network in networks:
-            start = time.perf_counter()
-            network(image)
-            times[-1].append(time.perf_counter() - start)
-    return [1000 * statistics.median(own) for own in zip(*times[1:], strict=True)]  # the first pass sets things up

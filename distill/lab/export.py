@@ -5,6 +5,7 @@ float32 at the images' size. It says in its metadata what its classes, colours, 
 """
 
 import copy
+import io
 import json
 import logging
 import warnings
@@ -19,16 +20,21 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from distill.data.folders import VOCFolder, open_dataset
 from distill.data.sample import voc_palette
 from distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from distill.errors import DistillError, check_number, first_line
+from distill.errors import DistillError, check_number, first_line, nearest
 from distill.files import make_folder, replace_file
-from distill.networks.onnx_file import INPUT, OUTPUT, OnnxNetwork, library, session_of
+from distill.lab.int8 import CALIBRATED_ON, quantised
+from distill.lab.parity import Size, answer_of, check_logits, check_masks, compare_masks
+from distill.networks.onnx_file import INPUT, OUTPUT, OnnxNetwork, library
+from distill.training.evaluation import check_classes
 from distill.training.runs import Run, open_network
 
 OPSET = 18  # of ONNX's operators: what PyTorch's exporter writes without translating, and runtimes since 2023 read
-TOLERANCE = 1e-4  # of the logits, beside PyTorch's
-_TRACED, _CHECKED = (2, 64, 96), ((1, 64, 64), (2, 65, 97))  # images: (N, H, W)
+FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+_TRACED = (2, 64, 96)  # images (N, H, W), where any number and size is allowed
+_COMPARED_ON = 300  # images of val
 _FREE = {0: "batch", 2: "height", 3: "width"}  # the axes of an image whose length is open
 
 
@@ -43,7 +49,13 @@ class Export:
     @property
     def sentence(self) -> str:
         """What the check found."""
-        return f"logits as PyTorch's within {self.check['max_difference']:.1g}"
+        found = self.check
+        if "max_difference" in found:
+            return f"logits as PyTorch's within {found['max_difference']:.1g}"
+        return (
+            f"{found['agreement']:.2%} of pixels as in PyTorch on {found['images']} images of val, mIoU "
+            f"{100 * found['miou']:.2f} and {100 * found['miou_pytorch']:.2f} before"
+        )
 
 
 class FromPixels(nn.Module):
@@ -62,49 +74,90 @@ class FromPixels(nn.Module):
         return self.network((image.float() - self.mean) / self.std)
 
 
-def export(source: Run | str | Path | nn.Module, file: str | Path, *, size: tuple[int, int] | None = None) -> Export:
-    """Write a network as an ONNX file, after checking that it gives PyTorch's logits.
+def export(
+    source: Run | str | Path | nn.Module,
+    file: str | Path,
+    *,
+    format: str = "onnx",
+    int8: bool = False,
+    size: Size = None,
+    data: str | Path | None = None,
+    data_root: str | Path | None = None,
+) -> Export:
+    """Write a network to a file of its own, after checking that it answers as in PyTorch.
 
     Args:
-        source: a run or its folder, a weights file, a teacher's name, or a network.
+        source: a run or its folder, a weights file, a shipped network's name, or a network.
         file: where it goes; what was there before is replaced only once the new one has passed its check.
+        format: "onnx", or "torch" for torch.export's own (.pt2), which any program with PyTorch runs. A .pt2 file can
+            execute code when it is loaded: load only those you trust.
+        int8: 8-bit weights and activations (ONNX only), calibrated on images of train.
         size: (H, W) of the only images it shall take, one at a time. By default it takes any size and number. Networks
             of timm's with TensorFlow's padding ("SAME") take minutes to export so.
+        data, data_root: for int8, as in `open_dataset`; by default the data of the run, and else the sample.
 
     Raises:
-        DistillError: the extra `export` is not installed, the network cannot be exported, its logits differ from
-            PyTorch's by more than `TOLERANCE` (or, where they are larger than 1, that share of the largest), or the
-            file cannot be written.
+        DistillError: the extra `export` is not installed, the network cannot be exported, there are no data for int8,
+            the answers differ from PyTorch's by more than `parity` allows, or the file cannot be written.
     """
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        library(name)
     file = Path(file)
-    _check_size(size)
+    _check_arguments(format, int8, size)
     make_folder(file.parent)
-    network = _from_pixels(open_network(source))
-    content = onnx_of(traced(network, size), size)
-    check = check_logits(network, content, size)
-    metadata = describe(source, network, size, "float32")
-    content = with_metadata(content, metadata)
+    network = from_pixels(open_network(source))
+    train, val = _data_of(source, network, data, data_root) if int8 else (None, None)
+    program = traced(network, size)
+    metadata = describe(source, network, size, "int8" if int8 else "float32")
+    if format == "torch":
+        content = torch_of(program, metadata)
+        check = check_logits(network, torch.export.load(io.BytesIO(content)).module(), size)
+    else:
+        content = onnx_of(program, size)
+        check = check_logits(network, answer_of(content), size)
+        if train and val:
+            content = quantised(content, train, size)
+            check = compare_masks(network, answer_of(content), val, size)
+            check_masks(check)
+        content = with_metadata(content, metadata)
     with replace_file(file, lasting=True) as temporary:
         temporary.write_bytes(content)
     return Export(file, metadata, check)
 
 
-def _from_pixels(network: nn.Module) -> FromPixels:
-    """A copy, so that the network that was given stays on its device and in its mode."""
+def _check_arguments(format: str, int8: bool, size: Size) -> None:
+    if format not in FORMATS:
+        raise DistillError(f"there is no format {format!r}{nearest(str(format), FORMATS)}")
+    if format == "torch" and int8:
+        raise DistillError("int8 files are ONNX files; leave out --int8, or --format torch")
+    for name in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
+        library(name)
+    for side in size or ():
+        check_number("size", side, 1, 10_000)
+
+
+def _data_of(
+    source: object, network: FromPixels, data: str | Path | None, root: str | Path | None
+) -> tuple[VOCFolder, VOCFolder]:
+    """Images of train to calibrate on, and those of val to compare on."""
+    run = _run_of(source)
+    if data is None and run is not None:
+        data, root = run.config["data"], root or run.data_root
+    try:
+        train = open_dataset(data or "sample", "train", root, CALIBRATED_ON)
+        val = open_dataset(data or "sample", "val", root, _COMPARED_ON)
+    except DistillError as error:
+        raise DistillError(f"int8 is calibrated on images of train and compared on val, and {error}") from None
+    check_classes("network", network.network, train)
+    return train, val
+
+
+def from_pixels(network: nn.Module) -> FromPixels:
+    """The network with its normalisation, in float32 on the CPU; a copy, so that the one given stays as it is."""
     if isinstance(network, OnnxNetwork):
         raise DistillError(f"{network.path} is an exported network already; give the run that it was exported from")
     return FromPixels(copy.deepcopy(network)).cpu().float().eval()
 
 
-def _check_size(size: tuple[int, int] | None) -> None:
-    if size is not None:
-        for side in size:
-            check_number("size", side, 1, 10_000)
-
-
-def traced(network: nn.Module, size: tuple[int, int] | None) -> ExportedProgram:
+def traced(network: nn.Module, size: Size) -> ExportedProgram:
     """The network's operators as torch.export records them, for images of one size or of any."""
     count, height, width = (1, *size) if size else _TRACED
     image = torch.zeros(count, 3, height, width, dtype=torch.uint8)
@@ -122,7 +175,7 @@ def traced(network: nn.Module, size: tuple[int, int] | None) -> ExportedProgram:
         ) from error
 
 
-def onnx_of(program: ExportedProgram, size: tuple[int, int] | None) -> bytes:
+def onnx_of(program: ExportedProgram, size: Size) -> bytes:
     """The content of an ONNX file, weights included."""
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
     names |= {} if size else {"dynamic_shapes": {INPUT: _FREE}}
@@ -130,6 +183,13 @@ def onnx_of(program: ExportedProgram, size: tuple[int, int] | None) -> bytes:
         made = torch.onnx.export(program, **names, opset_version=OPSET, verbose=False, external_data=False)
     assert made is not None
     return made.model_proto.SerializeToString()
+
+
+def torch_of(program: ExportedProgram, metadata: dict[str, Any]) -> bytes:
+    """The content of a .pt2 file, with the metadata as its extra file metadata.json."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
+    return buffer.getvalue()
 
 
 @contextmanager
@@ -145,33 +205,10 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-@torch.no_grad()
-def check_logits(network: nn.Module, content: bytes, size: tuple[int, int] | None) -> dict[str, Any]:
-    """The largest difference between the file's logits and PyTorch's on random images; DistillError if too large."""
-    session, generator = session_of(content), torch.Generator().manual_seed(0)
-    largest, difference = 1.0, 0.0
-    for count, height, width in [(1, *size)] if size else _CHECKED:
-        image = torch.randint(256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
-        ours, theirs = network(image), torch.from_numpy(session.run([OUTPUT], {INPUT: image.numpy()})[0])
-        if ours.shape != theirs.shape:
-            raise DistillError(
-                f"the exported network gives logits {tuple(theirs.shape)} and PyTorch {tuple(ours.shape)}; nothing was "
-                f"written; give --size H W"
-            )
-        largest = max(largest, float(ours.abs().max()))
-        difference = max(difference, float((ours - theirs).abs().nan_to_num(nan=float("inf")).max()))
-    if difference > TOLERANCE * largest:
-        raise DistillError(
-            f"the exported network's logits differ from PyTorch's by {difference:.2g}, and at most "
-            f"{TOLERANCE * largest:.2g} is allowed; nothing was written; try --size H W"
-        )
-    return {"max_difference": difference, "largest_logit": largest}
-
-
 # -------------------------------------------------------------------------------------------------- metadata
 
 
-def describe(source: object, network: FromPixels, size: tuple[int, int] | None, precision: str) -> dict[str, Any]:
+def describe(source: object, network: FromPixels, size: Size, precision: str) -> dict[str, Any]:
     """What an exported file says about itself; see `onnx_file.METADATA`."""
     inner: Any = network.network
     names = inner.class_names or [f"class {index}" for index in range(inner.num_classes)]
@@ -195,17 +232,16 @@ def describe(source: object, network: FromPixels, size: tuple[int, int] | None, 
 
 def _scores(source: object) -> dict[str, Any]:
     """mIoU and pixel accuracy of a run by split; nothing for other sources."""
-    if not isinstance(source, Run):
-        path = Path(source) if isinstance(source, str | Path) else None
-        if path is None or not path.is_dir():
-            return {}
-        source = Run(path)
-    if not source.finished:
-        return {}
+    run = _run_of(source)
+    found = run.scores if run and run.finished else {}
     wanted = ("miou", "pixel_accuracy")
-    return {
-        split: {key: source.scores[split][key] for key in wanted} for split in ("val", "test") if split in source.scores
-    }
+    return {split: {key: found[split][key] for key in wanted} for split in ("val", "test") if split in found}
+
+
+def _run_of(source: object) -> Run | None:
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        return Run(Path(source))
+    return source if isinstance(source, Run) else None
 
 
 def with_metadata(content: bytes, metadata: dict[str, Any]) -> bytes:

@@ -235,6 +235,48 @@ def cost_chart(points: Sequence[dict[str, Any]], milliseconds: str = "millisecon
     return figure
 
 
+# How an exported network runs: a colour and a marker for each.
+WAYS = {"float32": ("#777777", "o"), "onnx": ("#0072B2", "s"), "int8": ("#D55E00", "D")}
+_WAY_NAMES = {"float32": "PyTorch float32", "onnx": "ONNX float32", "int8": "ONNX int8"}
+
+
+def export_chart(points: Sequence[dict[str, Any]]) -> Figure:
+    """mIoU against milliseconds per image and against megabytes of the file, for networks in each of `WAYS`.
+
+    A point has `network`, `way`, `miou` (a share), `milliseconds` and `bytes`. A dotted line joins the points to which
+    no other is preferable, being as good and cheaper, or better at the same cost.
+    """
+    panels = {"milliseconds": ("milliseconds per image", 1), "bytes": ("megabytes", 1e6)}
+    with style():
+        figure = Figure(figsize=(9.4, 3.9))
+        for axis, (key, (label, unit)) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+            best = _preferable(points, key)
+            axis.plot([point[key] for point in best], [100 * point["miou"] for point in best], "k:", lw=1, zorder=1)
+            for point in points:
+                colour, marker = WAYS[point["way"]]
+                axis.scatter(
+                    point[key], 100 * point["miou"], 60, color=colour, marker=marker, ec="black", lw=0.6, zorder=2
+                )
+            for network in dict.fromkeys(point["network"] for point in points):
+                own = [point for point in points if point["network"] == network]
+                middle = float(np.exp(np.mean([np.log(point[key]) for point in own])))
+                lowest = middle, 100 * min(point["miou"] for point in own)
+                axis.annotate(
+                    network_name(network), lowest, (0, -8), textcoords="offset points", ha="center", va="top", size=9
+                )
+            _logarithmic(axis, [point[key] for point in points], unit)
+            axis.set_xlabel(f"{label} (logarithmic)")
+            axis.margins(y=0.16)
+            axis.grid(axis="y")
+        figure.axes[0].set_ylabel("mIoU, %")
+        handles = [
+            Line2D([], [], ls="", marker=marker, color=colour, mec="black", mew=0.6, ms=7, label=_WAY_NAMES[way])
+            for way, (colour, marker) in WAYS.items()
+        ]
+        figure.legend(handles=handles, ncols=3, loc="outside upper left", columnspacing=1.0, handletextpad=0)
+    return figure
+
+
 def _preferable(points: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     """From cheap to dear, the points that are better than every cheaper one."""
     best: list[dict[str, Any]] = []

@@ -30,6 +30,7 @@ from distill.data.transforms import IGNORE_INDEX
 from distill.errors import DistillError
 from distill.show.plots import BAR_LOOKS, Colours, colour_mask, probability_chart, show_grid
 from distill.training.evaluation import predict_logits
+from distill.training.runs import open_network
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 WRONG, RIGHT, VOID = (213, 94, 0), (235, 235, 235), (120, 120, 120)  # vermilion shows against any grey
@@ -95,22 +96,24 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
     """Wipe between image, truth and what networks say; choose a pixel and see its class probabilities.
 
     `scenes` are images by name (see `scenes_of` and `photograph`), `networks` DeepLabV3+ or others with logits
-    (N, C, H, W), by name: the first is the one that the others are compared with, usually the teacher. Masks are drawn
-    in `colours`, by default VOC's.
+    (N, C, H, W), by name: the first is the one that the others are compared with, usually the teacher. A path or a name
+    stands for a network too, also for an exported one (.onnx), as in `open_network`. Masks are drawn in `colours`, by
+    default VOC's.
     Raises DistillError when there is nothing to show, or a network has other classes than `class_names`.
     """
 
     def __init__(
         self,
         scenes: Mapping[str, Scene],
-        networks: Mapping[str, nn.Module],
+        networks: Mapping[str, nn.Module | str | Path],
         class_names: Sequence[str],
         colours: Colours | None = None,
     ) -> None:
-        _check(scenes, networks, class_names)
+        opened = {name: open_network(n) if isinstance(n, str | Path) else n for name, n in networks.items()}
+        _check(scenes, opened, class_names)
         self.scenes, self.class_names, self.colours = dict(scenes), tuple(class_names), colours
         self.logits = {
-            scene: {name: predict_logits(network, image).float().cpu() for name, network in networks.items()}
+            scene: {name: predict_logits(network, image).float().cpu() for name, network in opened.items()}
             for scene, (image, _) in scenes.items()
         }
         self._make_controls(list(networks))

@@ -17,9 +17,11 @@ from distill.data.sample import SAMPLE_CLASSES, voc_palette
 from distill.data.transforms import normalise
 from distill.lab import export as module
 from distill.lab.export import Export, export
+from distill.lab.parity import check_masks
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.onnx_file import load_onnx
 from distill.networks.saving import save_model
+from distill.show.widgets import Explorer, Scene
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,15 @@ def test_predict_and_evaluate_take_the_file(exported: Export, network: DeepLabV3
 def test_other_classes_than_the_datas_are_refused(exported: Export, tiny_sample: Path, refused: Callable) -> None:
     data = distill.open_dataset(tiny_sample, "val")
     refused("3 classes", "21", call=lambda: distill.evaluate(exported.path, data))
+
+
+def test_the_explorer_takes_the_file(exported: Export, network: DeepLabV3Plus) -> None:
+    image = pixels(24, 30, 3).numpy()
+    networks = {"student": network, "exported": exported.path}
+    explorer = Explorer({"noise": Scene(image)}, networks, network.class_names)
+    ours, theirs = explorer.logits["noise"].values()
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert "mask: exported" in explorer.choices()
 
 
 def test_one_size_only_where_it_was_asked_for(network: DeepLabV3Plus, tmp_path: Path, refused: Callable) -> None:
@@ -176,3 +187,69 @@ def test_a_network_that_cannot_be_traced_says_so(tmp_path: Path, refused: Callab
 
 def test_the_name_at_the_top_is_the_labs() -> None:
     assert distill.export is export
+
+
+# -------------------------------------------------------------------------------------------------------- int8
+
+
+@pytest.fixture(scope="module")
+def small(tiny_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    file = tmp_path_factory.mktemp("int8") / "student-int8.onnx"
+    return export("student-resnet18-distilled", file, int8=True, size=(32, 32), data=tiny_sample)
+
+
+def test_int8_is_a_quarter_of_the_size_and_agrees(small: Export, tiny_sample: Path) -> None:
+    student = distill.load_model(distill.shipped_file("student-resnet18-distilled.safetensors"))
+    assert small.metadata["precision"] == "int8"
+    assert small.path.stat().st_size < 0.4 * 4 * small.metadata["parameters"]
+    model = onnx.load(str(small.path))
+    weights = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4]
+    scales = {node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    lengths = [t.dims[0] for t in model.graph.initializer if t.name in scales and t.dims]
+    assert len(weights) > 20 and max(lengths) >= 64, "no scale for each channel"
+    data = distill.open_dataset(tiny_sample, "val")
+    equal = [
+        np.mean(distill.predict(small.path, image) == distill.predict(student, image)) for image in images_of(data)
+    ]
+    assert np.mean(equal) == pytest.approx(small.check["agreement"]) and np.mean(equal) > 0.97
+    assert distill.evaluate(small.path, data).miou == pytest.approx(small.check["miou"])
+    assert distill.evaluate(student, data).miou == pytest.approx(small.check["miou_pytorch"])
+
+
+def images_of(data: distill.data.VOCFolder) -> list[np.ndarray]:
+    return [data[index][0].permute(1, 2, 0).numpy() for index in range(len(data))]
+
+
+@pytest.mark.parametrize(("agreement", "loss", "fine"), [(0.99, 0.01, True), (0.9, 0.0, False), (0.99, 0.03, False)])
+def test_int8_has_to_agree(agreement: float, loss: float, fine: bool, refused: Callable) -> None:
+    found = {"agreement": agreement, "miou": 0.7 - loss, "miou_pytorch": 0.7}
+    if fine:
+        check_masks(found)
+    else:
+        refused("nothing was written", "without --int8", call=lambda: check_masks(found))
+
+
+def test_an_int8_file_that_does_not_agree_replaces_nothing(
+    tiny_sample: Path, tmp_path: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quantiser is made to give the network of other weights."""
+    file, other = tmp_path / "student.onnx", tmp_path / "other.onnx"
+    export("student-resnet18-baseline", other, size=(32, 32))
+    file.write_bytes(b"the one before")
+    monkeypatch.setattr(module, "quantised", lambda *_: other.read_bytes())
+    choices = {"int8": True, "size": (32, 32), "data": tiny_sample}
+    refused("agrees", "nothing was", call=lambda: export("student-resnet18-distilled", file, **choices))
+    assert file.read_bytes() == b"the one before"
+
+
+# ------------------------------------------------------------------------------------------------- torch.export
+
+
+def test_pytorchs_own_format(network: DeepLabV3Plus, tmp_path: Path) -> None:
+    done = export(network, tmp_path / "student.pt2", format="torch")
+    extra = {"metadata.json": ""}
+    program = torch.export.load(done.path, extra_files=extra).module()
+    assert json.loads(extra["metadata.json"]) == done.metadata
+    images = pixels(3, 3, 50, 33)
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), network(normalise(images)), atol=1e-4, rtol=0)

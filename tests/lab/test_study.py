@@ -19,7 +19,7 @@ from distill.cli import main
 from distill.files import PROJECT, read_json, write_json
 from distill.lab import pool
 from distill.lab import study as study_module
-from distill.lab.comparison import by_labels, figures, milliseconds, read_findings, tables
+from distill.lab.comparison import by_labels, figures, read_findings, tables
 from distill.lab.plan import Planned, load_study, plan, plan_teacher
 from distill.lab.pool import Job, progress_bar, run_all, slots
 from distill.lab.study import Study
@@ -760,8 +760,3 @@ def test_what_a_record_does_not_hold_is_said(tmp_path: Path) -> None:
     said = [figure for _, figure, _ in figures(read_findings([tmp_path / "labels.json"])) if isinstance(figure, str)]
     assert any("no learning curves of 64 labels" in sentence for sentence in said)
     assert any("how many parameters" in sentence for sentence in said)
-
-
-def test_latency_is_of_the_image_size(make_student: Callable) -> None:
-    small, large = (milliseconds([make_student("resnet18").config], size, 0.1)[0] for size in ((32, 32), (256, 256)))
-    assert 0 < 2 * small < large
