@@ -172,7 +172,58 @@ def widest_within(answer: Callable[..., Any]) -> None:
         _expect(limit - width <= 0.0011, f"the largest width is {limit}, and {width} is not within 0.001 of it")
 
 
-# ------------------------------------------------------------------------------------ 05_train_on_gpu
+# ---------------------------------------------------------------------------------------- 05_training
+
+
+@_exercise
+def gradient_in_parts(answer: Callable[..., Any]) -> None:
+    asked: list[int] = []
+
+    class Watched(nn.Conv2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            asked.append(len(input))
+            return super().forward(input)
+
+    generator = torch.Generator().manual_seed(0)
+    network, images = Watched(3, 4, 1), torch.randn(6, 3, 5, 5, generator=generator)
+    labels = torch.randint(0, 4, (6, 5, 5), generator=generator)
+    labels[:2, 1:], labels[3] = 255, 255  # parts with few labels, and one image without any
+    loss = nn.functional.cross_entropy(
+        nn.functional.conv2d(images, network.weight, network.bias), labels, ignore_index=255
+    )
+    expected = torch.autograd.grad(loss, list(network.parameters()))
+    for parts in (3, 2, 1, 6, 3):  # the last again: old gradients must not stay
+        asked.clear()
+        found = answer(network, images, labels, parts)
+        _expect(len(found) == 2 and all(a.shape == b.shape for a, b in zip(found, expected, strict=True)), _PARTS)
+        most = max(asked, default=0)
+        _expect(most == 6 // parts, f"the network was asked about {most} images at a time, and {6 // parts} fit")
+        same = all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+        _expect(same, f"in {parts} parts the gradient is not that of the whole batch's mean over labelled pixels")
+
+
+_PARTS = "return one gradient per parameter, of the parameter's shape"
+
+
+@_exercise
+def choose_weight(answer: Callable[..., Any]) -> None:
+    table = {1: (0.50, 0.52), 10: (0.60, 0.50), 100: (0.58, 0.56), 1000: (0.9, float("nan"))}
+    asked: list[tuple[float, int]] = []
+
+    def score(weight: float, seed: int) -> float:
+        asked.append((weight, seed))
+        return table[int(weight)][seed - 100]
+
+    best = answer([1, 10, 100], [100, 101], score)
+    _expect(best == 100, f"the means are 0.51, 0.55 and 0.57, so the weight is 100, not {best}")
+    _expect(len(asked) == len(set(asked)) == 6, f"three weights and two seeds are six runs; it trained {len(asked)}")
+    for weights in ([1000, 1, 10, 100], [100, 1000]):
+        best = answer(weights, [100, 101], score)
+        _expect(best == 100, f"a weight that broke down for one seed is out, wherever it is listed; it chose {best}")
+    _expect(answer([1, 10], [100], score) == 10, "of one seed the mean is its score")
+
+
+# ----------------------------------------------------------------------- 05b_precision_and_devices
 
 
 @_exercise

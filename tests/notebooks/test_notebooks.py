@@ -104,7 +104,8 @@ def test_the_course_is_complete_and_short():
         "04b_self_attention",
         "04c_family_of_methods",
         "04d_clinic",
-        "05_train_on_gpu",
+        "05_training",
+        "05b_precision_and_devices",
         "06_compare",
         "07_visualize",
         "08_full_scale_voc",
@@ -205,8 +206,8 @@ def test_a_loss_of_ones_own_takes_twelve_lines_and_trains_a_student():
         METHODS.pop("borders", None)
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "notebooks").glob("04*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_on_losses_are_short_and_follow_each_other(path):
+@pytest.mark.parametrize("path", sorted((PROJECT / "notebooks").glob("0[0-5]*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_up_to_training_are_short_and_follow_each_other(path):
     notebooks = sorted((PROJECT / "notebooks").glob("*.ipynb"))
     assert len(nbformat.read(path, as_version=4).cells) <= 45
     assert f"]({notebooks[notebooks.index(path) + 1].name})" in prose(path).split("**Next:**")[1]
