@@ -59,7 +59,7 @@ def explained(run: Callable[[], int | None]) -> int:
         return 2
     except KeyboardInterrupt as stopped:
         if this_rank().first:
-            _say(str(stopped) or "interrupted; start the same command again to go on")
+            _say(str(stopped) or "interrupted; start the same command again to continue")
         return 130
     return code or 0
 
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_diagnose(commands)
     _add_data(commands)
     _add_bench(commands)
-    _command(commands, "doctor", _doctor, "is everything there that the course needs? [OK], or what to do")
+    _command(commands, "doctor", _doctor, "check that the course has everything it needs: [OK], or what to do")
     return parser
 
 
@@ -117,30 +117,30 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("--teacher", default="sample", help="sample, torchvision, or a .safetensors or .pth.tar file")
     train.add_argument("--dataset", default="sample", help="sample, pascal, or a folder in VOC layout")
     train.add_argument("--use-sbd", action="store_true", help="with --dataset pascal: train on SBD's images too")
-    train.add_argument("--data-root", help="where the data set lies, if not in data/")
+    train.add_argument("--data-root", help="where the data set is, if not in data/")
     train.add_argument(
         "--preset", choices=PRESETS, help="where other defaults come from (default: voc for pascal, else sample)"
     )
     train.add_argument(
-        "--recipe", choices=RECIPES, default="matched", help="published: put four faults of the published code back"
+        "--recipe", choices=RECIPES, default="matched", help="published: restore four faults of the published code"
     )
     train.add_argument(
         "--unlabelled", metavar="DIR", help="a folder of further images, without masks, for the teacher alone"
     )
     train.add_argument(
         "--weights",
-        help="ImageNet weights to begin with. DEFAULT: torchvision's (full width only) or timm's; package: installed",
+        help="ImageNet weights to start from. DEFAULT: torchvision's (full width only) or timm's; package: installed",
     )
     train.add_argument(
         "--width", type=float, default=1.0, help="factor on the channels that the preset gives a student"
     )
     train.add_argument("--limit", type=int, help="use only the first images of the train split")
-    train.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation")
+    train.add_argument("--seed", type=int, default=0, help="seed of initial weights, order and augmentation")
     train.add_argument("--device", default="auto", help="auto, cpu or cuda")
     train.add_argument("--out", help="folder of the run (default: runs/DATASET/BACKBONE/METHOD/seedK)")
     train.add_argument("--weight", type=float, help="weight of the distillation loss (one method only)")
     train.add_argument(
-        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with an unfinished run"
+        "--resume", action=argparse.BooleanOptionalAction, default=True, help="continue an unfinished run"
     )
     settings = train.add_argument_group("settings (default: the preset's)")
     for flag, kind in (
@@ -156,7 +156,7 @@ def _add_train(commands: Commands) -> None:
     settings.add_argument("--augment", choices=choices_of("augment"), default=argparse.SUPPRESS)
     settings.add_argument("--nesterov", action="store_true", default=argparse.SUPPRESS)
     settings.add_argument(
-        "--labelled", type=int, default=argparse.SUPPRESS, help="only so many images keep their labels (0: all)"
+        "--labelled", type=int, default=argparse.SUPPRESS, help="only this many images keep their labels (0: all)"
     )
     settings.add_argument(
         "--class-weights",
@@ -195,11 +195,14 @@ def _add_scale(group: argparse._ArgumentGroup) -> None:
     ):
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=meaning)
     group.add_argument(
-        "--accumulate", type=int, default=argparse.SUPPRESS, help="compute a batch in so many parts, to save memory"
+        "--accumulate", type=int, default=argparse.SUPPRESS, help="compute a batch in this many parts, to save memory"
     )
     group.add_argument("--cache", metavar="DIR", default=argparse.SUPPRESS, help="keep decoded images in a file there")
     group.add_argument(
-        "--checkpoint-minutes", type=float, default=argparse.SUPPRESS, help="how much work may be lost in an epoch"
+        "--checkpoint-minutes",
+        type=float,
+        default=argparse.SUPPRESS,
+        help="the most minutes of work that an interruption costs",
     )
 
 
@@ -313,22 +316,22 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _add_study(commands: Commands) -> None:
-    meaning = "train what a study file asks for and is not there yet; goes on after any interruption"
+    meaning = "train the runs of a study file that are not finished; continues after an interruption"
     command = _command(commands, "study", _study, meaning, defaults=True)
     command.add_argument("file", type=Path, help="a TOML file, as in studies/")
     command.add_argument("--runs", type=Path, help="folder for the runs of all studies (default: runs of the clone)")
     command.add_argument("--results", type=Path, help="where it is recorded (default: results/STUDY.json of the clone)")
-    command.add_argument("--data-root", help="where the data set lies, if not where the file says")
-    command.add_argument("--jobs", type=int, help="runs at a time (default: one a GPU, or one a core)")
+    command.add_argument("--data-root", help="where the data set is, if not where the file says")
+    command.add_argument("--jobs", type=int, help="runs at a time (default: one per GPU, or one per core)")
     command.add_argument("--threads", type=int, help="of each run (default: 1 on the CPU)")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
     command.add_argument(
         "--shard", metavar="K/N", help="only every N-th run from the K-th on: machines that share a disk divide a study"
     )
     command.add_argument(
-        "--keep-recorded", action="store_true", help="go on from the record, without the folders of its runs"
+        "--keep-recorded", action="store_true", help="continue from the record, without the folders of its runs"
     )
-    command.add_argument("--dry-run", action="store_true", help="only say what would be done, in order")
+    command.add_argument("--dry-run", action="store_true", help="only print what would be done, in order")
 
 
 def _study(options: argparse.Namespace) -> None:
@@ -348,7 +351,7 @@ def _add_tune(commands: Commands) -> None:
     command.add_argument("--backbone", default="resnet18", help="resnet18, mobilenetv2, resnet101 or timm:NAME")
     command.add_argument("--teacher", default="sample", help="as for train")
     command.add_argument("--dataset", default="sample", help="sample, pascal, or a folder in VOC layout")
-    command.add_argument("--data-root", help="where the data set lies, if not in data/")
+    command.add_argument("--data-root", help="where the data set is, if not in data/")
     command.add_argument("--preset", choices=PRESETS, help="default: voc for pascal, else sample")
     command.add_argument("--budget", type=int, default=4, help="candidates for each method")
     command.add_argument("--spread", type=float, default=1.0, help="powers of ten from one candidate to the next")
@@ -356,7 +359,7 @@ def _add_tune(commands: Commands) -> None:
     for flag, kind in (("--crop-size", int), ("--batch-size", int), ("--lr", float)):
         command.add_argument(flag, type=kind, help="default: the preset's")
     command.add_argument("--seed", type=int, default=100)
-    command.add_argument("--jobs", type=int, help="runs at a time (default: one a GPU, or one a core)")
+    command.add_argument("--jobs", type=int, help="runs at a time (default: one per GPU, or one per core)")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
     command.add_argument("--out", type=Path, default=Path("tune"), help="folder of the runs and of tune.json")
 
@@ -385,12 +388,12 @@ def _add_compare(commands: Commands) -> None:
 
 
 def _add_diagnose(commands: Commands) -> None:
-    command = _command(commands, "diagnose", _diagnose, "why is there no gain? the usual causes, in order")
+    command = _command(commands, "diagnose", _diagnose, "look for the usual causes of a missing gain, in order")
     command.add_argument(
         "runs", nargs="+", type=Path, help="folders with runs below them: a baseline and methods of one student"
     )
     command.add_argument("--teacher", help="of the methods (default: the one that the study trained, or the sample's)")
-    command.add_argument("--data-root", help="where the data lie, if no longer where they were")
+    command.add_argument("--data-root", help="where the data are, if they have moved")
 
 
 def _diagnose(options: argparse.Namespace) -> None:
@@ -438,14 +441,14 @@ def _add_data(commands: Commands) -> None:
     labelme.add_argument("folder", type=Path, help="images, with a JSON file beside each that is labelled")
     labelme.add_argument("--out", type=Path, required=True, help="the new folder")
     labelme.add_argument("--classes", nargs="+", metavar="NAME", help="their order, background first")
-    meaning = "fetch Pascal VOC 2012, SBD or CamVid; goes on where it stopped"
+    meaning = "download Pascal VOC 2012, SBD or CamVid; continues where it stopped"
     fetch = _command(kinds, "download", _download, meaning)
     fetch.add_argument("name", choices=("voc", "sbd", "camvid"))
-    fetch.add_argument("--root", type=Path, help="where it goes, and later --data-root (default: data/)")
+    fetch.add_argument("--root", type=Path, help="the folder for it, which --data-root names later (default: data/)")
 
 
 def _add_bench(commands: Commands) -> None:
-    meaning = "how fast training is here, and how much memory it takes, beside the plain recipe"
+    meaning = "measure the speed and memory of training, beside a plain implementation"
     command = _command(commands, "bench", _bench, meaning)
     for flag, names in (("--methods", bench.METHODS), ("--backbones", bench.STUDENTS)):
         command.add_argument(flag, nargs="+", default=names, metavar="NAME", help=f"default: {', '.join(names)}")
@@ -461,9 +464,9 @@ def _add_bench(commands: Commands) -> None:
         help="of our forward passes (default: what suits the device)",
     )
     command.add_argument("--compile", action="store_true", help="measure our networks through torch.compile as well")
-    command.add_argument("--cache", action="store_true", help="measure what keeping the teacher's answers saves")
+    command.add_argument("--cache", action="store_true", help="measure what caching the teacher's answers saves")
     command.add_argument(
-        "--data", type=Path, metavar="FOLDER", help="load these images, in VOC layout (default: made up)"
+        "--data", type=Path, metavar="FOLDER", help="load these images, in VOC layout (default: generated ones)"
     )
     command.add_argument(
         "--latency",
@@ -472,7 +475,7 @@ def _add_bench(commands: Commands) -> None:
         help="instead: what one image takes in these networks, in PyTorch and exported (takes --crop-size, --compile, "
         "--data for int8, --json)",
     )
-    command.add_argument("--steps", type=int, default=5, help="how often all is measured (default: 5)")
+    command.add_argument("--steps", type=int, default=5, help="number of measurements (default: 5)")
     command.add_argument("--seed", type=int, default=0, help="of images and weights (default: 0)")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -536,7 +539,7 @@ def _doctor(options: argparse.Namespace) -> None:
         print(finding, flush=True)
         wanting += bool(finding.advice)
     if wanting:
-        raise DistillError(f"{wanting} of these lines begin with [TO DO]; do what they say, and ask the doctor again")
+        raise DistillError(f"{wanting} of these lines begin with [TO DO]; do what they say, and run doctor again")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -551,7 +554,7 @@ def _check(options: argparse.Namespace) -> None:
             _print_split(split, found)
     problems = sum(len(found["problems"]) for found in report.values())
     if problems:
-        raise DistillError(f"{options.folder} has {problems} faulty files; mend them as listed above")
+        raise DistillError(f"{options.folder} has {problems} faulty files; correct them as listed above")
 
 
 def _print_split(split: str, found: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Whether everything is there that the course needs: line by line [OK], or [TO DO] and what."""
+"""Checks that the course has everything it needs: one line each, [OK] or [TO DO] with what to do."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ DISK, MEMORY = 2e9, 2e9  # bytes that the course needs, with room to spare
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at: what was found and, where that will not do, what to do about it."""
+    """One check: what was found and, where that is not enough, what to do."""
 
     name: str
     found: str
@@ -67,7 +67,7 @@ def _torch_and_torchvision() -> Finding:
         torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
     except (RuntimeError, AttributeError):
         fits = False
-    advice = "" if fits else "they do not belong together; run: pip install --force-reinstall torch torchvision"
+    advice = "" if fits else "they do not fit together; run: pip install --force-reinstall torch torchvision"
     return Finding("torch and torchvision", pair, advice)
 
 

@@ -9,19 +9,19 @@ import torch
 
 
 class DistillError(ValueError):
-    """A mistake the user can mend; its message is one sentence that says how."""
+    """A mistake that the user can correct; its message is one sentence that says how."""
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows in place of a traceback: the sentence."""
+        """A notebook shows the sentence instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
 class Diverged(DistillError):
-    """Training that stopped because its loss or its weights are no numbers any more."""
+    """Training that stopped because its loss or its weights are no longer finite numbers."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, or a notebook's stop button, during training; the message says how to go on."""
+    """Ctrl-C, or a notebook's stop button, during training; the message says how to continue."""
 
     _render_traceback_ = DistillError._render_traceback_
 
@@ -36,7 +36,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What another library has to say, short enough for a sentence."""
+    """Another library's message, short enough for a sentence."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return line if len(line) <= 200 else f"{line[:200]}…"
 
@@ -48,7 +48,7 @@ def shortened(value: object) -> str:
 
 
 def check_number(name: str, value: float, least: float, most: float, whole: bool = True) -> None:
-    """DistillError where an argument is no number, or none that makes sense."""
+    """DistillError where an argument is not a number, or out of range."""
     number = isinstance(value, Real) and not isinstance(value, bool) and least <= value <= most  # NaN never is
     if not number or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"

@@ -25,10 +25,10 @@ PROJECT = Path(__file__).resolve().parent.parent  # the clone that this package 
 
 @contextmanager
 def replace_file(path: str | Path, lasting: bool = False) -> Iterator[Path]:
-    """Give a temporary path in the same folder; on success it takes `path`'s place, on failure it is removed.
+    """Yield a temporary path in the same folder; on success it replaces `path`, on failure it is removed.
 
     `lasting` waits until the content has reached the disk, so that not even a power cut leaves half a file.
-    Raises DistillError when it cannot be written: the disk is full, or the folder is gone or not to be written to.
+    Raises DistillError when it cannot be written: the disk is full, or the folder is gone or not writable.
     """
     path = Path(path)
     temporary = None
@@ -47,7 +47,7 @@ def replace_file(path: str | Path, lasting: bool = False) -> Iterator[Path]:
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = (error.strerror or first_line(error)) if isinstance(error, OSError) else "the disk took no more"
         raise DistillError(
-            f"{path} could not be written ({reason}), and what was there before is still there; make room, or choose "
+            f"{path} could not be written ({reason}); its earlier content, if any, is kept; make room, or choose "
             f"a folder that can be written to"
         ) from error
     finally:
@@ -141,7 +141,7 @@ def make_file(path: Path) -> None:
 
 
 def free_memory() -> int | None:
-    """Bytes of this machine's memory that programs may still take, its caches included; None where no one tells."""
+    """Bytes of memory that programs can still use, caches included; None where the system does not say."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
@@ -173,7 +173,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """One value a line."""
+    """One value per line."""
     return [_parsed(line, f"{path}, line {number},") for number, line in enumerate(_content(path).splitlines(), 1)]
 
 

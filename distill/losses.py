@@ -1,4 +1,4 @@
-"""The losses, one a paper, as pure functions on tensors.
+"""The losses, one per paper, as pure functions on tensors.
 
 Every function takes the student's tensor first and returns a scalar. The teacher's side is always detached,
 so no gradient reaches it whatever the caller forgot. Half precision is widened to float32 before anything is
@@ -30,11 +30,10 @@ def cross_entropy(
 ) -> Tensor:
     """Mean over the labelled pixels of -log softmax(logits)[label].
 
-    logits (N, C, H, W), labels (N, H, W) of any integer type. Void pixels (`ignore_index`) do not count,
-    neither above nor below the fraction. A batch without any labelled pixel gives 0 with a gradient of 0, not
-    NaN. `count` is what the sum is divided by, in place of the number of labelled pixels: for a part of a batch, that
-    number's share in the batch. `class_weights` (C,) multiply the loss of every pixel by that of its class, and do not
-    change what is divided by.
+    logits (N, C, H, W), labels (N, H, W) of any integer type. Void pixels (`ignore_index`) are left out of the sum and
+    of the count. A batch without any labelled pixel gives 0 with a gradient of 0, not NaN. `count` replaces the number
+    of labelled pixels as the divisor: for a part of a batch, it is the part's share of the batch's number.
+    `class_weights` (C,) multiply the loss of every pixel by the weight of its class; the divisor stays the same.
     """
     rows, classes = _pixels(_widen(logits)).flatten(0, -2), labels.long().flatten()
     weights = None if class_weights is None else class_weights.to(rows.dtype)
@@ -94,9 +93,9 @@ def ofd(student_map: Tensor, teacher_map: Tensor, margin: Tensor) -> Tensor:
     """Partial L2: Σ (s - t')² · [s > t' or t' > 0] with t' = max(t, margin), summed over everything.
 
     Heo et al. 2019, "A Comprehensive Overhaul of Feature Distillation", equations 1 to 3. Both maps (N, C, H,
-    W), before their ReLU; margin (C,), from `ofd_margin`. Where the teacher is silent (t' <= 0) a student
-    that is below the target is let be: ReLU hides the difference. There is no division here, not even by the
-    batch.
+    W), before their ReLU; margin (C,), from `ofd_margin`. Where the teacher is silent (t' <= 0), a
+    student below the target adds nothing, because ReLU hides the difference. The sum is not divided, not even
+    by the batch.
     """
     _same_shape(student_map, teacher_map)
     student = _widen(student_map)
@@ -107,7 +106,7 @@ def ofd(student_map: Tensor, teacher_map: Tensor, margin: Tensor) -> Tensor:
 
 @torch.no_grad()
 def ofd_margin(norm: nn.BatchNorm2d) -> Tensor:
-    """(C,): mean of the negative half of a BatchNorm's output, taken as normal with mean μ (its bias) and std
+    """(C,): mean of the negative half of a BatchNorm's output, assumed normal with mean μ (its bias) and std
     s.
 
     `margin = μ - s · φ(μ/s) / Φ(-μ/s)`, with `s = |weight|`, φ and Φ the normal density and distribution; -3 s
@@ -155,8 +154,8 @@ def fitnet(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 def nfd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """mean((ŝ - t̂)²), each channel of an image brought to mean 0 and variance 1 over its places.
 
-    Liu, Yang and Chen 2022, "Normalized Feature Distillation for Semantic Segmentation", arXiv 2207.05256: the size of
-    a teacher's response is not imitated. Both maps (N, C, H, W). A channel that is constant counts as 0 everywhere.
+    Liu, Yang and Chen 2022, "Normalized Feature Distillation for Semantic Segmentation", arXiv 2207.05256: the
+    student does not imitate the size of the teacher's response. Both maps (N, C, H, W). A constant channel counts as 0.
     """
     return mse(_standardised(_widen(student_map)), _standardised(_widen(teacher_map.detach())))
 
@@ -178,7 +177,7 @@ def ifvd(student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
 
     Wang et al. 2020, "Intra-class Feature Variation Distillation for Semantic Segmentation", equations 1 to 3. Maps (N,
     C, H, W), whose channels may differ; labels (N, H', W'), brought to the maps' size by nearest neighbour. Void places
-    count as equal: they add nothing above the fraction, and are among the N·H·W below it, as in the published code.
+    count as equal: they add nothing to the sum, and count among the N·H·W that divide it, as in the published code.
     """
     _same_shape(student_map[:, 0], teacher_map[:, 0])
     size = student_map.shape[2:]
@@ -230,7 +229,7 @@ def cirkd(student_map: Tensor, teacher_map: Tensor, temperature: float = 0.1) ->
 
     Yang et al. 2022, "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", equations 4 and 5: S
     (HW, HW) has the cosines of every place of one image to every place of another, the same image among them. Maps (N,
-    C, H, W), whose channels may differ. Left out are the queues in memory, of pixels and regions of earlier batches.
+    C, H, W), whose channels may differ. The memory queues of pixels and regions of earlier batches are left out.
     """
     _same_shape(student_map[:, 0], teacher_map[:, 0])
     student, teacher = (_directions(_widen(m).flatten(2)) for m in (student_map, teacher_map.detach()))
@@ -242,7 +241,7 @@ def cirkd(student_map: Tensor, teacher_map: Tensor, temperature: float = 0.1) ->
 
 
 def attnfd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Mean over images of ‖ŝ - t̂‖², both maps refined by attention before, and scaled to length 1.
+    """Mean over images of ‖ŝ - t̂‖², both maps first refined by attention, then scaled to length 1.
 
     Mansourian, Jalali and Kasaei 2024, "Attention-guided Feature Distillation for Semantic Segmentation": the teacher's
     map comes from `refined`, the student's from a module that learns (`terms.AttnFD`). (N, C, H, W). The published
@@ -298,7 +297,7 @@ def _to_square(g: Tensor) -> Tensor:
 
 
 def _normalised_difference(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two (N, H, W) maps, each scaled to Euclidean length 1 an image."""
+    """Mean squared difference of two (N, H, W) maps, each scaled to Euclidean length 1 per image."""
     _same_shape(student, teacher)
     difference = F.normalize(student.flatten(1), dim=1) - F.normalize(teacher.flatten(1), dim=1)
     return difference.square().mean()

@@ -83,17 +83,17 @@ _RESERVED = ("ce", "loss", "epoch", "lr", "seconds", "cpu_seconds", "val_miou") 
 
 
 def register_method(name: str, term: type[Term]) -> None:
-    """Have `term`, a class, as a method called `name` in this process, alone or joined with others by +.
+    """Register the class `term` as the method `name` in this process, alone or joined with others by +.
 
     Its constructor takes teacher and student, and every option as a keyword with a default, `weight` among them, which
     it keeps as attributes. Studies and `tune` train in processes of their own, which do not know it. Raises
-    DistillError for a name that is taken or has anything but small letters, digits, - and _ in it, and for a class that
-    is no such term.
+    DistillError for a name that is taken or has other characters than small letters, digits, - and _, and for a class
+    that is not such a term.
     """
     if not (isinstance(term, type) and issubclass(term, Term)):
-        raise DistillError(f"{term!r} is no method; give a subclass of distill.methods.Term")
+        raise DistillError(f"{term!r} is not a method; give a subclass of distill.methods.Term")
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
-        raise DistillError(f"a method is to be called {name!r}; give a name of small letters, digits, - and _")
+        raise DistillError(f"a method cannot be called {name!r}; use small letters, digits, - and _")
     known = METHODS.get(name)
     again = known is not None and (known.__module__, known.__qualname__) == (term.__module__, term.__qualname__)
     taken = name in METHODS or name in ALIASES or name in _RESERVED or hasattr(nn.ModuleDict(), name)
@@ -107,7 +107,7 @@ def register_method(name: str, term: type[Term]) -> None:
     try:
         inspect.signature(term).bind(None, None)
     except TypeError as error:
-        raise DistillError(f"{term.__qualname__} is to be built from a teacher and a student ({error})") from None
+        raise DistillError(f"{term.__qualname__} cannot be built from a teacher and a student ({error})") from None
     METHODS[name] = term
 
 
@@ -138,7 +138,7 @@ class Method(nn.Module):
     def forward(
         self, student_output: Answer, teacher_output: Answer, labels: Tensor, count: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what it is the sum of, detached; see `summands`."""
+        """The loss and its summands, detached; see `summands`."""
         summands = self.summands(student_output, teacher_output, labels, count)
         return reduce(add, summands.values()), {name: value.detach() for name, value in summands.items()}
 
@@ -246,7 +246,9 @@ def check_apart(teacher: nn.Module | None, student: nn.Module) -> None:
     """DistillError where both have weights in common: a teacher is frozen, and a student is to learn."""
     own = {id(weight) for weight in student.parameters()}
     if teacher is not None and any(id(weight) in own for weight in teacher.parameters()):
-        raise DistillError("The teacher and the student are one network; give as teacher another, or a copy.deepcopy.")
+        raise DistillError(
+            "The teacher and the student are one network; give another network, or a copy.deepcopy, as the teacher."
+        )
 
 
 def _check_teacher(names: list[str], teacher: nn.Module | None, student: nn.Module) -> None:
@@ -257,7 +259,7 @@ def _check_teacher(names: list[str], teacher: nn.Module | None, student: nn.Modu
     if ours is None or theirs is None or ours == theirs:
         return
     why = (
-        "kd compares their logits class by class" if "kd" in names else f"{joined} needs both to know the same classes"
+        "kd compares their logits class by class" if "kd" in names else f"{joined} needs both to have the same classes"
     )
     raise DistillError(
         f"The teacher has {theirs} classes and the student {ours}, but {why}; build the student with "

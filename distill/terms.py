@@ -37,7 +37,7 @@ class Output(NamedTuple):
 
 
 class Term(nn.Module):
-    """One distillation loss, its weight, and how the weight changes during training.
+    """One distillation loss with its weight, and how the weight changes during training.
 
     The weight rises linearly over the first `warmup` calls in training mode, reaching full size at call
     number `warmup`. With `decay` > 0 it then falls linearly and is 0 from call number `decay` on. The calls
@@ -100,7 +100,7 @@ class MapTerm(Term):
     """Sum over `positions` of `compare(…) / divider`, on student's maps brought to the teacher's size and
     channels.
 
-    `dividers`: one number a position; None for the published [8, 4, 2, 1, 1, 16], each at its own position.
+    `dividers`: one number per position; None for the published [8, 4, 2, 1, 1, 16], each at its own position.
     `connectors`: whether a 1x1 convolution takes the student's channels to the teacher's before they are
     compared.
 
@@ -157,7 +157,7 @@ class MapTerm(Term):
 
 
 class PlainMapTerm(MapTerm):
-    """`loss(student_map, teacher_map)`, summed over positions that count alike.
+    """`loss(student_map, teacher_map)`, summed over positions with equal weights.
 
     `with_connectors`: whether it needs the teacher's channels.
     """
@@ -223,7 +223,7 @@ class SAKD(MapTerm):
     """Self-attention knowledge distillation, the method under study; see `losses.sakd`.
 
     `self_attention` False compares the maps that SAKD would attend to, at the same positions and with the same
-    connectors and dividers: what is left is attention transfer. The difference is what self-attention is worth.
+    connectors and dividers: what is left is attention transfer. The difference measures what self-attention adds.
     """
 
     def __init__(
@@ -265,7 +265,7 @@ class SAKDPlain(SAKD):
 
 
 class LogitTerm(Term):
-    """A term on logits, `loss(student, teacher)`, that has no option but its weight."""
+    """A term on logits, `loss(student, teacher)`, whose only option is its weight."""
 
     needs_logits = True
     loss: Callable[[Tensor, Tensor], Tensor]

@@ -563,13 +563,13 @@ def checkpoint_is_empty(world: World) -> list:
     return world.taught(world.root / "t.pth.tar", b"")
 
 
-@case("t.pth.tar", "system", "without running its code")
+@case("t.pth.tar", "system", "without executing code in it")
 def checkpoint_is_hostile(world: World) -> list:
     torch.save({"state_dict": Hostile(world.root / "witness")}, world.root / "t.pth.tar")
     return world.taught(world.root / "t.pth.tar")
 
 
-@case("t.pth.tar", "without running its code")
+@case("t.pth.tar", "without executing code in it")
 def checkpoint_is_a_hostile_pickle(world: World) -> list:
     return world.taught(world.root / "t.pth.tar", pickle.dumps(Hostile(world.root / "witness")))
 
@@ -580,7 +580,7 @@ def checkpoint_is_truncated(world: World) -> list:
     return world.taught(world.root / "t.pth.tar", (world.root / "t.pth.tar").read_bytes()[:900])
 
 
-@case("t.pth.tar", "no DeepLabV3+")
+@case("t.pth.tar", "not a DeepLabV3+")
 def checkpoint_is_of_another_network(world: World) -> list:
     torch.save({"state_dict": collections.OrderedDict(a=torch.ones(3))}, world.root / "t.pth.tar")
     return world.taught(world.root / "t.pth.tar")

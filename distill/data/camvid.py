@@ -5,7 +5,7 @@ Brostow, Fauqueur and Cipolla 2009, "Semantic object classes in video: a high-de
 
     DIR/camvid.part    what was fetched, as the host has it        DIR/camvid    the same in VOC layout
 
-Every file is compared with the SHA-1 by which the host's git knows it; an interrupted download goes on with the files
+Every file is compared with the SHA-1 by which the host's git knows it; an interrupted download continues with the files
 that are missing, and DIR/camvid appears only when it is whole.
 """
 
@@ -58,13 +58,13 @@ _WANTED = re.compile(r"CamVid/(train|val|test)(annot)?/([\w-]+\.png)")
 def download_camvid(root: str | Path | None = None, progress: bool = True) -> Path:
     """Fetch CamVid, check it and bring it into VOC layout; DIR/camvid is returned, which `open_dataset` takes.
 
-    DIR is `root`, by default `data_root()`. Says the terms first, on the error stream, unless `progress` is off.
+    DIR is `root`, by default `data_root()`. Prints the terms first, on the error stream, unless `progress` is off.
     Raises DistillError when the host does not answer, or has other files than it had.
     """
     root = Path(root) if root else data_root()
     folder, part = root / "camvid", root / "camvid.part"
     if folder.is_dir():
-        _note(f"{folder} is there already; nothing is to be done", progress)
+        _note(f"{folder} is there already; there is nothing to do", progress)
         return folder
     _note(TERMS, progress)
     make_folder(part)
@@ -98,7 +98,7 @@ def _listed() -> dict[str, str]:
         entries = json.loads(content)["tree"]
         files = {str(e["path"]): str(e["sha"]) for e in entries if _WANTED.fullmatch(str(e["path"]))}
     except (ValueError, KeyError, TypeError) as error:
-        raise DistillError(f"{LISTING} is no listing of files ({first_line(error)}); try again later") from None
+        raise DistillError(f"{LISTING} is not a listing of files ({first_line(error)}); try again later") from None
     for split, count in SPLITS.items():
         for kind in (split, f"{split}annot"):
             found = sum(path.startswith(f"CamVid/{kind}/") for path in files)
@@ -117,7 +117,7 @@ def _fetch(url: str) -> bytes:
             return bytes(content)
     except (OSError, HTTPException) as error:  # URLError and time-outs are OSErrors too
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
-        raise DistillError(f"{url} could not be fetched ({reason}); start the same command again to go on") from None
+        raise DistillError(f"{url} could not be fetched ({reason}); start the same command again to continue") from None
 
 
 def _git_sha(content: bytes) -> str:
@@ -146,7 +146,7 @@ def _convert(part: Path, paths: list[str], whole: Path) -> None:
             shutil.copyfile(part / path, whole / "JPEGImages" / name)
             continue
         if pixels.ndim != 2 or pixels.max() > _VOID:
-            raise DistillError(f"{part / path} is no mask of {len(CLASSES)} classes and void; delete {part}")
+            raise DistillError(f"{part / path} is not a mask of {len(CLASSES)} classes and void; delete {part}")
         mask = mask_image(np.where(pixels == _VOID, 255, pixels).astype(np.uint8))
         mask.save(whole / "SegmentationClass" / name)
     for split, found in names.items():

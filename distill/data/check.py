@@ -15,7 +15,7 @@ from distill.losses import IGNORE_INDEX
 def check_dataset(
     root: str | Path, splits: Iterable[str] | None = None, progress: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """Read every image and mask of a folder in VOC layout and report, split by split.
+    """Read every image and mask of a folder in VOC layout, and report by split.
 
     Returns for each split: `images`, `sizes` (smallest and largest, width x height), `class_share` (share of the
     labelled pixels by class), `void_share` and `problems` (one sentence each).

@@ -2,7 +2,7 @@
 
     DIR/VOCdevkit/VOC2012    DIR/sbd
 
-A download that stops goes on where it stopped. Nothing is unpacked before its checksum agrees, nothing is written
+An interrupted download continues where it stopped. Nothing is unpacked before its checksum agrees, nothing is written
 outside DIR, and a folder appears under its name only when it is whole.
 """
 
@@ -55,12 +55,12 @@ def download(name: str, root: str | Path | None = None, progress: bool = True) -
     DIR is `root`, by default `data_root()`, and what `open_dataset("pascal", root=DIR)` takes. A folder that is there
     already is left as it is. The archive stays in DIR and may be deleted; one that was fetched in another way and put
     there is used. `progress` shows bars and notes, on the error stream. Raises DistillError when the host does not
-    answer, or what it sends is not the archive.
+    answer, or sends something else than the archive.
     """
     wanted, root = archive(name), Path(root) if root else data_root()
     folder = root / wanted.folder
     if folder.is_dir():
-        _note(f"{folder} is there already; nothing is to be done", progress)
+        _note(f"{folder} is there already; there is nothing to do", progress)
         return root
     if not hasattr(tarfile, "data_filter"):  # Python 3.10.12 and 3.11.4 have it
         raise DistillError("this Python cannot unpack archives safely; update it to its newest 3.10, 3.11 or later")
@@ -142,7 +142,7 @@ def _connection_errors(part: Path, wanted: Archive) -> Iterator[None]:
         there = part.stat().st_size if part.exists() else 0
         raise DistillError(
             f"{wanted.url} could not be fetched ({reason}; {there / 1e6:.1f} MB are in {part.name}); start the same "
-            f"command again to go on, or fetch it in another way and put {wanted.file} into {part.parent}"
+            f"command again to continue, or fetch it in another way and put {wanted.file} into {part.parent}"
         ) from None
 
 

@@ -3,7 +3,7 @@
     JPEGImages/NAME.jpg  SegmentationClass/NAME.png  ImageSets/Segmentation/SPLIT.txt  class_names.txt
 
 Masks are palette or grey PNG files whose pixel values are the class indices; 255 is void. Images may be of any kind
-that Pillow reads with 8 bits a channel. What labelme's labelme2voc writes is read as it is: a list of classes may
+that Pillow reads with 8 bits per channel. What labelme's labelme2voc writes is read as it is: a list of classes may
 begin with `__ignore__`, which stands for void; masks may lie in SegmentationClassPNG; and a folder without any list is
 divided by name (see `read_split`).
 """
@@ -58,7 +58,7 @@ DATASETS = ("sample", "pascal")
 
 
 def data_root() -> Path:
-    """Where data is put: $DISTILL_DATA, or the `data` folder of this clone, or `data` in the working folder."""
+    """The folder for data: $DISTILL_DATA, or the `data` folder of this clone, or `data` in the working folder."""
     if "DISTILL_DATA" in os.environ:
         return Path(os.environ["DISTILL_DATA"])
     return PROJECT / "data" if (PROJECT / "pyproject.toml").exists() else Path("data")
@@ -107,7 +107,7 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if max(height, width) > 100 * min(height, width):
             raise DistillError(
                 f"{self.image_path(index)} is {width} x {height} pixels, too long and thin to be scaled; cut it into "
-                f"pieces, or take it out of the list"
+                f"pieces, or remove it from the list"
             )
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -156,12 +156,12 @@ def _first_existing(paths: list[Path]) -> Path:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as RGB, (H, W, 3) uint8, upright as labelling tools show it, whatever way the camera was held.
+    """An image file as RGB, (H, W, 3) uint8, upright as labelling tools show it, however the camera was held.
 
     Grey, palette, RGBA and CMYK files are converted. Raises DistillError for what is no image or several (an
-    animation), and for 16 bits a channel, which a conversion would cut off.
+    animation), and for 16 bits per channel, which a conversion would cut off.
     """
-    missing = f"there is no image {path}; check the path or, if a split list names it, add it or take its name out"
+    missing = f"there is no image {path}; check the path or, if a split list names it, add the image or remove its name"
     with _opened(path, "an image", missing) as image:
         return _upright(image, path)
 
@@ -170,7 +170,7 @@ def read_picture(image: Image.Image) -> np.ndarray:
     """An image that Pillow has opened or made, just as `read_image` reads its file; it is left as it is."""
     name = getattr(image, "filename", "") or "the picture"
     if 0 in image.size:
-        raise DistillError(f"{name} is {image.width} x {image.height} pixels; give one that has pixels")
+        raise DistillError(f"{name} is {image.width} x {image.height} pixels; give an image with pixels")
     with _readable(name, "an image"):
         _check_frames(image, name, "an image")
         return _upright(image, name)
@@ -178,7 +178,7 @@ def read_picture(image: Image.Image) -> np.ndarray:
 
 def _upright(image: Image.Image, name: str | Path) -> np.ndarray:
     if image.mode.startswith(("I", "F")):
-        raise DistillError(f"{name} has more than 8 bits a channel (mode {image.mode}); save it with 8 bits")
+        raise DistillError(f"{name} has more than 8 bits per channel (mode {image.mode}); save it with 8 bits")
     image = ImageOps.exif_transpose(image)  # a new one: the caller may go on with theirs
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
@@ -191,7 +191,7 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     if path.suffix == ".mat":
         mode, mask = "L", _read_sbd_mask(path)
     else:
-        missing = f"{path} is missing, though the split list names it; add the mask or take its name out"
+        missing = f"{path} is missing, though the split list names it; add the mask or remove its name"
         with _opened(path, "a mask", missing) as picture:
             mode, mask = picture.mode, np.array(picture)
     if mode not in ("P", "L") or mask.ndim != 2:
@@ -203,14 +203,14 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     if len(wrong):
         raise DistillError(
             f"{path} holds the value {wrong[0]}, and with {num_classes} classes only 0 to "
-            f"{num_classes - 1} and 255 (void) may occur; mend the mask or class_names.txt"
+            f"{num_classes - 1} and 255 (void) may occur; correct the mask or class_names.txt"
         )
     return mask
 
 
 @contextmanager
 def _opened(path: Path, kind: str, missing: str) -> Iterator[Image.Image]:
-    """An open picture; what Pillow has to say of it, there or while its pixels are read, becomes a DistillError."""
+    """An open picture; Pillow's errors, on opening it or reading its pixels, become a DistillError."""
     with _readable(path, kind):
         try:
             image = Image.open(path)
@@ -224,12 +224,12 @@ def _opened(path: Path, kind: str, missing: str) -> Iterator[Image.Image]:
 def _check_frames(image: Image.Image, name: str | Path, kind: str) -> None:
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: cameras add a preview
     if frames > 1:
-        raise DistillError(f"{name} has {frames} frames, and {kind} has one; save that one by itself")
+        raise DistillError(f"{name} has {frames} frames, and {kind} has one; save one of them by itself")
 
 
 @contextmanager
 def _readable(name: str | Path, kind: str) -> Iterator[None]:
-    """What Pillow has to say of a picture becomes a DistillError."""
+    """Turns Pillow's errors about a picture into a DistillError."""
     try:
         yield
     except DistillError:  # a ValueError too, and a sentence already
@@ -249,7 +249,7 @@ def read_class_names(root: Path) -> tuple[str, ...]:
     names = tuple(_read_lines(path))
     names = names[1:] if names[:1] == ("__ignore__",) else names
     if not 1 <= len(names) <= 255:
-        raise DistillError(f"{path} names {len(names)} classes, and 1 to 255 are possible; write one name a line")
+        raise DistillError(f"{path} names {len(names)} classes, and 1 to 255 are allowed; write one name per line")
     twice = repeated(names)
     if twice:
         raise DistillError(f"{path} names {twice!r} twice; give every class a name of its own")
@@ -274,21 +274,21 @@ def read_split(root: Path, split: str) -> list[str]:
         if not there and split in ("train", "val"):
             return _split_by_name(root, split)
         raise DistillError(
-            f"{path} is missing (splits found: {', '.join(there) or 'none'}); write it, one image name a line"
+            f"{path} is missing (splits found: {', '.join(there) or 'none'}); write it, one image name per line"
         )
     names = _read_lines(path)
     if not names:
-        raise DistillError(f"{path} lists no images; write one image name a line, without the ending")
+        raise DistillError(f"{path} lists no images; write one image name per line, without the ending")
     twice = repeated(names)
     if twice:
-        raise DistillError(f"{path} lists {twice!r} twice; take one of the two lines out")
+        raise DistillError(f"{path} lists {twice!r} twice; remove one of the two lines")
     for name in names:
         _check_name(path, name)
     return names
 
 
 def repeated(names: Iterable[str]) -> str | None:
-    """The first name that comes a second time."""
+    """The first name that occurs twice."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -324,9 +324,9 @@ def _read_lines(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError:
-        raise DistillError(f"{path} is no text in UTF-8; save it again as such, one name a line") from None
+        raise DistillError(f"{path} is not UTF-8 text; save it as UTF-8, one name per line") from None
     except OSError as error:
-        raise DistillError(f"{path} cannot be read ({error.strerror}); give a text file, one name a line") from None
+        raise DistillError(f"{path} cannot be read ({error.strerror}); give a text file, one name per line") from None
 
 
 class AugmentedVOC(VOCFolder):
@@ -377,7 +377,7 @@ def augmented_ids(voc_train: list[str], sbd: list[str], voc_val: list[str]) -> l
 def _read_list(path: Path) -> list[str]:
     """Image names of a list; a line may also be a pair of paths, as in many copies of trainaug.txt."""
     if not path.exists():
-        raise DistillError(f"{path} is missing; write it, one image name a line")
+        raise DistillError(f"{path} is missing; write it, one image name per line")
     return [Path(line.split()[0]).stem for line in _read_lines(path)]
 
 
@@ -393,9 +393,7 @@ def _read_sbd_mask(path: Path) -> np.ndarray:
         with path.open("rb") as file:
             return np.asarray(loadmat(file)["GTcls"]["Segmentation"][0][0], dtype=np.uint8)
     except FileNotFoundError:
-        raise DistillError(
-            f"{path} is missing, though SBD's list names it; add the mask or take its name out"
-        ) from None
+        raise DistillError(f"{path} is missing, though SBD's list names it; add the mask or remove its name") from None
     except Exception as error:  # a damaged file can raise anything
         raise DistillError(f"{path} cannot be read as one of SBD's masks ({error}); replace the file") from None
 
@@ -410,7 +408,7 @@ def open_dataset(
     in `sbd` or the folder that its own archive unpacks to (benchmark_RELEASE/dataset). These names count as a `Path`
     too, so a folder of your own that has one of them is given as the string `"./sample"`, or by its whole path.
 
-    Raises DistillError when what is wanted is not there, and as `VOCFolder` does.
+    Raises DistillError when the data are not there, and as `VOCFolder` does.
     """
     if str(data) == "sample":
         return VOCFolder(make_default_sample(root), split, limit)
@@ -450,8 +448,8 @@ def _find_voc(folder: Path) -> Path:
 def make_default_sample(root: str | Path | None = None) -> Path:
     """The sample that the course uses: by default in `data_root()/sample`, where it is made on first use.
 
-    A folder `root` that holds a sample is taken as it is. Raises DistillError where it holds none: nobody who names a
-    folder wants to train on other images than are there.
+    A folder `root` that holds a sample is taken as it is. Raises DistillError where it holds none: training
+    on other images than those in the named folder would be a surprise.
     """
     if not root:
         root = data_root() / "sample"

@@ -17,7 +17,7 @@ def resize_dataset(source: str | Path, out: str | Path, side: int, progress: boo
     """Write the folder `source` to `out` with images whose longer side has at most `side` pixels; `out` is returned.
 
     Images are averaged over the pixels that become one, masks take the nearest; smaller images stay as they are. `out`
-    appears only when it is whole. Raises DistillError where it is there already, or an image cannot be read.
+    appears only when it is complete. Raises DistillError when it exists already, or an image cannot be read.
     """
     source, out = Path(source), Path(out)
     check_number("side", side, 8, 100_000)

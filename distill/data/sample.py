@@ -1,7 +1,7 @@
 """The sample data: small procedural scenes in VOC folder layout, so that nothing has to be downloaded.
 
-Twenty cut-out shapes lie in front of a dull, cluttered ground. Three classes share each hue, so colour alone
-narrows the choice and shape must settle it; one object in twenty wears a hue of another family. Textures,
+Twenty cut-out shapes are placed on a dull, cluttered background. Three classes share each hue, so colour alone
+narrows the choice and shape must decide; one object in twenty has a hue of another family. Textures,
 light, shadows and occlusion are drawn independently of the class.
 """
 
@@ -257,7 +257,7 @@ def _paint(image: np.ndarray, cover: np.ndarray, colour: np.ndarray) -> np.ndarr
 
 
 def _positions(rng: np.random.Generator, radii: np.ndarray) -> np.ndarray:
-    """Centres (n, 2) in 0…1 that overlap somewhat but never hide each other; best of a few throws."""
+    """Centres (n, 2) in 0…1 that overlap somewhat but never hide each other; best of a few draws."""
     best, best_gap = np.zeros((len(radii), 2)), -np.inf
     for _ in range(12):
         centres = rng.uniform(0.14, 0.86, (len(radii), 2))

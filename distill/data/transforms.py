@@ -93,8 +93,8 @@ def published_crops(crop_size: int, padding: str = "void") -> Callable[[Tensor, 
 def cut(image: Tensor, labels: Tensor, view: View, crop_size: int, padding: str = "void") -> tuple[Tensor, Tensor]:
     """One crop: an image (3, H, W) uint8 and its labels (H, W) to the same, `crop_size` a side.
 
-    What lies beyond a small image has ImageNet's mean colour and is labelled void; or 0 with `padding="background"`,
-    as in the published code, which so teaches a class where there is no image.
+    The area beyond a small image has ImageNet's mean colour and is labelled void; or 0 with `padding="background"`,
+    as in the published code, which thus teaches a class where there is no image.
     """
     height, width = image.shape[-2:]
     rows, columns = _shown(view.top, view.height, crop_size), _shown(view.left, view.width, crop_size)
@@ -146,7 +146,7 @@ def _bell(sigma: Tensor) -> Tensor:
 
 
 def _smooth(values: Tensor, weights: Tensor | list[float], axis: int) -> Tensor:
-    """Blur along one axis by `_bell`'s weights, numbers or one a row; beyond the ends the values are reflected."""
+    """Blur along one axis by `_bell`'s weights, numbers or one per row; beyond the ends the values are reflected."""
     length = values.shape[axis]
     part = values.narrow
     ends = part(axis, 1, 2).flip(axis), part(axis, length - 3, 2).flip(axis)
@@ -166,7 +166,7 @@ def cut_on_device(
 ) -> tuple[Tensor, Tensor]:
     """`cut` for a whole batch, on the device where the images are: (N, 3, S, S) and (N, S, S), both uint8.
 
-    Scaling, cutting, mirroring and blurring are linear, so along each side they are one matrix an image, and the crop
+    Scaling, cutting, mirroring and blurring are linear, so along each side they are one matrix per image, and the crop
     is the product of the image with the two. Values may differ from `cut`'s by 1, which rounds in between.
     """
     device, stack = images[0].device, _stacked(images, 0)

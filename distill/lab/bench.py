@@ -103,7 +103,7 @@ def measure(bench: Bench, data: str | Path | None = None, cache: bool = False) -
 
 
 def measure_steps(bench: Bench) -> list[dict[str, Any]]:
-    """One row a student and method."""
+    """One row per student and method."""
     batch = random_batch(bench)
     teacher = make_teacher(bench, batch[0])
     pairs = list(product(bench.backbones, bench.methods))
@@ -188,7 +188,7 @@ def _warm(make: Callable[[], Step], device: torch.device, compiled: bool) -> tup
 
 
 def measure_loading(bench: Bench, data: str | Path | None = None) -> list[dict[str, Any]]:
-    """Images a second that one process with one thread loads, at the crop of the steps and at the published one."""
+    """Images per second that one process with one thread loads, at the crop of the steps and at the published one."""
     with tempfile.TemporaryDirectory() as folder, _one_thread():
         dataset = VOCFolder(data or plain.write_pictures(Path(folder), 24, VOC_SIZE, bench.seed), "train", limit=24)
         sizes = sorted({bench.settings.crop_size, VOC_CROP})
@@ -354,7 +354,7 @@ _ROW: Columns = {"student": itemgetter("backbone"), "method": itemgetter("method
 _STEP_COLUMNS: Columns = {
     **_ROW,
     "step": itemgetter("kind"),
-    "ms a step": _spread,
+    "ms per step": _spread,
     "images/s": _rate,
     "times plain": _ratio,
     "MB": _megabytes,
@@ -378,14 +378,14 @@ _LOADING_COLUMNS: Columns = {
     "loading": itemgetter("kind"),
     "images/s a core": _rate,
     "times plain": _ratio,
-    "decoding, ms an image": lambda line: _ms(line["decode_seconds"]),
-    "the rest, ms an image": lambda line: _ms(line["transform_seconds"]),
+    "decoding, ms per image": lambda line: _ms(line["decode_seconds"]),
+    "the rest, ms per image": lambda line: _ms(line["transform_seconds"]),
 }
 
 _CACHE_COLUMNS: Columns = {
     **_ROW,
-    "teacher asked, ms a step": lambda row: _spread(row["asked"]),
-    "answers kept, ms a step": lambda row: _spread(row["kept"]),
+    "teacher asked, ms per step": lambda row: _spread(row["asked"]),
+    "answers kept, ms per step": lambda row: _spread(row["kept"]),
     "asked / kept": lambda row: f"{row['ratio']:.2f}",
     "cost, ms a view": lambda row: _ms(row["seconds"] / row["views"]),
     "kB a view": lambda row: f"{row['bytes'] / row['views'] / 1e3:.0f}",

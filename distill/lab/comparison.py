@@ -362,7 +362,7 @@ class _Costs:
         if not all("milliseconds" in point for point in points):
             yield "", f"no latency{of} of some networks: the record does not say how to build them", ""
         height, width = self.size or (0, 0)
-        label = f"ms an image of {width} x {height} pixels on this CPU"
+        label = f"ms per image of {width} x {height} pixels on this CPU"
         alt = f"mIoU against parameters and latency{of}: teacher, and each student by method."
         yield f"{prefix}sizes", charts.cost_chart(points, label), alt
 

@@ -54,7 +54,7 @@ def sources_table() -> str:
 
 
 def claims_table(measured: Mapping[str, str]) -> str:
-    """Claimed by the authors, found by others, measured here: one line a method; `measured` as from `gains_here`."""
+    """Claimed by the authors, found by others, measured here: one line per method; `measured` as from `gains_here`."""
     record = literature()
     lines = ["| method | claimed by its authors | run by others | measured here |", "|---|---|---|---|"]
     for name in record["methods"]:

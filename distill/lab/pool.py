@@ -144,7 +144,7 @@ def _reason(child: _Child, log: Path) -> str:
 
 @contextmanager
 def progress_bar(total: int, done: int) -> Iterator["tqdm[Any]"]:
-    """The bar of a whole study, in epochs; one line a minute where nobody watches."""
+    """The bar of a whole study, in epochs; one line per minute where nobody watches."""
     often = 0.5 if sys.stderr.isatty() else 60
     with tqdm(total=total, initial=done, unit="epoch", dynamic_ncols=True, mininterval=often, miniters=0) as bar:
         yield bar

@@ -96,7 +96,7 @@ class Study:
         return self.data_root or self.content.data_root
 
     def run(self, jobs: int | None = None, threads: int | None = None) -> Findings:
-        """Train what is missing, `jobs` runs at a time (default: one a GPU, or one a core), and record it.
+        """Train what is missing, `jobs` runs at a time (default: one per GPU, or one per core), and record it.
 
         `threads` are each run's, on the CPU 1 by default. Raises DistillError when a run fails, and Interrupted at
         Ctrl-C; what was finished by then is recorded.
@@ -126,7 +126,7 @@ class Study:
     def _so_far(self) -> str:
         """Record what there is, and say how much it is."""
         self.record()
-        return f"after {sum(map(self.done, self.own))} of {len(self.own)} runs; the same command goes on"
+        return f"after {sum(map(self.done, self.own))} of {len(self.own)} runs; the same command continues"
 
     def _own_teacher(self) -> list[Planned]:
         return [self.teacher_run] if self.teacher_run is not None and self.number == 1 else []

@@ -1,4 +1,4 @@
-"""Tables from many runs: what is recorded of each, which of them may stand side by side, means, intervals and gains."""
+"""Tables from many runs: what is recorded of each, which of them may be compared, means, intervals and gains."""
 
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -134,7 +134,7 @@ def check_comparable(records: list[dict[str, Any]], apart: Container[str] = ()) 
             other, first = seen.setdefault(key, (value, entry))
             if other != value:
                 raise DistillError(
-                    f"{_called(first)} and {_called(entry)} cannot stand in one table: {key[0]} is "
+                    f"{_called(first)} and {_called(entry)} cannot be in one table: {key[0]} is "
                     f"{shortened(other)} in the one and {shortened(value)} in the other; compare them apart, or train "
                     f"one anew in another folder"
                 )

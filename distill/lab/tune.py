@@ -59,7 +59,8 @@ def tune(
     methods = [term for method in methods for term in method_terms(method)]
     if wrong or not methods:
         raise DistillError(
-            f"{(wrong or ['nothing'])[0]} is no single term with a weight; tune some of {', '.join(list(METHODS)[1:])}"
+            f"{(wrong or ['nothing'])[0]} is not a single term with a weight; tune some of "
+            f"{', '.join(list(METHODS)[1:])}"
         )
     methods = list(dict.fromkeys(methods))
     check_shipped(methods)

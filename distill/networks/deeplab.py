@@ -94,7 +94,7 @@ class ASPP(nn.Module):
         # A synchronised BatchNorm is another class: it sees all devices' images, so one on each is enough.
         if norm.training and type(norm) is nn.BatchNorm2d and x.shape[0] == 1:
             raise DistillError(
-                "Training needs at least two images a batch, and got batch size 1 (the BatchNorm after "
+                "Training needs at least two images per batch, and got batch size 1 (the BatchNorm after "
                 "ASPP's global average pool has a single value per channel): raise the batch size, use "
                 "drop_last=True, or freeze that layer with model.aspp.global_avg_pool.eval()."
             )

@@ -82,7 +82,9 @@ def _class_names(path: Path, metadata: dict[str, str]) -> tuple[str, ...] | None
     try:
         return tuple(map(str, json.loads(metadata["class_names"]))) if "class_names" in metadata else None
     except (ValueError, TypeError) as error:
-        raise DistillError(f"The 'class_names' in '{path}' are no list ({first_line(error)}); save it anew.") from None
+        raise DistillError(
+            f"The 'class_names' in '{path}' are not a list ({first_line(error)}); save it again."
+        ) from None
 
 
 def load_model(path: str | os.PathLike[str]) -> DeepLabV3Plus:
@@ -98,7 +100,9 @@ def load_model(path: str | os.PathLike[str]) -> DeepLabV3Plus:
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise DistillError(f"The weights in '{path}' do not fit its config ({mismatch(error)}); save anew.") from error
+        raise DistillError(
+            f"The weights in '{path}' do not fit its config ({mismatch(error)}); save it again."
+        ) from error
     return model
 
 
@@ -112,8 +116,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             state = {name: _loadable(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError) as error:
         raise DistillError(
-            f"'{path}' is no readable safetensors file ({first_line(error)}); load a file that save_model wrote, and "
-            "other checkpoints with load_teacher."
+            f"'{path}' is not a readable safetensors file ({first_line(error)}); load a file that save_model wrote, "
+            "and other checkpoints with load_teacher."
         ) from error
     return state, metadata
 
@@ -147,9 +151,11 @@ def _rebuild(path: Path, metadata: dict[str, str]) -> DeepLabV3Plus:
         model.class_names = class_names
         return model
     except DistillError as error:
-        raise DistillError(f"The 'config' in '{path}' builds no model: {error}") from error
+        raise DistillError(f"The 'config' in '{path}' does not build a model: {error}") from error
     except Exception as error:  # a stranger's file may hold any value
-        raise DistillError(f"The 'config' in '{path}' builds no model ({first_line(error)}); save it anew.") from error
+        raise DistillError(
+            f"The 'config' in '{path}' does not build a model ({first_line(error)}); save it again."
+        ) from error
 
 
 def _check_config(path: Path, text: str) -> None:
@@ -167,6 +173,6 @@ def _check_config(path: Path, text: str) -> None:
     strange = [key for key in config if key not in known] if isinstance(config, dict) else []
     if strange:
         raise DistillError(
-            f"The 'config' in '{path}' builds no model (it has {strange[0]!r}, and only {', '.join(known)} are known); "
-            "save it anew with save_model."
+            f"The 'config' in '{path}' does not build a model (it has {strange[0]!r}, and only "
+            f"{', '.join(known)} are known); save it again with save_model."
         )

@@ -48,7 +48,7 @@ def load_teacher(
 
     `source` is `"sample"` (the shipped DeepLabV3+ with a slim ResNet-101), `"torchvision"` (its DeepLabV3 with
     ResNet-101 and VOC's 21 classes, downloaded on first use), a `.safetensors` file that this package wrote, or a
-    `.pth.tar` checkpoint of the published DeepLabV3+ ResNet-101. No file is ever allowed to run code.
+    `.pth.tar` checkpoint of the published DeepLabV3+ ResNet-101. Files are loaded without executing code in them.
 
     It may also be any network that takes normalised images, frozen in place. `positions` then says at which layers its
     maps are taken, and `norms` names BatchNorms, as in `wrap`; without positions it has logits only, and
@@ -172,7 +172,7 @@ def _load_published(path: Path) -> DeepLabV3Plus:
     head = state.get("decoder.last_conv.8.weight")
     if head is None:
         raise DistillError(
-            f"{path} holds no decoder.last_conv.8.weight, so it is no DeepLabV3+; give a deeplab-resnet.pth.tar"
+            f"{path} holds no decoder.last_conv.8.weight, so it is not a DeepLabV3+; give a deeplab-resnet.pth.tar"
         )
     with torch.device("meta"):  # the weights come from the file: no need to draw 59 million of them first
         model = build_model("resnet101", num_classes=len(head))
@@ -208,8 +208,7 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it calls {asked[1]}" if asked else type(error).__name__
         raise DistillError(
-            f"{path} is not a checkpoint that can be read without running its code ({reason}); get the file from "
-            f"its authors again"
+            f"{path} cannot be read without executing code in it ({reason}); get the file from its authors again"
         ) from None
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(

@@ -33,7 +33,7 @@ _OTHER_LOOKS = [("#56B4E9", "X"), ("#7A5195", "<"), ("#4D4D4D", ">")]
 _NETWORKS = {"resnet18": "ResNet-18", "mobilenetv2": "MobileNetV2", "resnet101": "ResNet-101"}
 _X_AXES = {
     "parameters": ("parameters, millions (logarithmic)", 1e6, 2),
-    "milliseconds": ("milliseconds an image (logarithmic)", 1, 1),
+    "milliseconds": ("milliseconds per image (logarithmic)", 1, 1),
 }
 
 
@@ -91,7 +91,7 @@ def _dot_panels(
 
 
 def variant_chart(tables: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
-    """The gains of a study's variants below each other, `tables[variant]` as from `compare`, a panel a student."""
+    """The gains of a study's variants below each other, `tables[variant]` as from `compare`, a panel per student."""
     rows = [row for table in tables.values() for row in table if "gain" in row]
     names = [name for name, table in tables.items() if any("gain" in row for row in table)]
     students, methods = (list(dict.fromkeys(row[key] for row in rows)) for key in ("backbone", "method"))
@@ -196,7 +196,7 @@ def size_chart(points: Sequence[dict[str, Any]], x: str = "parameters") -> Figur
     return figure
 
 
-def cost_chart(points: Sequence[dict[str, Any]], milliseconds: str = "milliseconds an image") -> Figure:
+def cost_chart(points: Sequence[dict[str, Any]], milliseconds: str = "milliseconds per image") -> Figure:
     """mIoU against parameters and, where points have them, against milliseconds: what each network costs and gives.
 
     `points` are those of `size_chart`, with a backbone as `network` in place of a name; the legend names methods. A
@@ -350,7 +350,7 @@ def class_chart(panels: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def learning_curves(histories: Mapping[str, Sequence[dict[str, Any]]], keys: Mapping[str, str]) -> Figure:
-    """Lines over the epochs, a panel for each of `keys` (history's key to the panel's title), a line a run.
+    """Lines over the epochs, a panel for each of `keys` (history's key to the panel's title), a line per run.
 
     `histories[label]` is `Run.history`; a label that begins with a method's name gets its looks. Epochs without the
     key, as those between two evaluations, are skipped. Scores are drawn in per cent.
@@ -377,7 +377,7 @@ def curve_bands(
 ) -> Figure:
     """Learning curves over seeds: `students[student][method]` are histories as `learning_curves` takes them.
 
-    A row of panels a student, a panel for each of `keys`; lines are means, bands go from the lowest seed to the
+    A row of panels per student, a panel for each of `keys`; lines are means, bands go from the lowest seed to the
     highest.
     """
     with style():
@@ -406,7 +406,7 @@ def time_chart(
     seconds: Mapping[tuple[str, str], float],
     teacher_miou: float | None = None,
 ) -> Figure:
-    """The score on validation images against the seconds of training, a panel a student, a line a method.
+    """The score on validation images against the seconds of training, a panel per student, a line per method.
 
     `students` as in `curve_bands`; `seconds[student, method]` is what a run took; the teacher's score, a share, is a
     dashed line. Where a line ends the run was finished.

@@ -89,7 +89,7 @@ def images_won(answer: Callable[..., Any]) -> None:
 def class_shares(answer: Callable[..., Any]) -> None:
     labels = torch.tensor([[0, 0, 0, 2], [255, 255, 2, 3]])
     shares = answer(labels, 5)
-    _expect(isinstance(shares, torch.Tensor) and shares.shape == (5,), "return a tensor with one share a class")
+    _expect(isinstance(shares, torch.Tensor) and shares.shape == (5,), "return a tensor with one share per class")
     _expect(abs(float(shares.sum()) - 1) < 1e-6, "the shares of the labelled pixels add up to 1; leave void out")
     expected = torch.tensor([3 / 6, 0, 2 / 6, 1 / 6, 0])
     _expect(torch.allclose(shares.float(), expected), f"for {labels.tolist()} the shares are {expected.tolist()}")
@@ -306,9 +306,9 @@ def inherited_errors(answer: Callable[..., Any]) -> None:
 
 @_exercise
 def steps_of_a_run(answer: Callable[..., Any]) -> None:
-    _expect(answer(100, 10, 3) == 30, "100 images in batches of 10 make 10 steps an epoch, 30 in three epochs")
+    _expect(answer(100, 10, 3) == 30, "100 images in batches of 10 make 10 steps per epoch, 30 in three epochs")
     _expect(answer(109, 10, 3) == 30, "the incomplete last batch of every epoch is left out")
-    _expect(answer(10_582, 12, 50) == 44_050, "10,582 images in batches of 12 make 881 steps an epoch")
+    _expect(answer(10_582, 12, 50) == 44_050, "10,582 images in batches of 12 make 881 steps per epoch")
 
 
 @_exercise

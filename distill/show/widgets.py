@@ -193,7 +193,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         return figure
 
     def bars(self, *temperatures: float) -> Figure:
-        """Class probabilities at the chosen pixel as a static figure, one panel a temperature."""
+        """Class probabilities at the chosen pixel as a static figure, one panel per temperature."""
         panels = {f"T = {T:g}": self.probabilities(T) for T in temperatures or (self.temperature.value,)}
         return probability_chart(panels, self.class_names)
 

@@ -131,7 +131,7 @@ class FlippedBatches(_Batches):
     def cache_teacher(self, teacher: nn.Module, maps: bool, progress: bool) -> None:
         """Ask the teacher once about every view: it is frozen, so its answers never change.
 
-        Costs 4 bytes a pixel and class for the logits, and for the sample's six maps about two thirds of that again.
+        Costs 4 bytes per pixel and class for the logits, and for the sample's six maps about two thirds of that again.
         Where that is more than half of the memory that is free, nothing is kept, and the teacher is asked at every
         step.
         """
@@ -255,7 +255,7 @@ def _as_lists(items: list[tuple[Any, ...]]) -> tuple[list[Any], ...]:
 class DecodedImages:
     """A data set read from one file of decoded images, which all processes of a machine share through its memory.
 
-    The file is made on first use, in `folder`, and serves every run on the same images: 4 bytes a pixel, which for
+    The file is made on first use, in `folder`, and serves every run on the same images: 4 bytes per pixel, which for
     VOC's and SBD's 10,582 images is 8 GB, against about 2 ms of decoding an image. It is replaced whole, and made by
     one process while all others wait, which holds a lock file beside it. The system lets go of that file when the
     process ends, even if it is killed, so that whoever holds it next knows what is left of a file to be abandoned.

@@ -332,8 +332,8 @@ class _Loop:
         if spoilt:
             kept = f"the checkpoint of epoch {epoch} is kept in" if epoch else "nothing was saved yet in"
             raise Diverged(
-                f"training stopped at the end of epoch {epoch + 1}: {spoilt[0]} holds values that are no numbers; "
-                f"{kept} {self.folder}; lower --lr (with another --out)"
+                f"training stopped at the end of epoch {epoch + 1}: {spoilt[0]} holds values that are not finite "
+                f"numbers; {kept} {self.folder}; lower --lr (with another --out)"
             )
 
     def _show(self) -> None:

@@ -94,7 +94,7 @@ def _check_torchrun_is_there() -> None:
     try:
         socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=5).close()
     except ConnectionRefusedError:
-        raise DistillError("the torchrun that started this process has ended; start it again to go on") from None
+        raise DistillError("the torchrun that started this process has ended; start it again to continue") from None
     except OSError:  # a slow network: torch is more patient
         pass
 
@@ -110,7 +110,7 @@ def explained_parting(ranks: Ranks) -> Iterator[None]:
             raise
         raise DistillError(
             f"another process of this run ended ({first_line(error)[:80]}); its own message says why, and the same "
-            f"torchrun command goes on from the last checkpoint"
+            f"torchrun command continues from the last checkpoint"
         ) from None
 
 
@@ -225,7 +225,7 @@ def pick_device(device: str | int | torch.device) -> torch.device:
     try:
         return torch.device(device)
     except RuntimeError:
-        raise DistillError(f"PyTorch knows no device {device!r}; choose auto, cpu or cuda") from None
+        raise DistillError(f"PyTorch does not know the device {device!r}; choose auto, cpu or cuda") from None
 
 
 def compiled(network: nn.Module) -> nn.Module:

@@ -120,7 +120,7 @@ def _sentence(error: ValidationError) -> str:
     """What the first setting is that cannot be so, and what it may be."""
     first = error.errors(include_url=False)[0]
     name, value = str(first["loc"][0]), first["input"]
-    why = "; BatchNorm needs two images a batch" if (name, value) == ("batch_size", 1) else ""
+    why = "; BatchNorm needs two images per batch" if (name, value) == ("batch_size", 1) else ""
     return f"{name} is {value!r}{why}; {what_to_give(name)}"
 
 

@@ -1,6 +1,6 @@
 """What a run leaves on disk.
 
-config.json         every value that shaped the run        history.jsonl        one line an epoch
+config.json         every value that shaped the run        history.jsonl        one line per epoch
 environment.json    versions, device, commit               last.pt              everything needed to resume
 scores.json         scores of the last epoch (and best)    student.safetensors  last epoch; best.safetensors
 .lock               held by the one process that writes

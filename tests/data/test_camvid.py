@@ -115,13 +115,13 @@ def test_other_content_is_refused(host: Host, tmp_path: Path, refused: Callable[
     refused("train_0.png", "listing", call=lambda: download_camvid(tmp_path, progress=False))
     host.changed.clear()
     host.files["CamVid/trainannot/train_0.png"] = picture(np.full((2, 3), 12, np.uint8))
-    refused("no mask of 11 classes", call=lambda: download_camvid(tmp_path, progress=False))
+    refused("not a mask of 11 classes", call=lambda: download_camvid(tmp_path, progress=False))
     host.files["CamVid/trainannot/train_0.png"] = b"no picture"
     refused("cannot be read", call=lambda: download_camvid(tmp_path, progress=False))
     del host.files["CamVid/val/val_0.png"]
     refused("has 1 files in CamVid/val", "2 are expected", call=lambda: download_camvid(tmp_path, progress=False))
     host.listing = lambda: b"<html>"  # type: ignore[method-assign]
-    refused("no listing", call=lambda: download_camvid(tmp_path, progress=False))
+    refused("not a listing", call=lambda: download_camvid(tmp_path, progress=False))
     assert not (tmp_path / "camvid").exists()
 
 

@@ -191,7 +191,7 @@ def test_what_is_there_is_not_fetched(
     (tmp_path / "v.tar").write_bytes(host.content)  # by hand
     assert fetch(tmp_path) == fetch(tmp_path) == tmp_path and open_dataset("pascal", root=tmp_path).ids == ["train0"]
     assert cli.main(["data", "download", "voc", "--root", str(tmp_path)]) == 0
-    assert "VOC2012 is there already; nothing is to be done\n" in capsys.readouterr().err
+    assert "VOC2012 is there already; there is nothing to do\n" in capsys.readouterr().err
     assert host.asked == []
 
 
@@ -238,7 +238,7 @@ def test_a_host_that_falls_silent_is_named(
     known(voc_archive())
     host.silent = True
     monkeypatch.setattr(module, "_TIMEOUT", 0.3)
-    refused(host.url, "timed out", "go on", call=lambda: fetch(tmp_path))
+    refused(host.url, "timed out", "again to continue", call=lambda: fetch(tmp_path))
     assert 0 < len((tmp_path / "v.tar.part").read_bytes()) < len(host.content)
 
 

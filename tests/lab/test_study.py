@@ -314,7 +314,7 @@ def test_runs_end_with_the_study_however_it_ends(interrupted: Interrupted) -> No
     for process in (interrupted.killed, interrupted.stopped):
         assert process.left == [] and 1 <= process.epochs < 12
     said = interrupted.stopped.said[1].strip().splitlines()
-    assert said[-1] == "distill: the study was interrupted after 1 of 3 runs; the same command goes on"
+    assert said[-1] == "distill: the study was interrupted after 1 of 3 runs; the same command continues"
     assert "Traceback" not in interrupted.stopped.said[1]
     assert [entry["method"] for entry in interrupted.partly["runs"]] == ["baseline"]
 
@@ -401,7 +401,7 @@ def test_runs_of_other_settings_are_refused_before_anything_is_trained(
     file.write_text(TINY.replace(before, after, 1))
     places = {"runs": interrupted.root / "runs", "data_root": str(interrupted.data), "device": "cpu"}
     study = Study(file, results=tmp_path / "tiny.json", **places)
-    refused(f"the study {file}", "cannot stand in one table", *words, call=study.run)
+    refused(f"the study {file}", "cannot be in one table", *words, call=study.run)
     assert not (tmp_path / "tiny.json").exists()
 
 
@@ -586,7 +586,7 @@ def test_what_nobody_foresaw_is_kept_in_a_file(tmp_path: Path, refused) -> None:
     assert "Traceback" in (tmp_path / "log").read_text()
 
 
-# ------------------------------------------------------------------------------------ what may stand in one table
+# ------------------------------------------------------------------------------------ what may be in one table
 
 
 def record_of(run: Planned, miou: float, **more: object) -> dict:

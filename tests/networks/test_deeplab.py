@@ -350,13 +350,13 @@ def test_load_mistakes(tmp_path):
         networks.load_model(tmp_path / "missing.safetensors")
     path = tmp_path / "text.safetensors"
     path.write_text("these are not weights")
-    with pytest.raises(DistillError, match=r"text.safetensors' is no readable safetensors file"):
+    with pytest.raises(DistillError, match=r"text.safetensors' is not a readable safetensors file"):
         networks.load_model(path)
     save_file({"x": torch.zeros(1)}, path, {"made_by": "another program"})
     with pytest.raises(DistillError, match=r"no 'config'.*made_by"):
         networks.load_model(path)
     save_file({"x": torch.zeros(1)}, path, {"config": '{"backbone": "resnet18", "depth": 3}'})
-    with pytest.raises(DistillError, match=r"builds no model.*depth"):
+    with pytest.raises(DistillError, match=r"does not build a model.*depth"):
         networks.load_model(path)
     save_file({"x": torch.zeros(1)}, path, {"config": '{"backbone": "resnet18", "width": 0.1}'})
     with pytest.raises(DistillError, match="do not fit its config"):

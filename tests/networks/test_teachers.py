@@ -220,7 +220,7 @@ def test_checkpoints_of_other_networks_are_refused(
 ) -> None:
     path = tmp_path / "other.pth.tar"
     torch.save(checkpoint({"fc.weight": torch.ones(2, 2)}), path)
-    refused(path, "no DeepLabV3+", call=lambda: load_teacher(path))
+    refused(path, "not a DeepLabV3+", call=lambda: load_teacher(path))
     torch.save(checkpoint(make_student("resnet18").state_dict()), path)
     refused(path, "ResNet-101", call=lambda: load_teacher(path))
 

@@ -128,7 +128,7 @@ def test_a_file_for_timm_says_what_is_missing(
     save_model(model("resnet18"), tmp_path / "n.safetensors")
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     said = refused("n.safetensors", "pip install timm", call=lambda: load_model(tmp_path / "n.safetensors"))
-    assert "save it anew" not in said
+    assert "save it again" not in said
 
 
 def test_a_missing_package_of_weights_is_told(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ MISTAKES = [
     ("epochs", 2.5, "epochs is 2.5; give a whole number from 1 to 1,000,000"),
     ("epochs", "3", "epochs is '3'; give a whole number from 1 to 1,000,000"),
     ("workers", True, "workers is True; give a whole number from 0 to 256"),
-    ("batch_size", 1, "batch_size is 1; BatchNorm needs two images a batch; give a whole number from 2 to 100,000"),
+    ("batch_size", 1, "batch_size is 1; BatchNorm needs two images per batch; give a whole number from 2 to 100,000"),
     ("lr", math.nan, "lr is nan; give a number from 1e-09 to 1,000.0"),
     ("clip", math.inf, "clip is inf; give a number from 0.0 to 1,000,000,000.0"),
     ("weight_decay", False, "weight_decay is False; give a number from 0.0 to 100.0"),
