@@ -70,7 +70,7 @@ class ResNetBackbone(_Norms, ResNet):  # type: ignore[misc]  # torchvision has n
         return super()._make_layer(block, scaled(planes, self.width), *args, **kwargs)
 
     def _make_atrous(self, output_stride: int) -> None:
-        """Trade the stride of the stages beyond `output_stride` for dilation, on their 3x3 convolutions."""
+        """Replace the stride of the stages beyond `output_stride` by dilation, in their 3x3 convolutions."""
         deep = len(self.layer3) > 2
         layer3_rate, layer4_rate = (1, 2) if output_stride == 16 else (2, 4)
         # DeepLab's multi-grid: the published ResNet-101 doubles the dilation from block to block of layer4.
@@ -91,7 +91,7 @@ class ResNetBackbone(_Norms, ResNet):  # type: ignore[misc]  # torchvision has n
         return low_level, self.layer4(self.layer3(self.layer2(low_level)))
 
     def with_maps(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """What `forward` gives, and the sums that leave layer1 to layer4 before their ReLU; without any hook."""
+        """What `forward` returns, and the sums at the end of layer1 to layer4 before their ReLU; without hooks."""
         x, maps, outputs = self.maxpool(self.relu(self.bn1(self.conv1(images)))), [], []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             maps.append(_sum_of(stage[-1], stage[:-1](x)))
@@ -131,7 +131,7 @@ class MobileNetBackbone(_Norms, MobileNetV2):  # type: ignore[misc]
         self.out_channels = self.features[17].out_channels
 
     def _make_atrous(self, output_stride: int) -> None:
-        """Trade every stride beyond `output_stride` for dilation of the depthwise convolutions after it."""
+        """Replace every stride beyond `output_stride` by dilation of the depthwise convolutions after it."""
         stride, dilation = 2, 1  # behind features[0]
         for block in self.features[1:]:
             depthwise = next(m for m in block.modules() if isinstance(m, nn.Conv2d) and m.groups > 1)
@@ -148,7 +148,7 @@ class MobileNetBackbone(_Norms, MobileNetV2):  # type: ignore[misc]
         return low_level, self.features[4:](low_level)
 
     def with_maps(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """What `forward` gives, and the maps at `tap_names`; without any hook."""
+        """What `forward` returns, and the maps at `tap_names`; without hooks."""
         low_level = x = self.features[:4](images)
         maps = []
         for index in (4, 7, 14):

@@ -124,7 +124,7 @@ class Decoder(nn.Module):
         return self.last_conv(self._joined(x, low_level))
 
     def with_map(self, x: Tensor, low_level: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` gives, and the map of the position `decoder`, before its ReLU."""
+        """What `forward` returns, and the map of the position `decoder`, before its ReLU."""
         before_relu = self.last_conv[:6](self._joined(x, low_level))
         return self.last_conv[6:](before_relu), before_relu
 

@@ -1,4 +1,4 @@
-"""Look into any network while it runs: record what its layers give or receive, by their names."""
+"""Look into any network while it runs: record what its layers produce or receive, by their names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def record(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor
         taps["layer4"]
 
     Where a submodule runs several times, its last run counts. Tensors keep their graph, so a loss on them
-    trains the network. The hooks are gone when the block ends, whatever happened in it.
+    trains the network. The hooks are removed when the block ends, also after an error.
 
     Raises:
         DistillError: a name is not a submodule, or a later layer overwrote a recorded tensor in place.

@@ -1,4 +1,4 @@
-"""Where a teacher comes from: the shipped one, a file, torchvision, or any network."""
+"""Loading a teacher: the shipped one, a file, torchvision's, or any network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHIPPED = "teacher-sample.safetensors"
 
 
 def shipped_file(name: str) -> Path:
-    """A file that travels with the project: in `data/` of a clone, inside the package once installed."""
+    """The path of a file that the project includes: in `data/` of a clone, inside the package once installed."""
     places = (PROJECT / "data" / name, PROJECT / "distill" / "shipped" / name)
     for path in places:
         if path.exists():
@@ -44,15 +44,15 @@ def load_teacher(
     norms: Mapping[str, str] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> nn.Module:
-    """A teacher, frozen: in eval mode, and none of its parameters asks for a gradient.
+    """A frozen teacher: in eval mode, without gradients for its parameters.
 
     `source` is `"sample"` (the shipped DeepLabV3+ with a slim ResNet-101), `"torchvision"` (its DeepLabV3 with
     ResNet-101 and VOC's 21 classes, downloaded on first use), a `.safetensors` file that this package wrote, or a
     `.pth.tar` checkpoint of the published DeepLabV3+ ResNet-101. Files are loaded without executing code in them.
 
-    It may also be any network that takes normalised images, frozen in place. `positions` then says at which layers its
-    maps are taken, and `norms` names BatchNorms, as in `wrap`; without positions it has logits only, and
-    serves kd. `class_names` are compared with those of the data. Raises DistillError when something does not fit.
+    `source` may also be any network that takes normalised images; it is frozen in place. `positions` then says
+    at which layers its maps are taken, and `norms` names BatchNorms, as in `wrap`; without positions it has logits
+    only, enough for kd. `class_names` are compared with those of the data. Raises DistillError when something does not fit.
     """
     model: DeepLabV3Plus | Wrapped
     if isinstance(source, DeepLabV3Plus | Wrapped) and positions is None:
@@ -104,7 +104,7 @@ def _load(source: str) -> DeepLabV3Plus | Wrapped:
 def tap_torchvision(network: DeepLabV3) -> Wrapped:
     """torchvision's DeepLabV3 with ResNet-101 as a teacher, at an output stride of 8.
 
-    It has no decoder: in the place of the decoder's map stands that of the 3x3 convolution after ASPP.
+    It has no decoder: the map of the 3x3 convolution after ASPP takes the place of the decoder's.
     """
     last = {"layer1": 2, "layer2": 3, "layer3": 22, "layer4": 2}  # a block's ReLU runs last on the sum that leaves it
     taps = {name: f"backbone.{name}.{block}.relu:input" for name, block in last.items()}

@@ -76,7 +76,7 @@ class TimmBackbone(nn.Module):
         return features[0], features[-1]
 
     def with_maps(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """What `forward` gives, and the maps of the four stages."""
+        """What `forward` returns, and the maps of the four stages."""
         with record(self, self.tap_names) as maps:
             low_level, x = self(images)
         return low_level, x, [maps[tap] for tap in self.tap_names]
@@ -94,7 +94,9 @@ class TimmBackbone(nn.Module):
         own = self.network.state_dict()
         missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
         if missing:
-            raise DistillError(f"the weights of {self.name} have no {missing[0]}; this timm names its layers otherwise")
+            raise DistillError(
+                f"the weights of {self.name} have no {missing[0]}; this version of timm names its layers differently"
+            )
         self.network.load_state_dict({**own, **{key: state[key] for key in own if key in state}})
 
     def _downloaded(self) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""Any network with this package's face: logits at the images' size, and maps at named layers.
+"""Any network with this package's interface: logits at the images' size, and maps at named layers.
 
-A teacher or a student of another library's, wrapped here, is trained, saved and scored like this package's own.
+A teacher or student from another library, wrapped here, is trained, saved and scored like this package's own.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ def wrap(
     taken is a BatchNorm, it is found.
 
     The network may answer with logits, or with a dict or an object that holds them as `out` or `logits`; maps may be
-    (N, C, H, W), or (N, H·W, C) as transformers have them. It is asked once, about a small image, how many classes and
-    channels it has, and by what the sides of an image must be divisible: others are resized for it. It is changed in
-    one thing: ReLUs no longer work in place. Raises DistillError when it does not answer, or has no such layer.
+    (N, C, H, W), or (N, H·W, C) as transformers have them. One pass with a small image tells how many classes and
+    channels it has, and by what the sides of an image must be divisible; other images are resized for it. One thing
+    is changed in it: ReLUs no longer work in place. Raises DistillError when the pass fails, or there is no such layer.
     """
     if not isinstance(network, nn.Module):
-        raise DistillError(f"what is to be wrapped is a {type(network).__name__}; give a network, an nn.Module")
+        raise DistillError(f"a {type(network).__name__} cannot be wrapped; give a network, an nn.Module")
     return Wrapped(network, positions, norms, class_names)
 
 
 class Wrapped(nn.Module):
-    """Another library's network with this package's face; see `wrap`, which makes one. The network is in `network`."""
+    """Another library's network with this package's interface; made by `wrap`. The network is in `network`."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Wrapped(nn.Module):
         self.class_names = tuple(class_names) if class_names else None
         if next(network.parameters(), None) is None:
             raise DistillError(
-                f"the {type(network).__name__} has no weights; give a network that was trained, or can be"
+                f"the {type(network).__name__} has no weights; give a network with weights, trained or not"
             )
         module: Any  # only some kinds have an `inplace`
         for module in network.modules():
@@ -71,7 +71,7 @@ class Wrapped(nn.Module):
         self.norms = self._find_norms() | named
         if class_names and len(class_names) != self.num_classes:
             raise DistillError(
-                f"the network knows {self.num_classes} classes and {len(class_names)} class_names were given; give one "
+                f"the network has {self.num_classes} classes and {len(class_names)} class_names were given; give one "
                 f"name a class"
             )
 

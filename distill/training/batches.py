@@ -100,7 +100,7 @@ class _Batches:
 
 
 class FlippedBatches(_Batches):
-    """Whole images of one size, each mirrored or not by a coin: few enough views to keep the teacher's answers."""
+    """Whole images of one size, each mirrored at random: few enough views to cache the teacher's answers."""
 
     def _prepare(self, dataset: VOCFolder, ranks: Ranks) -> None:
         self.processes = ranks.world  # on one machine, as a rule: each keeps all answers
@@ -129,11 +129,10 @@ class FlippedBatches(_Batches):
         return logits, maps or None
 
     def cache_teacher(self, teacher: nn.Module, maps: bool, progress: bool) -> None:
-        """Ask the teacher once about every view: it is frozen, so its answers never change.
+        """Compute the teacher's answer to every view once: it is frozen, so its answers never change.
 
         Costs 4 bytes per pixel and class for the logits, and for the sample's six maps about two thirds of that again.
-        Where that is more than half of the memory that is free, nothing is kept, and the teacher is asked at every
-        step.
+        Where that is more than half of the free memory, nothing is cached, and the teacher runs at every step.
         """
         self.answers, answers = None, None
         views = [(chunk, flipped) for flipped in (False, True) for chunk in torch.arange(len(self.images)).split(64)]
@@ -211,7 +210,7 @@ class CroppedBatches(_Batches):
         return crops.contiguous(memory_format=torch.channels_last), classes
 
     def cache_teacher(self, teacher: nn.Module, maps: bool, progress: bool) -> None:
-        """Nothing: no two crops are alike, so the teacher is asked at every step."""
+        """Does nothing: no two crops are alike, so the teacher runs at every step."""
 
 
 class _Crops(Dataset[tuple[Any, ...]]):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # it may not be installed
 
 
 class Board:
-    """Losses and scores as TensorBoard reads them, in the run's folder; nothing where they are not asked for."""
+    """Losses and scores as TensorBoard reads them, in the run's folder; does nothing unless asked to."""
 
     def __init__(self, folder: Path, wanted: bool) -> None:
         self.writer = _tensorboard(folder / "tensorboard") if wanted else None

@@ -1,4 +1,4 @@
-"""What would spoil a run and can be seen before it begins."""
+"""Checks before a run for what would spoil it."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from distill.training.settings import Settings
 
 
 def check_student(student: object, train: VOCFolder, settings: Settings) -> None:
-    """A student may come from other data, so only the number of its classes has to fit."""
+    """A student may come from other data, so only its number of classes has to match."""
     if not isinstance(student, DeepLabV3Plus | Wrapped):
         raise DistillError(
             f"the student is a {type(student).__name__}; give a backbone's name, such as resnet18, a network that "
@@ -25,7 +25,7 @@ def check_student(student: object, train: VOCFolder, settings: Settings) -> None
             "distilled_dropout is False, and a wrapped network has no ASPP whose dropout could be skipped; set it True"
         )
     if not any(weight.requires_grad for weight in student.parameters()):
-        raise DistillError("no weight of the student can learn: it is frozen, as teachers are; build another")
+        raise DistillError("the student is frozen, as teachers are, so no weight of it can learn; build another")
     if student.num_classes != train.num_classes:
         raise DistillError(
             f"the student has {student.num_classes} classes and {train.root} names {train.num_classes}; build it with "
@@ -36,7 +36,7 @@ def check_student(student: object, train: VOCFolder, settings: Settings) -> None
 def with_unlabelled(train: VOCFolder, folder: str | Path, terms: list[str]) -> WithUnlabelled:
     if not set(terms) - {"ifvd"}:
         alone = "ifvd compares labelled places only" if terms else "the baseline has no teacher"
-        raise DistillError(f"unlabelled images are there for what a teacher says, and {alone}; leave them out")
+        raise DistillError(f"unlabelled images need a teacher's answers, and {alone}; leave them out")
     return WithUnlabelled(train, folder)
 
 

@@ -1,4 +1,4 @@
-"""From predictions to scores: a confusion matrix, and what is read off it."""
+"""From predictions to scores: the confusion matrix and what follows from it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # an image, or several, and the labels
 
 
 class Described(Protocol):
-    """A data set that knows its classes."""
+    """A data set with class names."""
 
     root: Path
     class_names: tuple[str, ...]
@@ -96,10 +96,10 @@ def evaluate(
     answers to normalised images (N, 3, H, W) with logits (N, classes, H, W) of their size, or is wrapped with
     `load_teacher`. The data may be a torch `Subset`, too.
 
-    `native`: every image at its own size, the one to quote. `resize513`: short side 513 and labels resized to the
-    nearest as Pillow does, what the published table used. How absent classes count: see `Scores`. Of several `ranks`
+    `native`: every image at its own size; quote this one. `resize513`: short side 513, labels resized by nearest
+    neighbour as Pillow does, as in the published table. How absent classes count: see `Scores`. Of several `ranks`
     each takes every so many batches, and all give the scores of all images. So many `workers` load images, which
-    changes no score. Raises DistillError when the classes differ, and for what is no network or data set.
+    changes no score. Raises DistillError when the classes differ, and for what is not a network or a data set.
     """
     if protocol not in PROTOCOLS:
         raise DistillError(f"there is no protocol {protocol!r}; choose {' or '.join(PROTOCOLS)}")
@@ -137,8 +137,7 @@ def _network(model: nn.Module | Run | str | Path) -> nn.Module:
         return model
     given = f"{str(model)!r}" if isinstance(model, str | Path) else f"a {type(model).__name__}"
     raise DistillError(
-        f"the network is {given}, and a network itself is needed, or a Run; load it first, with load_model or "
-        f"load_teacher"
+        f"the network is {given}; give a network itself or a Run, and load it first, with load_model or load_teacher"
     )
 
 
@@ -200,16 +199,16 @@ def _some(names: list[str], without: list[str]) -> str:
 def predict(model: nn.Module | Run | str | Path, image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
     """Class map (H, W) uint8 of a PIL image, an (H, W, 3) uint8 array or an image file, at the image's own size.
 
-    A PIL image is turned upright and checked just as its file would be (see `read_image`). A `Run` stands for its
-    student, and a path that ends in .onnx for the exported network in it. Raises DistillError for what is no such image
-    or no network, and for a network whose answer is not of the image's size.
+    A PIL image is turned upright and checked as its file would be (see `read_image`). A `Run` stands for its
+    student, and a path that ends in .onnx for the exported network in it. Raises DistillError for anything else, and
+    for a network whose answer is not of the image's size.
     """
     return predict_logits(model, image).argmax(0).to(torch.uint8).cpu().numpy()
 
 
 @torch.inference_mode()
 def predict_logits(model: nn.Module | Run | str | Path, image: Image.Image | np.ndarray | str | Path) -> torch.Tensor:
-    """Logits (C, H, W) of one image, with the mistakes of `predict`."""
+    """Logits (C, H, W) of one image; raises what `predict` raises."""
     model = _network(model)
     if isinstance(image, str | Path):
         image = read_image(Path(image))
@@ -219,7 +218,7 @@ def predict_logits(model: nn.Module | Run | str | Path, image: Image.Image | np.
             f"an image is an (H, W, 3) array of uint8, not {array.shape} of {array.dtype}; convert it first"
         )
     if array.size == 0:
-        raise DistillError(f"the array of shape {array.shape} holds no pixel; give an image of 1 x 1 pixels or more")
+        raise DistillError(f"the array of shape {array.shape} has no pixels; give an image of at least 1 x 1 pixels")
     with eval_mode(model):
         images = torch.from_numpy(array).permute(2, 0, 1)[None]
         return _ask(model, _prepare(model, images))[0]

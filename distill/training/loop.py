@@ -1,4 +1,4 @@
-"""One trainer for every row: the same data order, initial weights, schedule and regularisation at a seed."""
+"""One trainer for all rows of a table: the same data order, initial weights, schedule and regularisation per seed."""
 
 import copy
 import warnings
@@ -67,23 +67,23 @@ def fit(
     other through `wrap`. `teacher` is a network, or what `load_teacher` takes. `out` is the run's folder, by default
     runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for Pascal VOC, and `sample` for everything else;
     `augment` is `crops` for all data but the sample. `recipe` is one of `RECIPES`.
-    `limit` keeps the first images; `unlabelled` is a folder of further ones, without masks, for the teacher alone.
-    Every field of `Settings` can be given as a keyword. `method_options`, as `build_method` takes them, lie over those
+    `limit` keeps the first images; `unlabelled` is a folder of further images without masks, for the teacher alone.
+    Every field of `Settings` can be given as a keyword. `method_options`, as `build_method` takes them, override those
     that were tuned for the data.
 
-    Weights of a network that ask for no gradient stay as they are, and so do the statistics of norms without others.
+    Frozen weights (`requires_grad` False) stay as they are, and so do the statistics of a BatchNorm with frozen weights.
 
-    A run that was interrupted is resumed from its last checkpoint, and ends with the weights it would have had; a
-    finished one is returned as it is. Raises DistillError when `out` holds a run of another configuration, and when
+    An interrupted run resumes from its last checkpoint and ends with the weights that it would have had; a finished
+    run is returned as it is. Raises DistillError when `out` holds a run of another configuration, and when
     the teacher was trained for other classes than the data has.
 
-    Started by torchrun, all processes train the one network: each computes its share of every batch and of every
-    scoring, and the first writes the files, on a disk that all of them see. The results are those of one process, save
-    for rounding (see `parallel`).
+    Started by torchrun, all processes train one network: each computes its share of every batch and of every scoring,
+    and the first writes the files, on a disk that all of them see. The results are those of one process except for
+    rounding (see `parallel`).
 
-    `on_epoch(line, student)` is called after every epoch that is trained, when its files are written, with the line of
-    the history and the student in eval mode. It may look and draw random numbers without changing the run; what it
-    raises ends `fit`, and the run can be resumed.
+    `on_epoch(line, student)` is called after every trained epoch, when its files are written, with the line of the
+    history and the student in eval mode. It may draw random numbers without changing the run; an exception
+    that it raises ends `fit`, and the run can be resumed.
     """
     check_number("seed", seed, 0, 2**32 - 1)
     seed = int(seed)
@@ -98,7 +98,7 @@ def fit(
     given = None if isinstance(student, str) else student  # the caller's, to be trained in place
     if given is not None and (width != 1.0 or weights is not None):
         raise DistillError(
-            "width and weights are for a student that is named; build this network with them, or name one"
+            "width and weights belong to a student given by name; build this network with them, or give a name"
         )
     if isinstance(student, str):
         student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights, width)

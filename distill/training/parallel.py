@@ -1,4 +1,4 @@
-"""Several processes that train one network together, as `torchrun` starts them, through torch.distributed.
+"""Several processes that `torchrun` starts train one network together, through torch.distributed.
 
 Every process (a *rank*) computes its share of each batch. What they have to agree on goes through here: gradients
 (DistributedDataParallel), the statistics of BatchNorm, dropout, sums of losses and of confusion matrices. Without
@@ -33,7 +33,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes files and talks."""
+        """Whether this process is the one that writes files and prints."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ def shared_layers(ranks: Ranks, modules: list[nn.Module], norms: bool) -> Iterat
 def pick_device(device: str | int | torch.device) -> torch.device:
     """The device of that name; `auto` is a GPU where there is one, and under torchrun the GPU of this process.
 
-    A number is that of a GPU. Raises DistillError for a device that there is not, and for one that cannot train.
+    A number means that GPU. Raises DistillError for a device that does not exist, and for one that cannot train.
     """
     if not isinstance(device, str | int | torch.device) or isinstance(device, bool):
         raise DistillError(f"device is {device!r}; choose auto, cpu or cuda, or give a GPU's number")

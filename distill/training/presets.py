@@ -1,4 +1,4 @@
-"""Where default values come from: presets, recipes, and what was tuned for the sample."""
+"""Default values: presets, recipes, and what was tuned for the sample."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -95,7 +95,7 @@ def defaults_for(data: str | Path) -> Defaults:
 def choose_settings(preset: str, recipe: str, given: dict[str, Any], data: str | Path = "sample") -> Settings:
     """A preset's settings, changed by the data's defaults, by a recipe, and by what was given.
 
-    None there leaves a value as it is. Raises DistillError for names that there are not, and values that cannot be.
+    None leaves a value as it is. Raises DistillError for unknown names and impossible values.
     """
     for kind, name, known in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
         if name not in known:
@@ -127,7 +127,7 @@ def _sentence(error: ValidationError) -> str:
 def choose_options(terms: list[str], data: str | Path, given: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     """By the term's name, the options that were tuned for the data, and over them the given ones.
 
-    `given` has either form that `build_method` takes. Raises DistillError for options that there are not.
+    `given` has either form that `build_method` takes. Raises DistillError for unknown options.
     """
     tuned = defaults_for(data).options
     return {term: {**tuned.get(term, {}), **own} for term, own in options_by_term(terms, given or {}).items()}
@@ -142,9 +142,9 @@ def make_student(
     weights: str | None = None,
     width: float = 1.0,
 ) -> DeepLabV3Plus:
-    """A network of a preset with the initial weights that belong to a seed: slim for `sample`, published for `voc`.
+    """A network of a preset with the initial weights of a seed: slim for `sample`, as published for `voc`.
 
-    `width` is a factor on the channels that it has in the preset: 0.5 makes a student with half of them.
+    `width` is a factor on the preset's channels: 0.5 makes a student with half of them.
     """
     backbone = "mobilenetv2" if backbone == "mobilenet" else backbone
     shape = dict(SLIM.get("timm" if backbone.startswith(PREFIX) else backbone, {}) if preset == "sample" else {})

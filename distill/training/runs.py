@@ -1,4 +1,4 @@
-"""What a run leaves on disk.
+"""The files of a run.
 
 config.json         every value that shaped the run        history.jsonl        one line per epoch
 environment.json    versions, device, commit               last.pt              everything needed to resume
@@ -131,7 +131,7 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Versions, hardware and commit, to be published with the scores; without the folders of this machine."""
+        """Versions, hardware and commit, to publish with the scores; without folders of this machine."""
         return {key: value for key, value in self._surroundings.items() if key != "data_root"}
 
     @property
@@ -141,7 +141,7 @@ class Run:
 
     @property
     def data_root(self) -> Path | None:
-        """The folder of the data it was trained on, if that is still there."""
+        """The folder of the data that it was trained on, if it still exists."""
         root = self._surroundings.get("data_root")
         return Path(root) if isinstance(root, str) and os.path.isdir(root) else None
 
@@ -169,15 +169,17 @@ class Run:
     def student(self, network: nn.Module | None = None) -> DeepLabV3Plus | Wrapped:
         """The network of the last epoch, in eval mode.
 
-        `network`: where a network of another library was trained, one that was built in the same way; it gets the
-        weights, and is given back wrapped. Raises DistillError where it is missing, or another.
+        `network`: for a network of another library, one that is built in the same way; it gets the weights and
+        is returned wrapped. Raises DistillError when it is missing or another one.
         """
         path = self.path / "student.safetensors"
         if network is None:
             return load_model(path).eval()
         taps = self.config["model"].get("wrapped")
         if taps is None:
-            raise DistillError(f"{self.path} trained a network of this package, which is built anew; give no network")
+            raise DistillError(
+                f"{self.path} trained a network of this package, which is rebuilt from its config; give no network"
+            )
         inner = network.network if isinstance(network, Wrapped) else network
         return load_into(wrap(inner, taps["positions"], taps["norms"]), path).eval()
 

@@ -37,26 +37,26 @@ Folder = Annotated[str, BeforeValidator(_text)]
 class Settings:
     """Everything about training that is not the data, the networks or the method.
 
-    `lr` belongs to the backbone; the head and the connectors learn at `head_lr_factor` times that. `warmup` is the
+    `lr` is the backbone's rate; the head and the connectors learn at `head_lr_factor` times that. `warmup` is the
     share of all steps over which the rate rises. During the first `connector_epochs` only connectors are trained.
     `clip` bounds the norm of the gradient (0: no bound). `augment`: `flip`, or `crops` (see
     `transforms.published_crops`) of images whose short side is scaled to between `scale_from` and `scale_to` crops.
-    `output_stride`, `crop_size` in pixels. `labelled`: only so many of the first images keep their labels for
+    `output_stride`, `crop_size` in pixels. `labelled`: only this many of the first images keep their labels for
     cross-entropy, 0 for all. `class_weights` `log`: cross-entropy counts rare classes for more, see
     `losses.class_weights`.
 
-    `batch_size` is the batch of one step, however many processes share it (see `parallel`), and in however many parts
-    each computes its share (`accumulate`); `dist` and `cirkd`
+    `batch_size` is the batch of one step, for any number of processes that share it (see `parallel`) and of parts in
+    which each computes its share (`accumulate`); `dist` and `cirkd`
     compare what is in one share. With `sync_batchnorm` they share BatchNorm's statistics too; parts do not.
     `precision`: `float32`, or `bfloat16` for the forward passes of both networks under `torch.autocast`; weights,
     losses, optimizer and scores stay in float32. `compile`: both networks through `torch.compile`. `crop_on`: `host`
-    or `device` cut, scale and blur the crops, see `transforms`. `auto` is what suits the device.
+    or `device` cut, scale and blur the crops, see `transforms`. `auto` chooses what suits the device.
 
-    What is in `NEUTRAL` changes no result, and may differ when a run is resumed. `workers` load crops. `cache`: a
+    The settings in `NEUTRAL` change no result, and may differ when a run is resumed. `workers` load crops. `cache`: a
     folder for a file of decoded images, "" for none. `checkpoint_minutes`: how much work may be lost within an epoch.
     `tensorboard`: losses and scores as TensorBoard reads them, in the run's folder.
 
-    The last four are for measuring what four faults of the published code are worth; see `RECIPES`.
+    The last four measure the effect of four faults of the published code; see `RECIPES`.
     `distilled_dropout` False: students that have a teacher skip ASPP's dropout. `teacher_mode` `train`: the teacher
     uses the batch's statistics and dropout, and its running statistics drift. `divisions` `twice`: cross-entropy is
     divided by the batch once more, and KD's divergence by the classes and the batch. `padding` `background`: what
