@@ -1,7 +1,7 @@
-"""What one GPU does at the published size: python benchmarks/gpu.py
+"""Speed on one GPU at the published size: python benchmarks/gpu.py
 
-Both students with every method, full width, 513 x 513, by batch size: ours in bfloat16 beside the plain recipe in
-float32, and ours once more through torch.compile. Images loaded a second by number of workers, with crops cut on the
+Both students with every method, full width, 513 x 513, by batch size: ours in bfloat16 beside the plain implementation
+in float32, and ours once more through torch.compile. Images loaded a second by number of workers, with crops cut on the
 host and on the device. The operators that take most of the GPU in a step of each student with sakd.
 
 What is measured is written after every row, so that a run that is cut off leaves what it has. `--tiny` goes through all

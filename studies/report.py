@@ -166,7 +166,7 @@ def weights() -> str:
 
 
 def steps() -> str:
-    """A step and loading beside the plain recipe, by networks and precision."""
+    """A step and loading beside the plain implementation, by networks and precision."""
     measured = read("benchmark.json")["measured"]
     machine, methods = measured[0]["environment"], [row["method"] for row in measured[0]["steps"]]
     methods = list(dict.fromkeys(methods))

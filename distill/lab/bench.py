@@ -1,8 +1,8 @@
-"""Speed and memory of training, each beside the plain recipe (`plain`), measured in the same run.
+"""Speed and memory of training, each beside a plain implementation (`plain`), measured in the same run.
 
-A step of ours and one of the plain recipe (see `steps`) take turns on the same networks and the same batch, so that a
-machine that becomes slower does so for both; the first two of each are not counted; and the median of the others stands
-beside the fastest and the slowest. Loading is measured in the same way.
+A step of ours and one of the plain implementation (see `steps`) take turns on the same networks and the same batch, so
+that a machine that slows down does so for both. The first two of each are not counted; the median of the others is
+given with the fastest and the slowest. Loading is measured in the same way.
 
 Images and weights are random, and nothing is learnt.
 """
@@ -71,7 +71,9 @@ def choose(
     check_number("steps", steps, 1, 100_000)
     combined = [method_terms(name) for name in methods]
     for term in (term for terms in combined for term in terms if term not in plain.KNOWN):
-        raise DistillError(f"there is no plain recipe of {term} to compare with; choose among {', '.join(METHODS)}")
+        raise DistillError(
+            f"there is no plain implementation of {term} to compare with; choose among {', '.join(METHODS)}"
+        )
     with torch.device("meta"):  # nothing is drawn: only to see whether there are such networks
         students = [str(build_model(backbone).config["backbone"]) for backbone in backbones]
     target = pick_device(device)
@@ -84,7 +86,7 @@ def measure(bench: Bench, data: str | Path | None = None, cache: bool = False) -
     """All of it, as JSON values: steps, loading (from the folder `data`, or made-up pictures), on request the cache."""
     if cache and bench.settings.augment != "flip":
         raise DistillError(
-            f"the teacher's answers are kept for views that come again, and the preset {bench.preset} draws crops; "
+            f"the teacher's answers are cached for views that recur, and the preset {bench.preset} draws crops; "
             f"leave out --cache, or use --preset sample"
         )
     names = ("batch_size", "crop_size", "output_stride", "optimizer", "precision", "compile")
@@ -132,7 +134,7 @@ def make_teacher(bench: Bench, images: Tensor) -> nn.Module:
 
 
 def _step_row(bench: Bench, backbone: str, method: str, teacher: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Ours and the plain recipe in turns; None stands for what the memory of a GPU does not hold."""
+    """Ours and the plain implementation in turns; None for what does not fit in a GPU's memory."""
     row: dict[str, Any] = {"backbone": backbone, "method": method, "ours": None, "plain": None}
     kinds: dict[str, Callable[..., Step]] = {"ours": Ours, "plain": Plain}
     if bench.settings.compile:
@@ -335,7 +337,7 @@ def _rate(line: dict[str, Any]) -> str:
 
 
 def _ratio(line: dict[str, Any]) -> str:
-    """To the plain recipe, in its own line to itself."""
+    """Speed-up over the plain implementation, whose own line has 1."""
     ratio = _quotient(line["plain"], line if "seconds" in line else None)
     return "–" if ratio is None else f"{ratio:.2f}"
 

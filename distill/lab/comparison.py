@@ -1,4 +1,4 @@
-"""What a study found: tables and figures, from the folders of its runs or from a recorded file.
+"""The results of studies: tables and figures, from the folders of runs or from a recorded file.
 
 A study's folder of runs holds a study.json beside them: the study file's content, the teacher's scores, the images'
 size. A recorded file holds the same, and what `runs.record` gives for every run.
@@ -79,7 +79,7 @@ class Findings:
 
 
 def read_findings(paths: Sequence[Path]) -> Findings:
-    """From folders with runs below them and recorded studies (.json). Raises DistillError where there are none."""
+    """From folders with runs below them and recorded studies (.json). Raises DistillError when there are none."""
     findings = Findings()
     for path in paths:
         if path.suffix == ".json":
@@ -145,7 +145,7 @@ def _baseline_first(entry: dict[str, Any]) -> tuple[bool]:
 def tables(findings: Findings) -> dict[str, list[dict[str, Any]]]:
     """The rows of `runs.compare` for every variant by its name, or under "" where a study has none.
 
-    Raises DistillError where runs of one table differ in more than they may: see `check_comparable`.
+    Raises DistillError where runs of one table are not comparable: see `check_comparable`.
     """
     miou = _teacher_miou(findings)
     return {name: compare(rows_of(findings, name), miou) for name in _names(findings)}
@@ -253,7 +253,7 @@ def figures(findings: Findings) -> Iterator[tuple[str, Figure | str, str]]:
             alt = f"Share of the gap between baseline and teacher that each method closes{of}."
             yield f"{prefix}closed", charts.closed_chart(rows), alt
         if gains := class_gains(rows_of(findings, name)):
-            alt = f"Gains in IoU{of} by class and method, as numbers on a coloured ground."
+            alt = f"Gains in IoU{of} by class and method, as numbers on a coloured background."
             yield f"{prefix}classes", charts.class_map(_nested(gains)), alt
         alt = f"mIoU on validation images{of} against the seconds of training, by method; the teacher as a line."
         yield f"{prefix}time", _over_time(findings, name, rows), alt

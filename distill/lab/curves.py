@@ -1,4 +1,5 @@
-"""What learning curves and seeds can bear: has a run converged, who is ahead at equal time, is a gain settled?
+"""What learning curves and seeds show: whether a run has converged, which is ahead at equal time, and whether a gain is
+settled.
 
 A curve is in a run's record (see `tables.record`): its `history` says at which epochs the validation images were
 scored. Epochs of a run take equally long, so that a curve over seconds follows.
@@ -29,9 +30,9 @@ def interval95(values: Sequence[float]) -> float:
 
 
 def seeds_to_settle(values: Sequence[float]) -> int | None:
-    """How many seeds make the interval of the mean a point either way, were they to scatter as these do.
+    """How many seeds bring the interval of the mean to ± one point, if they scatter as these do.
 
-    None where one value tells nothing about that, and MANY for that many or more.
+    None for a single value, which tells nothing about scatter; MANY for that many or more.
     """
     if len(values) < 2:
         return None
@@ -40,7 +41,7 @@ def seeds_to_settle(values: Sequence[float]) -> int | None:
 
 
 def verdict(gains: Sequence[float]) -> str:
-    """Of gains over a baseline, a seed each: `better` or `worse` where the interval of their mean excludes zero."""
+    """Of gains over a baseline, one per seed: `better` or `worse` where the interval of their mean excludes zero."""
     mean, half = float(np.mean(gains)), interval95(gains)
     if abs(mean) > half:  # never of NaN
         return "better" if mean > 0 else "worse"
@@ -74,9 +75,9 @@ def at_share(entry: dict[str, Any], share: float) -> float | None:
 def gain_at_equal_time(
     entry: dict[str, Any], baseline: dict[str, Any], seconds: float, baseline_seconds: float
 ) -> float | None:
-    """The lead on val at the moment when the faster of two runs, of so many seconds each, was finished.
+    """The lead on val at the moment when the faster of two runs finishes; their durations in seconds.
 
-    The slower one's rate has not fallen to its end by then, so that its lead is rather too small.
+    The slower run's learning rate has not fallen to its end by then, so its lead is underestimated.
     """
     if min(seconds, baseline_seconds) <= 0:
         return None

@@ -1,11 +1,11 @@
-"""Why is there no gain? The usual causes, in the order in which to look for them, each with what to try.
+"""Why is there no gain? The usual causes, in the order in which to check them, each with what to try.
 
 teacher        it is no better than the baseline, or not where it matters
 convergence    the baseline has not learnt what it can yet
 labels         the baseline fits its training labels as well as the teacher does: nothing is left to teach there
-gradient       the method's pull is lost beside that of cross-entropy, or drowns it
+gradient       the method's gradient is lost beside that of cross-entropy, or drowns it
 classes        two classes of the teacher are exchanged
-normalisation  the teacher answers better to images that are normalised in another way
+normalisation  the teacher is better on images that are normalised in another way
 confidence     the teacher is certain everywhere, so that its answers say little more than labels do
 """
 
@@ -104,7 +104,7 @@ class _Case:
         trained = [folder / "teacher" / "student.safetensors" for folder in first.path.parents]
         source = given or next((path for path in trained if path.exists()), None)
         if source is None and self.config["data"] != "sample":
-            raise DistillError(f"{first.path} does not say where its teacher lies; name it with --teacher")
+            raise DistillError(f"{first.path} does not say where its teacher is; name it with --teacher")
         source = source or "sample"
         teacher = freeze(source) if isinstance(source, nn.Module) else load_teacher(source)
         if fingerprint(teacher) != (first.config.get("teacher") or {}).get("weights"):

@@ -1,4 +1,4 @@
-"""What others wrote about the methods, beside what is measured here: tables made from `results/`, none typed."""
+"""What others wrote about the methods beside what is measured here: tables made from `results/`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,7 @@
-"""The recipe as the papers and a first reading of them have it, for `bench` to compare with: correct, and in no hurry.
+"""A plain implementation, as a first reading of the papers gives it, for `bench` to compare with: correct, not fast.
 
 Losses are their formulas in as many operations. The teacher stays in training mode and its gradients are recorded,
-though nobody asks for them, as in the published code. Loading opens, flips, scales, pads, crops and blurs the whole
+though nothing uses them, as in the published code. Loading opens, flips, scales, pads, crops and blurs the whole
 picture with Pillow. Everything is in float32, one operation at a time, channels before height and width in memory.
 """
 

@@ -1,4 +1,4 @@
-"""The plan that follows from a study's file: which runs there are, in which order, each with what `fit` takes."""
+"""The plan of a study: its runs in order, each with the arguments of `fit`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from distill.training.settings import Settings, for_device
 
 @dataclass(frozen=True)
 class Planned:
-    """One run: where it lies, and the keywords with which `fit` trains it. `variant` is "" where there are none."""
+    """One run: its folder, and the keywords with which `fit` trains it. `variant` is "" where there are none."""
 
     folder: Path
     variant: str
@@ -40,7 +40,7 @@ class Planned:
 
 
 def load_study(path: Path) -> StudyFile:
-    """A study file all of whose runs can be planned. Raises DistillError for everything that is not as it should be."""
+    """A study file whose runs can all be planned. Raises DistillError for every fault in it."""
     study = read_study_file(path)
     with within(path):
         plan(study, Path())  # which looks at every setting
@@ -49,9 +49,9 @@ def load_study(path: Path) -> StudyFile:
 
 
 def plan(study: StudyFile, folder: Path, data_root: str | None = None, device: str = "auto") -> list[Planned]:
-    """Every run of a study in the order in which they are trained: after each seed there is a whole table.
+    """Every run of a study in training order: after each seed there is a whole table.
 
-    `folder` is that of the study's runs. Raises DistillError for settings that there are not.
+    `folder` is that of the study's runs. Raises DistillError for unknown settings.
     """
     source, runs = teacher_source(study, folder), []
     for seed in study.every_seed:

@@ -1,4 +1,4 @@
-"""Many jobs side by side, each in a process of its own: `python -m distill.lab.pool` is what such a process runs.
+"""Many jobs side by side, each in a process of its own, which runs `python -m distill.lab.pool`.
 
 A job is a function by its name, and keywords that JSON can hold. It hears no Ctrl-C, which is its parent's to answer,
 and ends with its parent, however that ends: then its standard input is closed.
@@ -72,8 +72,8 @@ def run_all(
 ) -> None:
     """Do the jobs in their order, as many at a time as there are places.
 
-    After a failure nothing new is begun, what runs is finished, and a DistillError says what failed, and why; a failure
-    that nobody foresaw leaves what it printed in the file `log`. On Ctrl-C, all children are ended.
+    After a failure nothing new is begun, what runs is finished, and a DistillError says what failed, and why; an
+    unforeseen failure leaves its output in the file `log`. On Ctrl-C, all children are ended.
     """
     waiting, free = deque(jobs), list(places)
     children: list[_Child] = []
@@ -139,7 +139,7 @@ def _reason(child: _Child, log: Path) -> str:
     if code < 0:
         return f"its process was ended by signal {-code}, as the system does when memory runs out; lower --jobs"
     log.write_text(said + "\n", encoding="utf-8")
-    return f"{last[:200]} (all that it said is in {log})"
+    return f"{last[:200]} (its whole output is in {log})"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One step of training, as the trainer takes it and as the plain recipe has it, and where its time goes.
+"""One step of training, as the trainer and the plain implementation take it, and where its time goes.
 
 A step of ours is measured in parts by cutting it at the student's outputs: cross-entropy and distillation are computed,
 forwards and backwards, on detached outputs that ask for a gradient, and what they get is then handed on to the student.
@@ -73,7 +73,7 @@ class Step:
 
 
 class Plain(Step):
-    """The recipe of `plain`."""
+    """The implementation in `plain`."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

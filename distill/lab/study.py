@@ -1,8 +1,8 @@
-"""Run a study: train what its file (see `plan`) asks for and is not there yet, and record what was found.
+"""Run a study: train the runs of its file (see `plan`) that are not finished, and record the results.
 
-Runs lie in RUNS/STUDY[/VARIANT]/BACKBONE/METHOD/seedK, the teacher that a study trains in RUNS/STUDY/teacher. Each is
+Runs are in RUNS/STUDY[/VARIANT]/BACKBONE/METHOD/seedK, the teacher that a study trains in RUNS/STUDY/teacher. Each is
 trained in a process of its own, resumed where it was begun, and left alone where it is finished, so that the same
-command goes on after any interruption. Runs that could not stand in one table are refused before anything is trained.
+command goes on after any interruption. Runs that could not be in one table are refused before anything is trained.
 
 Machines that share a disk divide a study: shard K/N is every N-th run of the plan from the K-th on. The first shard
 trains and scores the teacher. All shards write one record, each time with all that is finished.
@@ -42,7 +42,7 @@ _SAME = (
 
 
 class Study:
-    """A study file, the folder of its runs, and the file that it is recorded in.
+    """A study file, the folder of its runs, and the file with its record.
 
     `runs` is the folder of all studies' runs, by default `runs` of the clone, or of the working folder. `results` is by
     default results/STUDY.json of the clone for a file that lies in it, else results.json beside the runs. `own` are

@@ -1,4 +1,4 @@
-"""Tables from many runs: what is recorded of each, which of them may be compared, means, intervals and gains."""
+"""Tables from many runs: what is recorded of each, which may be compared, means, intervals and gains."""
 
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -135,8 +135,8 @@ def check_comparable(records: list[dict[str, Any]], apart: Container[str] = ()) 
             if other != value:
                 raise DistillError(
                     f"{_called(first)} and {_called(entry)} cannot be in one table: {key[0]} is "
-                    f"{shortened(other)} in the one and {shortened(value)} in the other; compare them apart, or train "
-                    f"one anew in another folder"
+                    f"{shortened(other)} in the one and {shortened(value)} in the other; compare them separately, or "
+                    f"train one again in another folder"
                 )
 
 
@@ -174,8 +174,8 @@ def compare(records: list[dict[str, Any]], teacher_miou: float | None = None) ->
 
     The gain is paired: each seed's score less the baseline's of the same seed. `closed` is the share of the gap
     between baseline and teacher that the method closes. `late_rise`, `gain_at_equal_time`, `verdict` and
-    `seeds_to_settle` are explained in `curves`. `seconds` are the processor's where all records have them, because
-    other programs may have had their turn; else those of the clock on the wall. Scores are shares between 0 and 1.
+    `seeds_to_settle` are explained in `curves`. `seconds` are processor seconds where all records have them, because
+    other programs may have run meanwhile; else wall-clock seconds. Scores are shares between 0 and 1.
     """
     groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for entry in records:
@@ -303,7 +303,7 @@ def _equal_time(row: dict[str, Any]) -> str:
 
 
 def verdict_of(row: dict[str, Any], unfinished: dict[str, float]) -> str:
-    """A word on a gain; where it is not settled, the seeds that would settle a point."""
+    """The verdict on a gain; where it is not settled, with the number of seeds that would settle a point."""
     if row["method"] == "baseline":
         return "not converged" if row["backbone"] in unfinished else ""
     if "verdict" not in row:

@@ -1,8 +1,8 @@
-"""Choose the weight of each method, with the same care for all: as many candidates, on images held out from train.
+"""Choose the weight of each method with equal care: equally many candidates, on images held out from train.
 
 Successive halving (Jamieson and Talwalkar 2016): all candidates train for a share of the epochs, the better half for
 twice as many, and so on until two are left, which train to the end. Every run has a whole schedule of its own length. A
-candidate whose loss is no number any more is out.
+candidate that diverges is out.
 
     OUT/asked.json    what was asked for; another question needs another folder
     OUT/data          train without every fifth image, and those as val: links to the data's own files
@@ -46,11 +46,11 @@ def tune(
     jobs: int | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Try `budget` weights of each method, `spread` powers of ten apart around its usual one; the record is returned.
+    """Try `budget` weights of each method, `spread` powers of ten apart around its usual one; returns the record.
 
     `methods` are single terms, such as kd; `settings` are fields of `Settings`, and the other arguments are as for
     `fit`. The choice is by mIoU on the images held out, between the last two after as many epochs as the settings say:
-    `record["best"]` has the weight by method. Raises DistillError for methods that there are not or that have no
+    `record["best"]` has the weight by method. Raises DistillError for unknown methods and methods without a
     weight, for a folder that holds another tuning, and when a run fails or all candidates of a method diverge.
     """
     check_number("budget", budget, 1, 64)
@@ -89,7 +89,7 @@ def tune(
             for method, weights in alive.items():
                 alive[method] = sorted(weights, key=lambda weight, m=method: -(scores[m, weight] or -1.0))  # type: ignore[misc]
                 if scores[method, alive[method][0]] is None:
-                    raise DistillError(f"all weights of {method} made training diverge; lower --spread, or --lr")
+                    raise DistillError(f"training diverges with every weight of {method}; lower --spread, or --lr")
     some = next(path for path in planned.values() if (path / "scores.json").exists())
     record = {
         "command": "python -m distill tune",
@@ -174,7 +174,9 @@ def _same_as_before(out: Path, asked: dict[str, Any]) -> None:
 def hold_out(train: VOCFolder, out: Path) -> Path:
     """A folder in VOC layout whose val is about every fifth image of train, by a checksum of its name."""
     if type(train) is not VOCFolder:
-        raise DistillError(f"{train.root} is one of several folders, of which nothing can be held out; tune on pascal")
+        raise DistillError(
+            f"{train.root} is spread over several folders, from which nothing can be held out; tune on pascal"
+        )
     val = [name for name in train.ids if zlib.crc32(name.encode()) % 5 == 0]
     if not val or len(val) == len(train.ids):
         raise DistillError(f"{train.root} has {len(train.ids)} training images, too few to hold some out")

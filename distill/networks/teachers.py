@@ -52,7 +52,7 @@ def load_teacher(
 
     `source` may also be any network that takes normalised images; it is frozen in place. `positions` then says
     at which layers its maps are taken, and `norms` names BatchNorms, as in `wrap`; without positions it has logits
-    only, enough for kd. `class_names` are compared with those of the data. Raises DistillError when something does not fit.
+    only, enough for kd. `class_names` are compared with those of the data. Raises DistillError for what does not fit.
     """
     model: DeepLabV3Plus | Wrapped
     if isinstance(source, DeepLabV3Plus | Wrapped) and positions is None:

@@ -1,1 +1,1 @@
-"""What a person looks at: pictures, charts, the explorer, and the checks of the course's exercises."""
+"""What readers see: pictures, charts, the explorer, and the checks of the course's exercises."""

@@ -1,4 +1,4 @@
-"""Charts of what runs found: scores, gains, costs and learning curves, in the style of `plots`.
+"""Charts of the results of runs: scores, gains, costs and learning curves, in the style of `plots`.
 
 Methods differ in marker as well as in colour.
 """
@@ -130,7 +130,7 @@ def variant_chart(tables: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
 def label_chart(lines: Mapping[str, Mapping[int, tuple[float, float]]], teacher_miou: float | None = None) -> Figure:
     """mIoU against the number of labelled images: `lines[label][images]` is a mean and half an interval, as shares.
 
-    A label that begins with a method's name gets its looks; those with more words after a comma are dashed.
+    A label that begins with a method's name gets its colour and marker; those with more words after a comma are dashed.
     """
     with style():
         figure = Figure(figsize=(7.2, 4.0))
@@ -297,9 +297,9 @@ def _logarithmic(axis: Axes, places: Sequence[float], unit: float) -> None:
 
 
 def class_map(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
-    """Gains in IoU (shares) by class and method, `panels[student][method][class]`, as numbers on a coloured ground.
+    """Gains in IoU (shares) by class and method, `panels[student][method][class]`, as numbers on a coloured background.
 
-    Classes in the order of the first student's mean gain. Orange grounds are losses, purple ones gains.
+    Classes in the order of the first student's mean gain. Orange is a loss, purple a gain.
     """
     first = next(iter(panels.values()))
     classes = sorted({name for gains in first.values() for name in gains})
@@ -352,8 +352,8 @@ def class_chart(panels: Mapping[str, Mapping[str, float]]) -> Figure:
 def learning_curves(histories: Mapping[str, Sequence[dict[str, Any]]], keys: Mapping[str, str]) -> Figure:
     """Lines over the epochs, a panel for each of `keys` (history's key to the panel's title), a line per run.
 
-    `histories[label]` is `Run.history`; a label that begins with a method's name gets its looks. Epochs without the
-    key, as those between two evaluations, are skipped. Scores are drawn in per cent.
+    `histories[label]` is `Run.history`; a label that begins with a method's name gets its colour and marker. Epochs
+    without the key, as those between two evaluations, are skipped. Scores are drawn in per cent.
     """
     with style():
         figure = Figure(figsize=(4.4 * len(keys), 2.8))
@@ -409,7 +409,7 @@ def time_chart(
     """The score on validation images against the seconds of training, a panel per student, a line per method.
 
     `students` as in `curve_bands`; `seconds[student, method]` is what a run took; the teacher's score, a share, is a
-    dashed line. Where a line ends the run was finished.
+    dashed line. A line ends where the run finished.
     """
     with style():
         figure = Figure(figsize=(0.6 + 4.8 * len(students), 3.6))

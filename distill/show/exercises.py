@@ -1,8 +1,8 @@
-"""The exercises of the course: `check(answer)` tries a reader's function and says what is missing.
+"""The exercises of the course: `check(answer)` tests a reader's function and says what is missing.
 
 A notebook gives the head of a function and what it should do; the reader fills it in. Notebook 09 solves them all, in
-functions with `solution_` before the name. Each check here is written without looking at the solution: it knows small
-cases whose answers can be had in another way. Those of the notebooks on losses are in `exercises_losses`.
+functions with `solution_` before the name. Each check is independent of the solution: it has small cases
+whose answers are known in another way. Those of the notebooks on losses are in `exercises_losses`.
 """
 
 from collections.abc import Callable

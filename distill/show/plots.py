@@ -1,6 +1,6 @@
 """Pictures: masks, maps and bars, readable in black and white and by colour-blind readers; charts are in `charts`.
 
-Every function returns a matplotlib Figure; `display` shows it in a notebook, with a text for those who cannot see it.
+Every function returns a matplotlib Figure; `display` shows it in a notebook, with alternative text.
 The regions of a mask carry the names of their classes.
 """
 
@@ -51,9 +51,9 @@ def style() -> Iterator[None]:
 
 
 def display(figure: Figure, alt: str) -> None:
-    """Show a figure in a notebook as a PNG, with alternative text, and let go of it.
+    """Show a figure in a notebook as a PNG with alternative text, and close it.
 
-    `alt` says in a sentence or two what there is to see; it is also the output's plain text. JupyterLab (4.6 still)
+    `alt` describes the figure in a sentence or two; it is also the output's plain text. JupyterLab (4.6 still)
     gives its images no alternative text, so a second output repeats it, unseen, for programs that read the page aloud.
     """
     from IPython.display import HTML

@@ -1,9 +1,9 @@
-"""The explorer: pictures, masks and class probabilities to play with, in JupyterLab and as a Voila page.
+"""The explorer: interactive pictures, masks and class probabilities, in JupyterLab and as a Voila page.
 
     explorer = Explorer(scenes_of(dataset, range(8)), {"teacher": teacher, "student": student}, dataset.class_names)
 
-Every network answers once, when the explorer is made. From then on everything that is shown is computed from those
-logits in a few milliseconds: no network runs in a callback.
+Every network runs once, when the explorer is made. Everything shown later is computed from those logits in a few
+milliseconds: no network runs in a callback.
 """
 
 import base64
@@ -53,7 +53,7 @@ def scenes_of(dataset: VOCFolder, indices: Iterable[int]) -> dict[str, Scene]:
 
 
 def photograph(path: str | Path, short_side: int = 96) -> Scene:
-    """A photograph of one's own, upright and with its short side shrunk to `short_side` pixels.
+    """A photograph of your own, upright and with its short side shrunk to `short_side` pixels.
 
     The shipped networks learned from images of 64 pixels a side: objects in much larger ones look too big to them.
     """
@@ -93,7 +93,7 @@ class Picture(anywidget.AnyWidget):
 
 
 class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
-    """Wipe between image, truth and what networks say; choose a pixel and see its class probabilities.
+    """Wipe between image, truth and the networks' answers; choose a pixel and see its class probabilities.
 
     `scenes` are images by name (see `scenes_of` and `photograph`), `networks` DeepLabV3+ or others with logits
     (N, C, H, W), by name: the first is the one that the others are compared with, usually the teacher. A path or a name
@@ -310,7 +310,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
 
 def _check(scenes: Mapping[str, Scene], networks: Mapping[str, nn.Module], class_names: Sequence[str]) -> None:
     if not scenes or not networks:
-        raise DistillError("the explorer was given no images or no networks; give one of each at least")
+        raise DistillError("the explorer was given no images or no networks; give at least one of each")
     for name, network in networks.items():
         classes = getattr(network, "num_classes", len(class_names))
         if classes != len(class_names):

@@ -71,7 +71,7 @@ def fit(
     Every field of `Settings` can be given as a keyword. `method_options`, as `build_method` takes them, override those
     that were tuned for the data.
 
-    Frozen weights (`requires_grad` False) stay as they are, and so do the statistics of a BatchNorm with frozen weights.
+    Frozen weights (`requires_grad` False) stay as they are, and so do the statistics of their BatchNorms.
 
     An interrupted run resumes from its last checkpoint and ends with the weights that it would have had; a finished
     run is returned as it is. Raises DistillError when `out` holds a run of another configuration, and when
