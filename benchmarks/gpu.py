@@ -1,8 +1,8 @@
 """Speed on one GPU at the published size: python benchmarks/gpu.py
 
 Both students with every method, full width, 513 x 513, by batch size: ours in bfloat16 beside the plain implementation
-in float32, and ours once more through torch.compile. Images loaded a second by number of workers, with crops cut on the
-host and on the device. The operators that take most of the GPU in a step of each student with sakd.
+in float32, and ours once more through torch.compile. Images loaded per second by number of workers, with crops cut on
+the host and on the device. The operators that take most of the GPU in a step of each student with sakd.
 
 What is measured is written after every row, so that a run that is cut off leaves what it has. `--tiny` goes through all
 of it at a size for a CPU.
@@ -107,7 +107,7 @@ def step_rows(bench: Bench, batch_sizes: list[int], compiled: bool) -> Iterator[
 
 
 def loading_rows(bench: Bench, sizes: dict) -> Iterator[dict]:
-    """Images a second by workers, from the first batch of an epoch on: before it they start."""
+    """Images per second by workers, from the first batch of an epoch on: before it they start."""
     with tempfile.TemporaryDirectory() as folder:
         dataset = VOCFolder(plain.write_pictures(Path(folder), sizes["pictures"], VOC_SIZE))
         for crop_on in sizes["crop_on"]:

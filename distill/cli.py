@@ -427,7 +427,7 @@ def _add_data(commands: Commands) -> None:
     sample.add_argument("--out", type=Path, help="folder (default: data/sample)")
     for split, count in SAMPLE_SIZES.items():
         sample.add_argument(f"--{split}", type=int, default=count, help="number of images")
-    sample.add_argument("--size", type=int, default=64, help="pixels a side")
+    sample.add_argument("--size", type=int, default=64, help="pixels per side")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--label-noise", type=float, default=0.0, help="share of wrong labels in the train split")
     check = _command(kinds, "check", _check, "read every image and mask of a folder in VOC layout")
@@ -455,7 +455,7 @@ def _add_bench(commands: Commands) -> None:
     command.add_argument(
         "--preset", choices=PRESETS, default="sample", help="slim networks (default), or those of full width"
     )
-    for flag, meaning in (("--batch-size", "images a step"), ("--crop-size", "pixels a side")):
+    for flag, meaning in (("--batch-size", "images per step"), ("--crop-size", "pixels per side")):
         command.add_argument(flag, type=int, default=argparse.SUPPRESS, help=f"{meaning} (default: the preset's)")
     command.add_argument(
         "--precision",

@@ -35,7 +35,7 @@ def make_student() -> Callable[..., DeepLabV3Plus]:
 
 @pytest.fixture(scope="session")
 def tiny_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 training images and 6 each of val and test, 32 pixels a side; not to be written to."""
+    """24 training images and 6 each of val and test, 32 pixels per side; not to be written to."""
     return make_sample(tmp_path_factory.mktemp("data") / "tiny", train=24, val=6, test=6, size=32, progress=False)
 
 

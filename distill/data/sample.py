@@ -199,7 +199,7 @@ def _place(pieces: list[Piece], centre: np.ndarray, scale: np.ndarray, angle: fl
 
 
 def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Soft random relief of about `cells` bumps a side, (size, size) in -1…1."""
+    """Soft random relief of about `cells` bumps per side, (size, size) in -1…1."""
     coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
 
@@ -271,7 +271,7 @@ def _positions(rng: np.random.Generator, radii: np.ndarray) -> np.ndarray:
 
 
 def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """One scene of `size` pixels a side.
+    """One scene of `size` pixels per side.
 
     Returns the image, (size, size, 3) uint8, and its mask, (size, size) uint8: 0 is background, 1…20 index
     `SAMPLE_CLASSES`, 255 is the void line around every object.
@@ -377,7 +377,7 @@ def make_sample(
 ) -> Path:
     """Write the sample in VOC layout under `root` and return it; what is already there and the same is kept.
 
-    The first images of a larger sample are those of a smaller one. `size` is in pixels a side. `label_noise`: with this
+    The first images of a larger sample are those of a smaller one. `size`: pixels per side. `label_noise`: with this
     probability a class that is seen in a scene of the train split is labelled as another one.
     Raises DistillError when `root` holds another sample, or the numbers make no sense.
     """

@@ -55,7 +55,7 @@ def scenes_of(dataset: VOCFolder, indices: Iterable[int]) -> dict[str, Scene]:
 def photograph(path: str | Path, short_side: int = 96) -> Scene:
     """A photograph of your own, upright and with its short side shrunk to `short_side` pixels.
 
-    The shipped networks learned from images of 64 pixels a side: objects in much larger ones look too big to them.
+    The shipped networks learned from images of 64 pixels per side: objects in much larger ones look too big to them.
     """
     image = Image.fromarray(read_image(Path(path)))
     scale = min(1.0, short_side / min(image.size))

@@ -167,7 +167,7 @@ def _same_size(dataset: VOCFolder, largest: int) -> Iterator[tuple[Tensor, Tenso
         if labels.shape != size or max(size) > largest:
             raise DistillError(
                 f"{dataset.image_path(index)} is {labels.shape[1]} x {labels.shape[0]} pixels, and `flip` needs images "
-                f"of one size, at most {largest} pixels a side; use --augment crops"
+                f"of one size, at most {largest} pixels per side; use --augment crops"
             )
         yield image.as_subclass(Tensor), labels.as_subclass(Tensor).to(torch.uint8)
 
