@@ -208,7 +208,8 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it calls {asked[1]}" if asked else type(error).__name__
         raise DistillError(
-            f"{path} cannot be read without executing code in it ({reason}); get the file from its authors again"
+            f"{path} is not a checkpoint that can be read without executing code in it ({reason}); get the "
+            f"file from its authors again"
         ) from None
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(
