@@ -267,7 +267,7 @@ def test_what_cannot_be_registered_is_told(registry: None, refused: Callable[...
     refused("kd", "already", call=lambda: register_method("kd", Own))
     refused("proposed", "already", call=lambda: register_method("proposed", Own))
     refused("'k d'", "small letters", call=lambda: register_method("k d", Own))
-    refused("no method", "subclass", call=lambda: register_method("own", nn.Linear))
+    refused("not a method", "subclass", call=lambda: register_method("own", nn.Linear))
     refused("no default", "weight", call=lambda: register_method("own", NoDefault))
     for word in ("ce", "loss", "epoch", "keys"):
         refused(repr(word), "another name", call=lambda word=word: register_method(word, Own))
