@@ -5,13 +5,14 @@
 # make app        the explorer of notebook 07 as a web page, without code
 # make sample     only the environment and the sample data
 # make docs       README, docs, notebooks and the reference as a site: build/docs/index.html
+# make page       build/page: a folder for any static host, in which the networks run in the reader's browser
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA := data/sample/sample.txt
 
-.PHONY: tutorial sample test lab app docs clean
+.PHONY: tutorial sample test lab app docs page clean
 
 tutorial: $(VENV)/installed $(DATA)
 	$(BIN)/python studies/run_notebooks.py --out executed
@@ -25,8 +26,8 @@ test: $(VENV)/installed-for-tests $(DATA)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --ignore tests/notebooks
-	$(BIN)/python -m pytest -q tests/notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --ignore tests/notebooks --ignore tests/page
+	$(BIN)/python -m pytest -q tests/notebooks tests/page
 
 lab: $(VENV)/installed $(DATA)
 	$(BIN)/jupyter lab --notebook-dir=notebooks $(LAB)
@@ -38,12 +39,19 @@ docs: $(VENV)/installed-for-docs
 	$(BIN)/sphinx-build --quiet -c docs . build/docs
 	@echo "Open build/docs/index.html"
 
+page: $(VENV)/installed-for-page
+	$(BIN)/python studies/page.py
+
 # The stamp is touched last, so that an interrupted installation is taken up again.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),$(BIN)/pip install --quiet uv)
 	$(if $(TORCH),$(BIN)/uv pip install --quiet --python $(VENV) --torch-backend $(TORCH) torch torchvision)
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)/installed-for-page: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[page]"
 	touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed

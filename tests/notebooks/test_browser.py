@@ -18,25 +18,20 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+from browsers import chromium, errors_of
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from distill.data.folders import make_default_sample
 from studies.run_notebooks import NOTEBOOKS, PROJECT
 
 NOTEBOOK = "07_visualize.ipynb"
 PATIENCE = 240_000  # milliseconds, for whatever a page does at last, on a busy machine too
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if BROWSER is None:
-        message = "no Chromium found; install it (Debian: apt install chromium) to try the notebooks in a browser"
-        pytest.fail(message) if os.environ.get("DISTILL_NEEDS_BROWSER") else pytest.skip(message)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -134,15 +129,7 @@ def page(browser: Browser, served: Callable[..., str]) -> Iterator[Page]:
 @pytest.fixture
 def complaints(page: Page) -> list[str]:
     """What the browser's console says in red, and what the page throws, from here on."""
-    found: list[str] = []
-
-    def listen(message: ConsoleMessage) -> None:
-        if message.type == "error":
-            found.append(f"{message.text} ({message.location.get('url', '')})")
-
-    page.on("console", listen)
-    page.on("pageerror", lambda error: found.append(str(error)))
-    return found
+    return errors_of(page)
 
 
 def test_explorer_in_jupyterlab(page: Page, served: Callable[..., str], complaints: list[str]) -> None:

@@ -1,0 +1,61 @@
+// The page's side of worker.js: loads the runtime and the networks, and asks them.
+
+export class Networks {
+  #worker = new Worker("worker.js", { type: "module" });
+  #waiting = new Map();
+  #next = 0;
+
+  constructor() {
+    this.threads = crossOriginIsolated ? Math.min(navigator.hardwareConcurrency ?? 1, 4) : 1;
+    this.#worker.addEventListener("message", ({ data }) => {
+      const { resolve, reject } = this.#waiting.get(data.id);
+      this.#waiting.delete(data.id);
+      data.error ? reject(new Error(data.error)) : resolve(data.result);
+    });
+    this.#worker.addEventListener("error", (event) => {
+      for (const { reject } of this.#waiting.values()) reject(new Error(event.message || "the worker did not start"));
+      this.#waiting.clear();
+    });
+  }
+
+  /** Start the runtime from a file of the page. */
+  async start(file, report) {
+    const wasm = await unpacked(file, report);
+    await this.#ask({ action: "start", wasm, threads: this.threads }, [wasm]);
+  }
+
+  /** Load the network `name` from a file of the page. */
+  async open(name, file, report) {
+    const model = new Uint8Array(await unpacked(file, report));
+    await this.#ask({ action: "open", name, model }, [model.buffer]);
+  }
+
+  /** What a network says of an ImageData: `logits` (C, H, W), `classes` C, `milliseconds`. */
+  run(name, image) {
+    return this.#ask({ action: "run", name, pixels: image.data, width: image.width, height: image.height });
+  }
+
+  #ask(request, transfer = []) {
+    return new Promise((resolve, reject) => {
+      const id = this.#next++;
+      this.#waiting.set(id, { resolve, reject });
+      this.#worker.postMessage({ id, ...request }, transfer);
+    });
+  }
+}
+
+/** The bytes of a gzip file; some hosts have unpacked it before it arrives. `report` hears how many bytes came. */
+async function unpacked(file, report) {
+  const response = await fetch(file);
+  if (!response.ok) throw new Error(`${file} is missing on this host (${response.status})`);
+  const parts = [];
+  const reader = response.body.getReader();
+  for (let step = await reader.read(); !step.done; step = await reader.read()) {
+    parts.push(step.value);
+    report(step.value.length);
+  }
+  const packed = new Blob(parts);
+  const [first, second] = new Uint8Array(await packed.slice(0, 2).arrayBuffer());
+  if (first !== 0x1f || second !== 0x8b) return packed.arrayBuffer();
+  return new Response(packed.stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+}
