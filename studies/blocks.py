@@ -1,5 +1,7 @@
 """What results/README.md says of each recorded study, one function a study; see report.py."""
 
+from statistics import median
+
 from distill.files import read_json
 from distill.lab.comparison import Findings, markdown, read_findings, tables
 from distill.lab.curves import interval95, late_rise
@@ -301,3 +303,35 @@ def camvid_schedule() -> str:
         "Photographs need a lower rate than the sample, more epochs than were tried, and scales near that of the image:"
     )
     return head + "\n\n" + "\n".join(lines)
+
+
+def page() -> str:
+    """The page of `make page`: what it weighs, how fast it is, and whether it says what Python says."""
+    record = read("page.json")
+    environment, size = record["environment"], record["bytes"]
+    visits, agreement = record["visits"].values(), record["agreement"]
+    columns = [f"ms, {visit['threads']}" for visit in visits]
+    lines = [f"| network | MB to load | {' | '.join(columns)} | as onnxruntime, % | as PyTorch, % |"]
+    lines.append(f"|---|---|{'---|' * len(columns)}---|---|")
+    for name, weight in size["networks"].items():
+        times = [visit["milliseconds"][name] for visit in visits]
+        cells = [f"{weight / 1e6:.1f}", *(f"{time['median']:.1f} ({time['least']:.1f})" for time in times)]
+        cells += [f"{100 * agreement[name][other]['mean']:.2f}" for other in ("onnxruntime", "pytorch")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    least = min(shares["least"] for network in agreement.values() for shares in network.values())
+    loads = [f"{median(visit['load_seconds']):.1f} s with {visit['threads']}" for visit in visits]
+    head = (
+        f"The page of `make page` loads {size['all'] / 1e6:.1f} MB in all, {size['runtime'] / 1e6:.1f} of them "
+        f"{record['runtime']}, and is ready after {' and '.join(loads)} (median of "
+        f"{len(next(iter(visits))['load_seconds'])} loads, from a server on the same machine). Per network: the median "
+        f"of one pass over an image of 64 x 64 pixels, in brackets the shortest, and the share of the pixels of "
+        f"{record['scenes']} test scenes that get the same class from onnxruntime in Python, from the same file, and "
+        f"from PyTorch, from the shipped weights; in the worst image {100 * least:.2f} %."
+    )
+    busy = f" Other programs ran too (load average {record['load_average']}), so the times are too long."
+    foot = (
+        f"Recorded {record['date']} on {environment['cores']} cores of an {environment['processor']}, "
+        f"{record['browser']}, onnxruntime {record['packages']['onnxruntime']}, PyTorch {environment['torch']}."
+        f"{busy if record['load_average'] > environment['cores'] / 2 else ''}"
+    )
+    return "\n\n".join(["## page: the networks in a browser", head, "\n".join(lines), foot])

@@ -39,7 +39,7 @@ def results_page() -> str:
     )
     converged = [better(), self_attention(), weights(), blocks.converged(), blocks.schedule()]
     short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), blocks.few_labels(), blocks.quirks()]
-    return "\n\n".join([head, *converged, *short, blocks.camvid(), steps()]) + "\n"
+    return "\n\n".join([head, *converged, *short, blocks.camvid(), steps(), blocks.page()]) + "\n"
 
 
 def better() -> str:
