@@ -316,7 +316,7 @@ def page() -> str:
     for name, weight in size["networks"].items():
         times = [visit["milliseconds"][name] for visit in visits]
         cells = [f"{weight / 1e6:.1f}", *(f"{time['median']:.1f} ({time['least']:.1f})" for time in times)]
-        cells += [f"{100 * agreement[name][other]['mean']:.2f}" for other in ("onnxruntime", "pytorch")]
+        cells += [f"{100 * agreement[name][other]['mean']:.3f}" for other in ("onnxruntime", "pytorch")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     least = min(shares["least"] for network in agreement.values() for shares in network.values())
     loads = [f"{median(visit['load_seconds']):.1f} s with {visit['threads']}" for visit in visits]
@@ -326,7 +326,7 @@ def page() -> str:
         f"{len(next(iter(visits))['load_seconds'])} loads, from a server on the same machine). Per network: the median "
         f"of one pass over an image of 64 x 64 pixels, in brackets the shortest, and the share of the pixels of "
         f"{record['scenes']} test scenes that get the same class from onnxruntime in Python, from the same file, and "
-        f"from PyTorch, from the shipped weights; in the worst image {100 * least:.2f} %."
+        f"from PyTorch, from the shipped weights; in the worst image {100 * least:.3f} %."
     )
     busy = f" Other programs ran too (load average {record['load_average']}), so the times are too long."
     foot = (

@@ -1,5 +1,6 @@
 """Building the page: what is refused, and in which words."""
 
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from distill.files import PROJECT
 from studies import page as build
 
 Refused = Callable[..., str]
@@ -58,3 +60,12 @@ def test_halved_weights_compute_in_float32() -> None:
     found = session.run(None, {"x": x})[0]
     assert np.array_equal(found, x @ weight.astype(np.float16).astype(np.float32))
     onnx.checker.check_model(model)
+
+
+def test_the_record_is_of_these_networks_and_keeps_what_is_promised() -> None:
+    record = json.loads((PROJECT / "results" / "page.json").read_text())
+    assert record["runtime"] == f"{build.RUNTIME} {build.VERSION}"
+    assert list(record["agreement"]) == list(record["bytes"]["networks"]) == list(build.NETWORKS)
+    assert all(share["least"] >= 0.99 for network in record["agreement"].values() for share in network.values())
+    assert record["bytes"]["all"] <= build.MOST_BYTES
+    assert record["one_thread_gives_the_same_masks"]
