@@ -2,7 +2,8 @@
 
 A notebook gives the head of a function and what it should do; the reader fills it in. Notebook 09 solves them all, in
 functions with `solution_` before the name. Each check is independent of the solution: it has small cases
-whose answers are known in another way. Those of the notebooks on losses are in `exercises_losses`.
+whose answers are known in another way. Those of the notebooks on losses are in `exercises_losses`, those of 06 to 08
+and 11 in `exercises_results`.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-import distill.show.exercises_losses  # noqa: F401  (it enters its checks)
+import distill.show.exercises_losses
+import distill.show.exercises_results  # noqa: F401  (both enter their checks)
 from distill.show.checking import CHECKS
 from distill.show.checking import exercise as _exercise
 from distill.show.checking import expect as _expect
@@ -255,65 +257,3 @@ def warmed_lr(answer: Callable[..., Any]) -> None:
     _expect(np.allclose(np.diff(rates[:11]), 0.03), "it rises by equal amounts from step to step")
     _expect(np.isclose(answer(3, 10, 0.1, 8, 8), 0.1), "a global batch of one device's size changes nothing")
     _expect(np.isclose(answer(0, 0, 0.1, 8, 16), 0.2), "without warm-up the scaled rate holds from step 0")
-
-
-# ----------------------------------------------------------------------------------------- 06_compare
-
-
-@_exercise
-def seeds_needed(answer: Callable[..., Any]) -> None:
-    # From a table of Student's t, e.g. 3 seeds: 4.303 / sqrt(3) = 2.484; 5 seeds: 2.776 / sqrt(5) = 1.241
-    for seeds, needed in {2: 3, 3: 5, 5: 13, 10: 33}.items():
-        count = answer(seeds)
-        _expect(count == needed, f"to halve the interval of {seeds} seeds, {needed} are needed, not {count}")
-
-
-@_exercise
-def pairing_factor(answer: Callable[..., Any]) -> None:
-    for method, baseline, gain, factor in ((0.03, 0.04, 0.02, 2.5), (0.05, 0.12, 0.26, 0.5)):
-        rows = {"miou_interval": method, "gain_interval": gain}, {"miou_interval": baseline}
-        value = answer(*rows)
-        _expect(
-            np.isclose(value, factor),
-            f"intervals {method} and {baseline} unpaired, {gain} paired: {factor} times as wide, not {value:.3g}",
-        )
-
-
-# --------------------------------------------------------------------------------------- 07_visualize
-
-
-@_exercise
-def disagreement_share(answer: Callable[..., Any]) -> None:
-    first, second = np.array([[0, 1], [2, 3]]), np.array([[0, 5], [2, 7]])
-    _expect(answer(first, second, np.zeros((2, 2), int)) == 0.5, "two of four pixels differ, so the share is 0.5")
-    half_void = np.array([[0, 1], [255, 255]])
-    _expect(answer(first, second, half_void) == 0.5, "void pixels count neither above nor below the line")
-    _expect(answer(first, second, np.array([[0, 255], [255, 3]])) == 0.5, "leave out void, wherever it lies")
-    _expect(answer(first, first, half_void) == 0, "a mask does not differ from itself")
-
-
-@_exercise
-def inherited_errors(answer: Callable[..., Any]) -> None:
-    labels = np.array([[0, 0, 0, 0], [1, 1, 1, 255]])
-    student = np.array([[0, 2, 2, 3], [1, 4, 1, 5]])  # wrong at four labelled pixels
-    teacher = np.array([[0, 2, 0, 4], [1, 4, 2, 5]])  # gives the same wrong class at two of them
-    share = answer(teacher, student, labels)
-    _expect(abs(share - 2 / 4) < 1e-9, f"the student has four errors, two of them the teacher's: 0.5, not {share}")
-
-
-# ----------------------------------------------------------------------------------- 08_full_scale_voc
-
-
-@_exercise
-def steps_of_a_run(answer: Callable[..., Any]) -> None:
-    _expect(answer(100, 10, 3) == 30, "100 images in batches of 10 make 10 steps per epoch, 30 in three epochs")
-    _expect(answer(109, 10, 3) == 30, "the incomplete last batch of every epoch is left out")
-    _expect(answer(10_582, 12, 50) == 44_050, "10,582 images in batches of 12 make 881 steps per epoch")
-
-
-@_exercise
-def best_epoch_bias(answer: Callable[..., Any]) -> None:
-    scores = np.array([[1.0, 4.0, 2.0], [3.0, 2.0, 1.0]])  # best 4 and 3, last 2 and 1
-    _expect(np.isclose(answer(scores), 2.0), "the best epochs are 4 and 3, the last 2 and 1: the mean rises by 2")
-    _expect(np.isclose(answer(np.full((4, 7), 0.7)), 0.0), "where nothing scatters, nothing is gained")
-    _expect(np.isclose(answer(scores[:, :1]), 0.0), "with one epoch, the best is the last")

@@ -173,6 +173,11 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
             return self.logits[self.scene.value][choice.removeprefix("mask: ")].argmax(0).numpy()
         return self.layer(choice)
 
+    def _drawn(self, choice: str) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """As `picture_of`; a mask together with the image that it is drawn over."""
+        picture = self.picture_of(choice)
+        return (self.scenes[self.scene.value].image, picture) if picture.ndim == 2 else picture
+
     def _truth(self) -> np.ndarray:
         """The labels (H, W) of the current image, void everywhere if they are not known."""
         image, labels = self.scenes[self.scene.value]
@@ -182,10 +187,10 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         """The current image as a static figure: image and truth, then a row for each network."""
         chosen = self.choices()
         scene = self.scene.value
-        rows = {scene: {choice: self.picture_of(choice) for choice in chosen if choice in ("image", "truth")}}
+        rows = {scene: {choice: self._drawn(choice) for choice in chosen if choice in ("image", "truth")}}
         for name in self.logits[scene]:
             own = {choice.split(":")[0]: choice for choice in chosen if choice.endswith((f": {name}", f" and {name}"))}
-            rows[name] = {kind: self.picture_of(choice) for kind, choice in own.items()}
+            rows[name] = {kind: self._drawn(choice) for kind, choice in own.items()}
         figure = show_grid(rows, self.class_names, size=1.7, colours=self.colours)
         for axis in (axis for axis in figure.axes if axis.images):
             for colour, width in (("white", 3), ("black", 1)):

@@ -110,6 +110,7 @@ def test_the_course_is_complete_and_short():
         "07_visualize",
         "08_full_scale_voc",
         "09_exercises_solutions",
+        "11_your_own",
     ]
     assert set(TIMES["seconds"]) == {path.name for path in NOTEBOOKS}
     assert sum(TIMES["seconds"].values()) < 15 * 60 and max(TIMES["seconds"].values()) < 3 * 60
@@ -161,7 +162,7 @@ def test_opens_with_title_needs_and_time_and_closes_with_takeaways(path):
     assert "**You will learn**" in first
     assert "**You need**" in first
     assert stated_seconds(path)
-    last = path == NOTEBOOKS[-1]
+    last = path.stem == "09_exercises_solutions"
     for part in ("## Three takeaways", "**Next:**", *(() if last else ("## Exercises", "09_exercises_solutions"))):
         assert part in text
     assert last or re.search(r"python -m distill|make app|python studies/", text), "which script does the same?"
@@ -204,6 +205,39 @@ def test_a_loss_of_ones_own_takes_twelve_lines_and_trains_a_student():
         assert method.terms["borders"](*2 * [distill.terms.Output(*equal)], labels) == 0
     finally:
         METHODS.pop("borders", None)
+
+
+def test_the_loss_of_the_capstone_takes_twelve_lines_and_is_kd_where_the_teacher_is_equally_sure():
+    import torch
+
+    import distill
+    from distill import losses
+    from distill.methods import METHODS
+
+    notebook = nbformat.read(PROJECT / "notebooks" / "11_your_own.ipynb", as_version=4)
+    (source,) = (cell.source for cell in notebook.cells if "own-loss" in cell.metadata.get("tags", []))
+    assert len([line for line in source.splitlines() if line.strip()]) <= 12
+    try:
+        exec(source, {"distill": distill})
+        term = METHODS["sure-kd"](None, None, temperature=2.0)
+        answers = torch.randn(2, 4, 3, 5), torch.tensor([3.0, 1.0, 0.0, 0.0]).view(1, 4, 1, 1).expand(2, 4, 3, 5)
+        student, teacher = (distill.terms.Output(logits, ()) for logits in answers)
+        torch.testing.assert_close(term(student, teacher, None), losses.kd(*answers, 2.0))
+        assert term(teacher, teacher, None) == 0
+        unsure = answers[1].clone()
+        unsure[0] /= 100  # the teacher knows nothing of the first image
+        weighed = term(student, distill.terms.Output(unsure, ()), None)
+        assert not torch.isclose(weighed, losses.kd(answers[0], unsure, 2.0))
+    finally:
+        METHODS.pop("sure-kd", None)
+
+
+SHORT = [path for path in NOTEBOOKS if path.stem.startswith(("06", "07", "08", "11"))]
+
+
+@pytest.mark.parametrize("path", SHORT, ids=lambda path: path.stem)
+def test_notebooks_after_training_have_45_cells_at_most(path):
+    assert len(nbformat.read(path, as_version=4).cells) <= 45
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "notebooks").glob("0[0-5]*.ipynb")), ids=lambda path: path.stem)

@@ -13,11 +13,16 @@ from distill import losses
 from distill.lab import literature
 from distill.methods import METHODS
 from distill.show import diagrams, diagrams_training
+from distill.show.diagrams_results import fair_pair, own_project, reading_a_gain, where_faults_are
 
 SHAPES = [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 4, 4), (32, 4, 4), (16, 16, 16)]
 G = torch.tensor([[1.0, 0, 0], [2, 1, 0], [0, 1, 3]])
 DIAGRAMS: dict[str, Callable[[], Figure]] = {
     "teacher, student, loss": diagrams.teacher_student_loss,
+    "fair pair": fair_pair,
+    "reading a gain": reading_a_gain,
+    "faults": where_faults_are,
+    "own project": own_project,
     "positions": lambda: diagrams.deeplab_positions(SHAPES),
     "OFD's target": diagrams.ofd_target,
     "SAKD": lambda: diagrams.sakd_steps(G),
@@ -94,3 +99,7 @@ def test_taps_are_on_the_map_where_a_convolution_reads_something() -> None:
         conv(torch.ones(1, 1, 4, 4))[0, 0, 0, 0].backward()  # the first place
         dots = [c for c in axis.collections if tuple(c.get_facecolor()[0][:3]) == (0, 0x72 / 255, 0xB2 / 255)]
         assert len(dots) == int((conv.weight.grad != 0).sum())
+
+
+def test_every_fault_has_its_place() -> None:
+    assert sorted(word for word in words(where_faults_are()) if word.isdigit()) == list("123456789")

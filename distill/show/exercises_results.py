@@ -1,0 +1,142 @@
+"""The checks of the exercises in the notebooks on results, 06 to 08, and in the last one, 11; see `exercises`."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.data.sample import make_sample
+from distill.errors import DistillError
+from distill.lab.comparison import read_findings, tables
+from distill.show.checking import exercise, expect
+from distill.training.loop import fit
+from distill.training.presets import make_student
+
+# ----------------------------------------------------------------------------------------- 06_compare
+
+
+@exercise
+def seeds_needed(answer: Callable[..., Any]) -> None:
+    # From a table of Student's t, e.g. 3 seeds: 4.303 / sqrt(3) = 2.484; 5 seeds: 2.776 / sqrt(5) = 1.241
+    for seeds, needed in {2: 3, 3: 5, 5: 13, 10: 33}.items():
+        count = answer(seeds)
+        expect(count == needed, f"to halve the interval of {seeds} seeds, {needed} are needed, not {count}")
+
+
+@exercise
+def pairing_factor(answer: Callable[..., Any]) -> None:
+    for method, baseline, gain, factor in ((0.03, 0.04, 0.02, 2.5), (0.05, 0.12, 0.26, 0.5)):
+        rows = {"miou_interval": method, "gain_interval": gain}, {"miou_interval": baseline}
+        value = answer(*rows)
+        expect(
+            np.isclose(value, factor),
+            f"intervals {method} and {baseline} unpaired, {gain} paired: {factor} times as wide, not {value:.3g}",
+        )
+
+
+@exercise
+def unfair_baseline(answer: Callable[..., Any]) -> None:
+    fair = {"seed": 0, "epochs": 2, "lr": 0.01, "limit": 8, "batch_size": 4, "weight_decay": 0.02, "width": 1.0}
+    given = answer(dict(fair))
+    expect(isinstance(given, dict), "return the arguments as a dict")
+    expect(given != fair, "nothing is changed: this pair is fair")
+    expect(given.get("seed") == 0, "another seed is no unfairness: give the baseline the same one, and other work")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        more: dict[str, Any] = {"crop_size": 32, "device": "cpu", "progress": False}
+        data = make_sample(root / "data", train=12, val=2, test=0, size=32, progress=False)
+        for name, method, arguments in (("a", "kd", fair), ("b", "baseline", given)):
+            teacher = None if method == "baseline" else make_student("resnet18", 21, seed=1)
+            fit("resnet18", method, teacher, data, out=root / "runs" / name, **more | arguments)
+        try:
+            tables(read_findings([root / "runs"]))
+        except DistillError:
+            return
+    changed = ", ".join(name for name in given if given[name] != fair.get(name))
+    expect(False, f"`compare` puts both runs into one table: it takes no offence at {changed}")
+
+
+# --------------------------------------------------------------------------------------- 07_visualize
+
+
+@exercise
+def fitting_temperature(answer: Callable[..., Any]) -> None:
+    random = torch.Generator().manual_seed(0)
+    true = 2 * torch.randn(2, 5, 40, 40, generator=random)
+    labels = torch.multinomial(true.movedim(1, -1).flatten(0, 2).softmax(1), 1, generator=random).view(2, 40, 40)
+    labels[:, :3] = 255
+    for factor, what in ((3.0, "three times too sure"), (0.5, "half as sure as it should be")):
+        logits = factor * true
+        logits[:, 0, :3] = 1000  # under void
+        value = float(answer(logits, labels))
+        said = f"for a network that is {what} the best temperature is about {factor:g}, not {value:.3g}"
+        expect(abs(value / factor - 1) < 0.08, f"{said}; void counts neither way")
+    expect(bool(logits.isfinite().all()) and not logits.requires_grad, "the logits themselves were changed")
+
+
+@exercise
+def inherited_errors(answer: Callable[..., Any]) -> None:
+    labels = np.array([[0, 0, 0, 0], [1, 1, 1, 255]])
+    student = np.array([[0, 2, 2, 3], [1, 4, 1, 5]])  # wrong at four labelled pixels
+    teacher = np.array([[0, 2, 0, 4], [1, 4, 2, 5]])  # gives the same wrong class at two of them
+    share = answer(teacher, student, labels)
+    expect(abs(share - 2 / 4) < 1e-9, f"the student has four errors, two of them the teacher's: 0.5, not {share}")
+
+
+# ----------------------------------------------------------------------------------- 08_full_scale_voc
+
+
+@exercise
+def added_by_fault(answer: Callable[..., Any]) -> None:
+    fair = {("fair", "kd"): (70, 72, 71), ("fair", "baseline"): (60, 61, 65)}  # gains 10, 11, 6
+    faulty = {("fault", "kd"): (75, 70, 71), ("fault", "baseline"): (62, 61)}  # gains 13, 9; no third seed
+    score = {(*row, seed): values[seed] for row, values in (fair | faulty).items() for seed in range(len(values))}
+    added = answer(score, ("fault", "fault"), ("fair", "fair"))
+    expect(list(added) == [3, -2], f"gains of 13 and 9 with the fault, 10 and 11 without: [3, -2], not {added}")
+    added = answer(score, ("fair", "fault"), ("fair", "fair"))  # the fault is the baseline's alone
+    expect(
+        list(added) == [-2, 0], f"the first name is the variant of the method, the second that of its baseline: {added}"
+    )
+
+
+@exercise
+def best_epoch_bias(answer: Callable[..., Any]) -> None:
+    scores = np.array([[1.0, 4.0, 2.0], [3.0, 2.0, 1.0]])  # best 4 and 3, last 2 and 1
+    expect(np.isclose(answer(scores), 2.0), "the best epochs are 4 and 3, the last 2 and 1: the mean rises by 2")
+    expect(np.isclose(answer(np.full((4, 7), 0.7)), 0.0), "where nothing scatters, nothing is gained")
+    expect(np.isclose(answer(scores[:, :1]), 0.0), "with one epoch, the best is the last")
+
+
+# ------------------------------------------------------------------------------------------ 11_your_own
+
+
+@exercise
+def best_on_val(answer: Callable[..., Any]) -> None:
+    scores = {1.0: (0.50, 0.80), 3.0: (0.64, 0.60), 10.0: (0.61, 0.90), 30.0: (0.20, 0.95)}  # on val, on test
+    asked: list[float] = []
+
+    class Trained:
+        def __init__(self, weight: float) -> None:
+            asked.append(weight)
+            self.scores = {"val": {"miou": scores[weight][0]}, "test": {"miou": scores[weight][1]}}
+
+    weight = answer(Trained, list(scores))
+    expect(sorted(asked) == sorted(scores), f"train each weight once; {len(asked)} runs were made for {len(scores)}")
+    test = max(scores, key=lambda one: scores[one][1])
+    expect(weight != test, f"{weight:g} is best on test: choose on val, and read test once, at the end")
+    expect(weight == 3.0, f"of these, 3 is best on val, not {weight:g}")
+
+
+@exercise
+def labels_to_reach(answer: Callable[..., Any]) -> None:
+    scores = {50: 0.3, 100: 0.4, 200: 0.6}
+    for target, needed in ((0.4, 100), (0.5, 100 * 2**0.5), (0.35, 50 * 2**0.5), (0.6, 200)):
+        count = answer(dict(scores), target)
+        expect(
+            count is not None and abs(count - needed) < 0.51,
+            f"{target:g} lies where labels, on a logarithmic axis, are {needed:.1f}, not {count}",
+        )
+    expect(answer(dict(scores), 0.7) == float("inf"), "no number that was tried reaches 0.7: return math.inf")
