@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,8 +21,9 @@ from playwright.sync_api import Browser, BrowserContext, Locator, expect
 
 import distill
 from distill.data.sample import SAMPLE_CLASSES, scene
+from distill.errors import DistillError
 from distill.training.evaluation import predict_logits
-from studies.page import MOST_BYTES, NETWORKS, build, folder_size
+from studies.page import CACHE, MOST_BYTES, NETWORKS, build, fetch_runtime, folder_size
 
 PATIENCE = 60_000  # milliseconds
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")  # a camera that shows a test card
@@ -50,6 +52,11 @@ class Site:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page, built anew; without the network only where onnxruntime-web was fetched before."""
+    try:
+        fetch_runtime(CACHE)
+    except DistillError as error:
+        pytest.fail(str(error)) if os.environ.get("DISTILL_NEEDS_BROWSER") else pytest.skip(str(error))
     return build(tmp_path_factory.mktemp("built") / "page")
 
 
