@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from distill.data.sample import make_sample
-from distill.errors import DistillError
-from distill.lab.comparison import read_findings, tables
 from distill.show.checking import exercise, expect
 from distill.training.loop import fit
 from distill.training.presets import make_student
+from distill.training.settings import NEUTRAL
 
 # ----------------------------------------------------------------------------------------- 06_compare
 
@@ -48,13 +47,16 @@ def unfair_baseline(answer: Callable[..., Any]) -> None:
         root = Path(folder)
         more: dict[str, Any] = {"crop_size": 32, "device": "cpu", "progress": False}
         data = make_sample(root / "data", train=12, val=2, test=0, size=32, progress=False)
+        runs = []
         for name, method, arguments in (("a", "kd", fair), ("b", "baseline", given)):
             teacher = None if method == "baseline" else make_student("resnet18", 21, seed=1)
-            fit("resnet18", method, teacher, data, out=root / "runs" / name, **more | arguments)
-        try:
-            tables(read_findings([root / "runs"]))
-        except DistillError:
-            return
+            runs.append(fit("resnet18", method, teacher, data, out=root / "runs" / name, **more | arguments))
+        taught, alone = (run.config for run in runs)
+    # What `compare` reads of two runs; the lab, where it is done, stands above this module.
+    if any(taught[name] != alone[name] for name in ("images", "model", "start")):
+        return
+    if any(taught["settings"][name] != value for name, value in alone["settings"].items() if name not in NEUTRAL):
+        return
     changed = ", ".join(name for name in given if given[name] != fair.get(name))
     expect(False, f"`compare` puts both runs into one table: it takes no offence at {changed}")
 
