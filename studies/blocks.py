@@ -1,10 +1,12 @@
 """What results/README.md says of each recorded study, one function a study; see report.py."""
 
+from pathlib import Path
 from statistics import median
 
-from distill.files import read_json
+from distill.files import PROJECT, read_json
 from distill.lab.comparison import Findings, markdown, read_findings, tables
 from distill.lab.curves import interval95, late_rise
+from distill.lab.plan import load_study, plan
 from distill.lab.tables import compare, markdown_table, not_converged, plus_minus, results_file
 from distill.show import charts
 
@@ -259,36 +261,39 @@ def gain_of(row: dict) -> str:
 
 
 def camvid() -> str:
-    study = read("camvid.json")
-    train, val = study["check"]["train"], study["check"]["val"]
-    teacher, *students = study["runs"]
-    epochs, longer = (run["settings"]["epochs"] for run in (students[0], teacher))
-    prediction = study["prediction"]
-    head = (
-        f"## camvid: real photographs\n\nCamVid, street scenes, {train['images']} training and {val['images']} "
-        f"validation images, {len(train['class_share'])} classes. The slim networks, from scratch, crops of "
-        f"{study['crop_size']} pixels, {epochs} epochs for students and {longer} for the teacher. Validation mIoU of "
-        f"the last epoch by both protocols, with one seed. It shows that real photographs work from end to end; it "
-        f"does not compare the methods."
-    )
-    alone, *taught = (run["miou"] for run in students)
-    if max(taught) < alone:
-        head += (
-            f" Neither method helps here: the teacher is only {100 * (teacher['miou'] - alone):+.1f} points from the "
-            f"student alone, so it has little to teach."
-        )
-    rows = [
-        f"| {run['backbone']} | {run['method']} | {100 * run['miou_by_protocol']['native']:.1f} | "
-        f"{100 * run['miou_by_protocol']['resize513']:.1f} |"
-        for run in study["runs"]
+    """Real photographs: the teacher, and students with and without it."""
+    teacher, study = read("camvid-teacher.json"), read("camvid.json")
+    rows = tables(read_findings([results_file("camvid.json")]))[""]
+    coarse, _ = teacher["runs"]
+    run, strides = study["runs"][0], [part["config"]["settings"]["output_stride"] for part in teacher["runs"]]
+    planned = len(plan(load_study(PROJECT / "studies" / "camvid.toml"), Path()))
+    alone = {row["backbone"]: row["miou"] for row in rows if row["method"] == "baseline"}
+    gaps = [
+        f"{100 * (teacher['val']['miou'] - miou):.1f} for {charts.network_name(name)}" for name, miou in alone.items()
     ]
-    foot = (
-        f"`data check` found {train['faults'] + val['faults']} faults. `predict` with the last of them, on the "
-        f"photograph {prediction['image']}, gives a mask that is right at {100 * prediction['right']:.0f} % of the "
-        f"labelled pixels."
+    head = (
+        f"CamVid, street scenes at half size, {coarse['config']['images']} training and 101 validation photographs, "
+        f"{len(run['class_names'])} classes; students from random weights, {run['settings']['epochs']} epochs. The "
+        f"teacher, DeepLabV3+ on EfficientNet-Lite0 with ImageNet weights ({teacher['parameters'] / 1e6:.2f} million "
+        f"parameters), has **{100 * teacher['val']['miou']:.1f}** mIoU on val, after {100 * coarse['val']['miou']:.1f} "
+        f"at output stride {strides[0]} and some more epochs at {strides[1]}. The gap to the students alone is "
+        f"{', '.join(gaps)}."
     )
-    table = ["| network | method | native | resize513 |", "|---|---|---|---|", *rows]
-    return "\n".join([head, "", *table, "", foot, "", camvid_schedule()])
+    if len(study["runs"]) < planned:
+        head += f" So far {len(study['runs'])} of the study's {planned} runs are recorded."
+    classes = ["| class | teacher | " + " | ".join(f"{charts.network_name(name)} alone" for name in alone) + " |"]
+    classes += ["|---|---|" + "---|" * len(alone)]
+    first = {
+        name: next(r for r in study["runs"] if (r["backbone"], r["method"]) == (name, "baseline")) for name in alone
+    }
+    for name, iou in teacher["val"]["per_class_iou"].items():
+        cells = [f"{100 * value:.0f}" for value in (iou, *(run["per_class_iou"][name] for run in first.values()))]
+        classes.append(f"| {name} | {' | '.join(cells)} |")
+    told = [head, markdown_table(rows), recorded_on(study)]
+    if verdict := said(rows):
+        told.append(verdict)
+    told += ["IoU by class, of the students with their first seed:", "\n".join(classes), camvid_schedule()]
+    return "\n\n".join(["## camvid: real photographs", *told])
 
 
 def camvid_schedule() -> str:
