@@ -6,7 +6,7 @@ output stride 16, where a step is cheap, with rare classes counting for more; th
 poles and signs are told apart, without. About 45 minutes on one core; an interrupted run goes on where it stopped.
 
 `--control` trains the same network from random weights instead, and adds to the record what ImageNet is worth;
-`--student` stores a ResNet-18 of the study's seed 0 in data/.
+`--student METHOD` stores the ResNet-18 of the study's seed 0 in data/.
 
 A script beside studies/camvid.toml, because the teacher is a part of the repository: students trained elsewhere, and
 later, then have the very same one.
@@ -52,14 +52,13 @@ def told(run: Run) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--control", action="store_true", help="the same network from random weights")
-    parser.add_argument("--student", action="store_true", help="store the study's ResNet-18 of seed 0")
+    parser.add_argument("--student", metavar="METHOD", help="store the study's ResNet-18 of seed 0")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.student:
-        method = read_json(PROJECT / "results" / "camvid.json")["shipped"]["method"]
-        folder = run_folder(PROJECT / "runs", "camvid", "resnet18", method, 0)
-        save_model(Run(folder).student(), STUDENT, {"method": method, "seed": "0"}, half=True)
+        folder = run_folder(PROJECT / "runs", "camvid", "resnet18", options.student, 0)
+        save_model(Run(folder).student(), STUDENT, {"method": options.student, "seed": "0"}, half=True)
         return
     runs = train(None if options.control else "package")
     if options.control:
