@@ -108,6 +108,7 @@ def test_the_course_is_complete_and_short():
         "05b_precision_and_devices",
         "06_compare",
         "07_visualize",
+        "07b_real_photographs",
         "08_full_scale_voc",
         "09_exercises_solutions",
         "11_your_own",
