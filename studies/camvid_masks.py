@@ -1,8 +1,8 @@
 """Draw results/camvid-masks.png, which notebook 07b shows where CamVid is not: python -m studies.camvid_masks
 
-Labels and the masks of the shipped teacher and student, of three validation images that were chosen by their place in
-the list: the first, the middle one and the last. Masks alone: no photograph of CamVid is in this repository. The images
-lie in data/camvid-240; see studies/photographs.py.
+The masks of the shipped teacher and student, of three validation images that were chosen by their place in the list:
+the first, the middle one and the last. No photograph of CamVid and none of its labels are in this repository. The
+images lie in data/camvid-240; see studies/photographs.py.
 """
 
 from distill import load_model, load_teacher, open_dataset, predict
@@ -22,9 +22,9 @@ def main() -> None:
     }
     rows = {}
     for index in (0, len(data) // 2, len(data) - 1):
-        image, labels = (tensor.numpy() for tensor in data[index])
-        masks = {name: predict(network, image.transpose(1, 2, 0)) for name, network in networks.items()}
-        rows[f"image {index + 1} of {len(data)}"] = {"labels": labels.astype("uint8"), **masks}
+        image = data[index][0].numpy().transpose(1, 2, 0)
+        masks = {name: predict(network, image) for name, network in networks.items()}
+        rows[f"image {index + 1} of {len(data)}"] = masks
     save(plots.show_grid(rows, data.class_names, size=2.8, colours=COLOURS), RESULTS / "camvid-masks.png")
 
 
