@@ -110,7 +110,7 @@ def page(address: str) -> Iterator[Page]:
     complaints: list[str] = []
 
     def listen(message: ConsoleMessage) -> None:
-        complaints.extend([message.text] if message.type in ("error", "warning") else [])
+        complaints.extend([f"{message.text} {message.location}"] if message.type in ("error", "warning") else [])
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])

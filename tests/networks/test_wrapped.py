@@ -231,12 +231,12 @@ def test_a_refused_file_leaves_the_network_as_it_was(train: Callable[..., distil
 def test_mistakes_are_told(
     train: Callable[..., distill.Run], tiny_teacher: nn.Module, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    refused("is a str", "nn.Module", call=lambda: wrap("unet"))
+    refused("a str cannot be wrapped", "nn.Module", call=lambda: wrap("unet"))
     refused("no submodule 'encoder.nothing'", call=lambda: wrap(unet(), {"layer1": "encoder.nothing"}))
     refused("student is a Unet", "wrap", call=lambda: train(unet(), "baseline", None))
     refused("student has no map at layer1", "wrap", call=lambda: train(wrap(unet()), "sakd", tiny_teacher))
     refused("distilled_dropout", call=lambda: train(wrap(unet()), "kd", tiny_teacher, distilled_dropout=False))
-    refused("width", "named", call=lambda: train(wrap(unet()), "baseline", None, width=0.5))
+    refused("width", "given by name", call=lambda: train(wrap(unet()), "baseline", None, width=0.5))
     refused("no weights", call=lambda: wrap(nn.Identity()))
     refused("positions", "layer4", call=lambda: wrap(unet(), {"layer4": 3}))
     refused("norm of layer4 is a Conv2d", call=lambda: wrap(Reused(), {"layer4": "last"}, {"layer4": "convs.0"}))
