@@ -4,6 +4,7 @@ from pathlib import Path
 from statistics import median
 
 from distill.files import PROJECT, read_json
+from distill.lab import latency
 from distill.lab.comparison import Findings, markdown, read_findings, tables
 from distill.lab.curves import interval95, late_rise
 from distill.lab.plan import load_study, plan
@@ -340,3 +341,56 @@ def page() -> str:
         f"{busy if record['load_average'] > environment['cores'] / 2 else ''}"
     )
     return "\n\n".join(["## page: the networks in a browser", head, "\n".join(lines), foot])
+
+
+def exported() -> str:
+    """What is lost by exporting, and what is gained."""
+    record = read("export.json")
+    lines = [
+        "| network | trained | precision | pixels as in PyTorch | mIoU, val | in PyTorch | file, MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, network in record["networks"].items():
+        for way, found in network["files"].items():
+            cells = [charts.network_name(name), network["trained"], {"onnx": "float32"}.get(way, way)]
+            cells += [f"{100 * found['agreement']:.2f} %", f"{100 * found['miou']:.2f}"]
+            cells += [f"{100 * found['miou_pytorch']:.2f}", f"{found['bytes'] / 1e6:.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    most = max(network["files"]["onnx"]["max_difference"] for network in record["networks"].values())
+    first = next(iter(record["networks"].values()))["files"]
+    height, width = record["size"]
+    machine, busy = record["environment"], max(record["load_average"])
+    head = (
+        f"## export: networks in files of their own\n\nEach network as an ONNX file (opset {first['onnx']['opset']}) "
+        f"for images of {height} x {width} pixels, and quantised to int8, compared with PyTorch on "
+        f"{first['int8']['images']} images of the sample's val split. The float32 files' logits differ from PyTorch's "
+        f"by at most {most:.0e}. Networks that were trained for a few epochs only show what export does to them, not "
+        f"how good they can be."
+    )
+    foot = (
+        f"One image, warm, on {machine['cores']} cores of an {machine['processor']}: median and middle half of the "
+        f"times, and by how much a process grows that loads the network and answers once. PyTorch {machine['torch']}, "
+        f"ONNX Runtime {machine['onnxruntime']}, {record['date']}; `compiled` is torch.compile; where there is no "
+        f"file, its size is that of the weights in memory."
+    )
+    if "note" in record:
+        foot += f" {record['note']}"
+    elif busy > machine["cores"]:
+        foot += f" Other programs kept the machine busy (load average {busy:.0f}), so these times are too long."
+    table = latency.table(
+        {charts.network_name(name): network["latency"] for name, network in record["networks"].items()}
+    )
+    alt = "mIoU against milliseconds per image and against megabytes: each network in PyTorch, ONNX and int8."
+    return "\n\n".join([head, "\n".join(lines), f"![{alt}](export.png)", foot, table])
+
+
+def export_points() -> list[dict]:
+    """The points of `charts.export_chart`: one core."""
+    points = []
+    for name, network in read("export.json")["networks"].items():
+        for row in network["latency"]:
+            if row["threads"] == 1 and row["way"] in charts.WAYS:
+                found = network["files"]["int8" if row["way"] == "int8" else "onnx"]
+                miou = found["miou_pytorch"] if row["way"] == "float32" else found["miou"]
+                points.append({"network": name, "miou": miou, **row})
+    return points

@@ -1,13 +1,15 @@
-"""Export the course's networks, compare them with PyTorch and measure them: python -m studies.export
+"""Export the course's networks, compare them with PyTorch and measure them: python -m studies.export [--compile]
 
 Writes results/export.json. The teacher and ResNet-18 are the shipped ones; MobileNetV2 and timm's EfficientNet-Lite0
 are trained here, for a few epochs only, into runs/export. Latencies are worth something only on a machine that has
-nothing else to do: the record says how busy it was.
+nothing else to do: the record says how busy it was. --compile measures torch.compile too, which takes minutes.
 """
 
 import os
+import sys
 import tempfile
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,8 @@ from tqdm.auto import tqdm
 import distill
 from distill.files import PROJECT, write_json
 from distill.lab.export import Export, export, from_pixels
-from distill.lab.latency import measure_files
+from distill.lab.latency import WAYS, measure_files
 from distill.lab.parity import answer_of, compare_masks
-from distill.lab.tables import results_file
 from distill.training.runs import Run, environment, open_network
 
 SIZE = (64, 64)  # of the sample's images
@@ -41,20 +42,16 @@ def sources() -> dict[str, tuple[Path | str, str]]:
     return found
 
 
-def examine(source: Path | str, folder: Path) -> dict[str, Any]:
-    """Both files of a network: parity on the sample's val, size, and what one image takes in every way."""
-    files = {
+def export_both(source: Path | str, folder: Path) -> dict[str, Export]:
+    """The float32 and the int8 file of a network."""
+    return {
         way: export(source, folder / f"{way}.onnx", size=SIZE, int8=way == "int8", data="sample")
         for way in ("onnx", "int8")
     }
-    return {
-        "parameters": files["onnx"].metadata["parameters"],
-        "files": {way: _parity(source, file) for way, file in files.items()},
-        "latency": measure_files(source, files, SIZE),
-    }
 
 
-def _parity(source: Path | str, file: Export) -> dict[str, Any]:
+def parity(source: Path | str, file: Export) -> dict[str, Any]:
+    """Its size, and how far it agrees with PyTorch on the sample's val split."""
     found = {"bytes": file.path.stat().st_size, "opset": file.metadata["opset"], **file.check}
     if "agreement" not in found:
         val = distill.open_dataset("sample", "val")
@@ -62,22 +59,36 @@ def _parity(source: Path | str, file: Export) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
+def measured(
+    networks: dict[str, dict[str, Any]], files: dict[str, dict[str, Export]], chosen: dict[str, tuple[Path | str, str]]
+) -> dict[str, Any]:
+    """The whole record. Latencies come last, all together: only then does the machine have to be quiet."""
+    ways = WAYS if "--compile" in sys.argv else tuple(way for way in WAYS if way != "compiled")
     load = os.getloadavg()[0]
-    networks = {}
-    for name, (source, trained) in tqdm(sources().items(), "networks"):
-        with tempfile.TemporaryDirectory() as folder:
-            networks[name] = {"trained": trained, **examine(source, Path(folder))}
-    libraries = {name: __import__(name).__version__ for name in ("onnx", "onnxruntime", "timm")}
-    record = {
-        "command": "python -m studies.export",
+    for name, (source, _) in tqdm(chosen.items(), "latency"):
+        networks[name]["latency"] = measure_files(source, files[name], SIZE, ways)
+    libraries = {name: version(name) for name in ("onnx", "onnxruntime", "timm")}
+    return {
+        "command": " ".join(["python -m studies.export", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "environment": environment(torch.device("cpu")) | libraries,
         "load_average": [round(load, 1), round(os.getloadavg()[0], 1)],  # before and after
         "size": list(SIZE),
         "networks": networks,
     }
-    write_json(results_file("export.json"), record)
+
+
+def main() -> None:
+    chosen, files, networks = sources(), {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (source, trained) in tqdm(chosen.items(), "export"):
+            files[name] = export_both(source, Path(folder) / name.replace(":", "-"))
+            networks[name] = {
+                "trained": trained,
+                "parameters": files[name]["onnx"].metadata["parameters"],
+                "files": {way: parity(source, file) for way, file in files[name].items()},
+            }
+        write_json(PROJECT / "results" / "export.json", measured(networks, files, chosen))
 
 
 if __name__ == "__main__":

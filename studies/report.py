@@ -39,7 +39,7 @@ def results_page() -> str:
     )
     converged = [better(), self_attention(), weights(), blocks.converged(), blocks.schedule()]
     short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), blocks.few_labels(), blocks.quirks()]
-    return "\n\n".join([head, *converged, *short, blocks.camvid(), steps(), blocks.page()]) + "\n"
+    return "\n\n".join([head, *converged, *short, blocks.camvid(), steps(), blocks.exported(), blocks.page()]) + "\n"
 
 
 def better() -> str:
@@ -249,6 +249,10 @@ def draw_few_labels() -> None:
     save(charts.label_chart(by_labels(found), found.teacher["miou"]), RESULTS / "few-labels.png")
 
 
+def draw_export() -> None:
+    save(charts.export_chart(blocks.export_points()), RESULTS / "export.png")
+
+
 def save(figure: Figure, path: Path) -> None:
     with replace_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110, facecolor="white")
@@ -258,6 +262,7 @@ def main() -> None:
     draw_masks()
     draw_gains()
     draw_few_labels()
+    draw_export()
     path = PROJECT / "README.md"
     write_text(path, readme_with_results(path.read_text(encoding="utf-8")))
     write_text(RESULTS / "README.md", results_page())

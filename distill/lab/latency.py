@@ -11,7 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +158,20 @@ def peak_bytes(network: FromPixels, file: Export | None, way: str, size: tuple[i
     """By how much a process grows that loads a network, or its file, and answers once, in one thread; None where the
     system does not tell.
     """
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # a process of its own, without what is loaded here
+    with ProcessPoolExecutor(1, _processes()) as pool:  # a process of its own, without what is loaded here
         before = pool.submit(_resident, True).result()
         pool.submit(_answer_once, way, None if file else network, file, size).result()
         after = pool.submit(_resident).result()
     return after - before if before and after else None
+
+
+def _processes() -> BaseContext:
+    """New processes in which this package is imported already, where the system can fork one that is."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _answer_once(way: str, network: FromPixels | None, file: Export | None, size: tuple[int, int]) -> None:

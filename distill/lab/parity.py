@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from distill.data.folders import VOCFolder
 from distill.errors import DistillError
@@ -79,7 +79,7 @@ def check_masks(found: dict[str, Any]) -> None:
 
 def sized(dataset: VOCFolder, size: Size = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Images (1, 3, H, W) uint8 and labels (1, H, W), one after the other, resized where `size` is given."""
-    for index in tqdm(range(len(dataset)), "comparing", leave=False, disable=None):
+    for index in tqdm(range(len(dataset)), "comparing", leave=False, disable=None):  # shown in a terminal only
         image, labels = dataset[index]
         if size:
             image = F.resize(image, list(size), antialias=True)

@@ -259,12 +259,11 @@ def export_chart(points: Sequence[dict[str, Any]]) -> Figure:
                 )
             for network in dict.fromkeys(point["network"] for point in points):
                 own = [point for point in points if point["network"] == network]
-                middle = float(np.exp(np.mean([np.log(point[key]) for point in own])))
-                lowest = middle, 100 * min(point["miou"] for point in own)
-                axis.annotate(
-                    network_name(network), lowest, (0, -8), textcoords="offset points", ha="center", va="top", size=9
-                )
-            _logarithmic(axis, [point[key] for point in points], unit)
+                last = max(own, key=lambda point: point[key])
+                place = last[key], 100 * last["miou"]
+                axis.annotate(network_name(network), place, (8, 0), textcoords="offset points", va="center", size=9)
+            _logarithmic(axis, [point[key] for point in points], unit, 1.7)
+            axis.set_xlim(right=5 * max(point[key] for point in points))  # room for names
             axis.set_xlabel(f"{label} (logarithmic)")
             axis.margins(y=0.16)
             axis.grid(axis="y")
@@ -286,11 +285,11 @@ def _preferable(points: Sequence[dict[str, Any]], key: str) -> list[dict[str, An
     return best
 
 
-def _logarithmic(axis: Axes, places: Sequence[float], unit: float) -> None:
+def _logarithmic(axis: Axes, places: Sequence[float], unit: float, apart: float = 1.25) -> None:
     """A logarithmic axis with a tick at each place that is far enough from the one before."""
     places = sorted(set(places))
     axis.set(xscale="log", xlim=(places[0] / 1.7, places[-1] * 1.7))
-    far = [place for before, place in zip([0, *places[:-1]], places, strict=True) if place > 1.25 * before]
+    far = [place for before, place in zip([0, *places[:-1]], places, strict=True) if place > apart * before]
     axis.set_xticks(far, [f"{place / unit:#.3g}".rstrip(".") for place in far])
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.tick_params(axis="x", which="minor", length=0)

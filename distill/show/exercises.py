@@ -3,7 +3,7 @@
 A notebook gives the head of a function and what it should do; the reader fills it in. Notebook 09 solves them all, in
 functions with `solution_` before the name. Each check is independent of the solution: it has small cases
 whose answers are known in another way. Those of the notebooks on losses are in `exercises_losses`, those of 06 to 08
-and 11 in `exercises_results`, those of 07b in `exercises_photographs`.
+and 11 in `exercises_results`, those of 07b in `exercises_photographs`, those of 10 in `exercises_ship`.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,8 @@ from torch import nn
 
 import distill.show.exercises_losses
 import distill.show.exercises_photographs
-import distill.show.exercises_results  # noqa: F401  (all three enter their checks)
+import distill.show.exercises_results
+import distill.show.exercises_ship  # noqa: F401  (all four enter their checks)
 from distill.show.checking import CHECKS
 from distill.show.checking import exercise as _exercise
 from distill.show.checking import expect as _expect

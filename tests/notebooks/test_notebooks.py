@@ -111,6 +111,7 @@ def test_the_course_is_complete_and_short():
         "07b_real_photographs",
         "08_full_scale_voc",
         "09_exercises_solutions",
+        "10_ship_it",
         "11_your_own",
     ]
     assert set(TIMES["seconds"]) == {path.name for path in NOTEBOOKS}

@@ -115,6 +115,18 @@ def test_size_and_speed_against_score(x: str) -> None:
     assert axis.get_xscale() == "log" and axis.get_ylim() == pytest.approx((47, 83))
 
 
+def test_exported_networks_with_a_line_through_those_that_no_other_beats() -> None:
+    points = [
+        {"network": "resnet18", "way": "float32", "miou": 0.7, "milliseconds": 2.0, "bytes": 4_000_000},
+        {"network": "resnet18", "way": "int8", "miou": 0.69, "milliseconds": 0.5, "bytes": 1_000_000},
+        {"network": "mobilenetv2", "way": "onnx", "miou": 0.6, "milliseconds": 1.0, "bytes": 500_000},
+    ]
+    times, sizes = charts.export_chart(points).axes
+    assert times.lines[0].get_xydata().tolist() == [[0.5, 69.0], [2.0, 70.0]]  # MobileNetV2 is slower and worse
+    assert sizes.lines[0].get_xydata()[:, 1].tolist() == [60.0, 69.0, 70.0]
+    assert {text.get_text() for text in times.texts} == {"ResNet-18", "MobileNetV2"}
+
+
 def test_losses_by_class_are_hatched() -> None:
     figure = charts.class_chart({"one": {"a": 0.1, "b": -0.2}})
     assert [bar.get_hatch() for bar in figure.axes[0].patches] == ["////", None]
