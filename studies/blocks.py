@@ -338,7 +338,7 @@ def page() -> str:
     foot = (
         f"Recorded {record['date']} on {environment['cores']} cores of an {environment['processor']}, "
         f"{record['browser']}, onnxruntime {record['packages']['onnxruntime']}, PyTorch {environment['torch']}."
-        f"{busy if record['load_average'] > environment['cores'] / 2 else ''}"
+        f"{busy if record['load_average'] > environment['cores'] else ''}"
     )
     return "\n\n".join(["## page: the networks in a browser", head, "\n".join(lines), foot])
 
