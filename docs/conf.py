@@ -73,5 +73,7 @@ def _add_contents(app: Sphinx, page: str, source: list[str]) -> None:
 
 def _lead_to_the_first_page(app: Sphinx, error: Exception | None) -> None:
     if app.builder.name == "html" and error is None:
-        page = f'<!doctype html><title>distill</title><meta http-equiv="refresh" content="0; url={root_doc}.html">\n'
+        icon = f'<link rel="icon" href="_static/{html_favicon}">'  # or browsers ask for favicon.ico, now and then
+        leads = f'<meta http-equiv="refresh" content="0; url={root_doc}.html">'
+        page = f"<!doctype html><title>distill</title>{icon}{leads}\n"
         (Path(app.outdir) / "index.html").write_text(page)

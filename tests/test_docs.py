@@ -1,11 +1,8 @@
 """The site that `make docs` builds: built offline, every link followed, and tried in a browser.
 
-The browser is Chromium (Debian: `apt install chromium`). Without one its tests are skipped, unless
-DISTILL_NEEDS_BROWSER is set: then they fail.
+The browser is that of `browsers.py`.
 """
 
-import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -17,11 +14,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
+from browsers import chromium
+from playwright.sync_api import ConsoleMessage, Page, expect
 
 from distill.files import PROJECT
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -104,22 +100,17 @@ def address(site: Path) -> Iterator[str]:
 @pytest.fixture
 def page(address: str) -> Iterator[Page]:
     """A page that may ask nobody but this machine, and must not complain."""
-    if BROWSER is None:
-        message = "no Chromium found; install it (Debian: apt install chromium) to try the site in a browser"
-        pytest.fail(message) if os.environ.get("DISTILL_NEEDS_BROWSER") else pytest.skip(message)
     complaints: list[str] = []
 
     def listen(message: ConsoleMessage) -> None:
         complaints.extend([f"{message.text} {message.location}"] if message.type in ("error", "warning") else [])
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1300, "height": 900})
         page.on("console", listen)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda r: complaints.extend([] if r.url.startswith((address, "data:")) else [r.url]))
         yield page
-        browser.close()
     assert complaints == []
 
 
