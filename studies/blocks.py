@@ -375,13 +375,30 @@ def exported() -> str:
     )
     if "note" in record:
         foot += f" {record['note']}"
-    elif busy > machine["cores"]:
+    elif busy > machine["cores"] + 0.5:  # the script itself keeps the cores busy
         foot += f" Other programs kept the machine busy (load average {busy:.0f}), so these times are too long."
+    foot += _threads_worth(record)
     table = latency.table(
         {charts.network_name(name): network["latency"] for name, network in record["networks"].items()}
     )
     alt = "mIoU against milliseconds per image and against megabytes: each network in PyTorch, ONNX and int8."
     return "\n\n".join([head, "\n".join(lines), f"![{alt}](export.png)", foot, table])
+
+
+def _threads_worth(record: dict) -> str:
+    """In how many rows more threads than one take longer than one."""
+    slower, rows = 0, 0
+    for network in record["networks"].values():
+        times = {(row["way"], row["threads"]): row["milliseconds"] for row in network["latency"]}
+        several = [(way, threads) for way, threads in times if threads > 1]
+        rows += len(several)
+        slower += sum(times[way, threads] > times[way, 1] for way, threads in several)
+    if not slower:
+        return ""
+    return (
+        f" In {slower} of {rows} rows more than one thread is slower than one: networks as small as these, on images "
+        f"as small, have too little work to share. Measure before you give them more."
+    )
 
 
 def export_points() -> list[dict]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -32,7 +33,9 @@ from distill.data.folders import VOCFolder, read_image, read_mask
 from distill.data.labelme import import_labelme
 from distill.data.sample import voc_palette
 from distill.files import PROJECT, write_json
+from distill.lab.export import with_metadata
 from distill.lab.tables import compare, markdown_table, read_study, record
+from distill.networks.onnx_file import INPUT, OUTPUT, load_onnx
 from distill.training.checkpoint import read_checkpoint
 from distill.training.runs import Run, environment, find_runs, is_finished
 
@@ -185,6 +188,36 @@ def _weights() -> list[bytes]:
     return [save(state, {"config": config}), save(few, {"config": config}), save(few, {"x": "y"}), save(few)]
 
 
+ONNX_METADATA = {
+    "classes": ["a", "b"],
+    "palette": [[0, 0, 0], [128, 0, 0]],
+    "input": {"order": "RGB"},
+    "scores": {},
+    "parameters": 8,
+    "distill_version": "0.1.0",
+    "opset": 18,
+    "precision": "float32",
+}
+
+
+def _onnx() -> bytes:
+    """A network of one 1 x 1 convolution, without metadata; it takes images of any size."""
+    tensor, numbers = onnx.helper.make_tensor_value_info, onnx.TensorProto
+    weight = onnx.numpy_helper.from_array(np.ones((2, 3, 1, 1), dtype=np.float32), "weight")
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Cast", [INPUT], ["real"], to=numbers.FLOAT),
+            onnx.helper.make_node("Conv", ["real", "weight"], [OUTPUT]),
+        ],
+        "fuzz",
+        [tensor(INPUT, numbers.UINT8, ["batch", 3, "height", "width"])],
+        [tensor(OUTPUT, numbers.FLOAT, ["batch", 2, "height", "width"])],
+        [weight],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    return model.SerializeToString()
+
+
 def _checkpoints() -> list[bytes]:
     few = {"decoder.last_conv.8.weight": torch.ones(2, 3, 1, 1), "module.a": torch.zeros(2)}
     values = [few, {"epoch": 3, "state_dict": few, "best_pred": np.float64(0.7)}, [1, 2], {"state_dict": {"a": 1}}]
@@ -283,6 +316,11 @@ def load_any_checkpoint(content: bytes, folder: Path) -> None:
     load_teacher(_put(folder, "x.pth.tar", content))
 
 
+def load_any_onnx(content: bytes, folder: Path) -> None:
+    network = load_onnx(_put(folder, "x.onnx", content))
+    assert network(torch.zeros(1, 3, *(network.size or (4, 5)), dtype=torch.uint8)).shape[1] == network.num_classes
+
+
 def resume_any_checkpoint(content: bytes, folder: Path) -> None:
     network = _network()
     parts = {"student": network, "optimizer": torch.optim.AdamW(network.parameters())}
@@ -300,6 +338,10 @@ LISTS = [b"a\nb\n", "a\nb ä\nc/d".encode(), b"../a\n/b\n", b"\xff\xfea\0", b"__
 
 def _config_in_header(value: Any) -> bytes:
     return save({"a": torch.ones(2)}, {"config": json.dumps(value)})
+
+
+def _with_any_metadata(value: Any) -> bytes:
+    return with_metadata(_onnx(), value if isinstance(value, dict) else {"classes": value})
 
 
 TARGETS: dict[str, tuple[st.SearchStrategy[bytes], Reader]] = {
@@ -323,6 +365,10 @@ TARGETS: dict[str, tuple[st.SearchStrategy[bytes], Reader]] = {
         load_any_weights,
     ),
     "load_teacher: checkpoint": (damaged(_checkpoints()), load_any_checkpoint),
+    "ONNX file": (
+        damaged([with_metadata(_onnx(), ONNX_METADATA), _onnx()]) | altered([ONNX_METADATA]).map(_with_any_metadata),
+        load_any_onnx,
+    ),
     "checkpoint of a run": (damaged(_last()), resume_any_checkpoint),
 }
 

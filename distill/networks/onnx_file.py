@@ -68,7 +68,11 @@ class OnnxNetwork(nn.Module):
             )
         # A file of one fixed size takes one image at a time.
         parts = images.cpu().split(1) if self.size else (images.cpu(),)
-        return torch.cat([torch.from_numpy(self.session.run([OUTPUT], {INPUT: p.numpy()})[0]) for p in parts])
+        try:
+            answers = [torch.from_numpy(self.session.run([OUTPUT], {INPUT: part.numpy()})[0]) for part in parts]
+        except Exception as error:  # ONNX Runtime has errors of many kinds
+            raise DistillError(f"{self.path} cannot be run ({_reason(error)}); export it anew") from None
+        return torch.cat(answers)
 
 
 def load_onnx(path: str | Path) -> OnnxNetwork:
@@ -82,24 +86,31 @@ def load_onnx(path: str | Path) -> OnnxNetwork:
     library("onnxruntime")
     try:
         session = session_of(str(path))
+        found = session.get_modelmeta().custom_metadata_map
+        ends = [
+            (node.name, node.type, list(node.shape)) for node in (*session.get_inputs(), *session.get_outputs())
+        ]  # names that are no text are found here
     except Exception as error:  # ONNX Runtime has errors of many kinds
-        reason = first_line(error).rsplit(":", 1)[-1].strip()
         raise DistillError(
-            f"{path} is no ONNX file that ONNX Runtime can read ({reason}); write it anew with "
+            f"{path} is no ONNX file that ONNX Runtime can read ({_reason(error)}); write it anew with "
             f"`python -m distill export`"
         ) from None
-    return OnnxNetwork(path, session, _metadata(path, session))
+    return OnnxNetwork(path, session, _metadata(path, found, ends))
 
 
-def _metadata(path: Path, session: Any) -> dict[str, Any]:
-    """What the file says about itself; DistillError where it was not written by `export`."""
-    found = session.get_modelmeta().custom_metadata_map
+def _reason(error: Exception) -> str:
+    return first_line(error).rsplit(":", 1)[-1].strip()
+
+
+def _metadata(path: Path, found: dict[str, str], ends: list[tuple[str, str, list[Any]]]) -> dict[str, Any]:
+    """What the file says about itself; DistillError where it was not written by `export`.
+
+    `ends` are its inputs, then its outputs: name, type and shape.
+    """
     missing = [key for key in METADATA if key not in found]
-    inputs, outputs = (
-        [(node.name, node.type) for node in nodes()] for nodes in (session.get_inputs, session.get_outputs)
-    )
-    if missing or inputs != [(INPUT, "tensor(uint8)")] or outputs != [(OUTPUT, "tensor(float)")]:
-        what = f"its metadata have no {missing[0]}" if missing else f"it takes {inputs[0][0]} of {inputs[0][1]}"
+    expected = [(INPUT, "tensor(uint8)", 4), (OUTPUT, "tensor(float)", 4)]
+    if missing or [(name, type, len(shape)) for name, type, shape in ends] != expected:
+        what = f"its metadata have no {missing[0]}" if missing else f"its ends are {', '.join(end[0] for end in ends)}"
         raise DistillError(
             f"{path} was not written by this package ({what}); give a file of `python -m distill export`"
         )
@@ -107,7 +118,7 @@ def _metadata(path: Path, session: Any) -> dict[str, Any]:
         metadata = {key: json.loads(found[key]) for key in METADATA}
     except ValueError as error:
         raise DistillError(f"the metadata of {path} are damaged ({first_line(error)}); export it anew") from None
-    channels, classes = session.get_outputs()[0].shape[1], metadata["classes"]
+    channels, classes = ends[1][2][1], metadata["classes"]
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes) or len(classes) != channels:
         raise DistillError(f"the metadata of {path} do not name its {channels} classes; export it anew")
     return metadata

@@ -109,6 +109,30 @@ def test_one_size_only_where_it_was_asked_for(network: DeepLabV3Plus, tmp_path: 
     assert load_onnx(done.path)(images).shape == (3, 3, 40, 56)
 
 
+def test_a_damaged_file_is_one_sentence(exported: Export, tmp_path: Path, refused: Callable) -> None:
+    """ONNX Runtime loads files whose names are no text, and fails when it is asked for them."""
+    content = exported.path.read_bytes()
+    for name in (b"parameters", b"image"):
+        path = tmp_path / "damaged.onnx"
+        path.write_bytes(content.replace(name, b"\x80" + name[1:]))
+        refused(str(path), "no ONNX file that ONNX Runtime can read", call=lambda: load_onnx(path))  # noqa: B023
+
+
+def test_a_network_that_fails_when_it_is_run_is_one_sentence(
+    exported: Export, monkeypatch: pytest.MonkeyPatch, refused: Callable
+) -> None:
+    network = load_onnx(exported.path)
+
+    class Failing:
+        def run(self, *_: object) -> None:
+            raise RuntimeError("[ONNXRuntimeError] : 6 : Non-zero status code returned")
+
+    monkeypatch.setattr(network, "session", Failing())
+    refused(
+        str(exported.path), "cannot be run (Non-zero status code returned)", call=lambda: network(pixels(1, 3, 8, 8))
+    )
+
+
 class Foreign(nn.Module):
     """A network of another library, which answers at half the size, in a dict."""
 
