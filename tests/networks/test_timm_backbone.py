@@ -50,6 +50,16 @@ def test_a_finer_stride_keeps_the_maps_size() -> None:
     assert [m.shape[-1] for m in maps] == [16, 8, 8, 8, 8, 16]
 
 
+def test_a_wide_padding_is_done_first_and_changes_no_number() -> None:
+    network, images = model("tf_efficientnet_lite0", output_stride=8), torch.randn(1, 3, 64, 48)
+    wide = [layer for layer in network.modules() if isinstance(layer, module._PaddedFirst)]
+    assert [(layer.kernel_size, layer.padding) for layer in wide] == [((5, 5), (8, 8))] * 3
+    found = network(images)
+    for layer in wide:
+        layer.__class__ = torch.nn.Conv2d
+    torch.testing.assert_close(found, network(images), rtol=0, atol=0)
+
+
 def test_it_is_saved_and_loaded_like_every_other(tmp_path: Path) -> None:
     network, images = model("mobilenetv3_small_050"), torch.randn(2, 3, 32, 32)
     save_model(network, tmp_path / "n.safetensors")
