@@ -15,7 +15,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -170,7 +169,7 @@ def _open_as_torchvision(path: Path, wanted: Archive, inside: Path) -> None:
         if wanted.folder != "sbd":
             _, mask = VOCSegmentation(inside.parent.parent, "2012", "train")[0]
             mask.load()  # which also closes its file
-        elif find_spec("scipy"):  # without it SBD's masks cannot be read, but they can be fetched
+        else:
             SBDataset(inside, "train", mode="segmentation")[0]
     except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).replace(f"{inside}/", "").split())

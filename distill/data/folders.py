@@ -334,7 +334,7 @@ class AugmentedVOC(VOCFolder):
 
     SBD (Hariharan et al. 2011) labels more images of VOC. Where VOC has a mask, that is used. The others come from
     `root`/SegmentationClassAug, PNG files with the list trainaug.txt, as they are often handed on; or from `sbd`, the
-    folder of SBD's own .mat files, for which scipy is needed (the extra `voc`).
+    folder of SBD's own .mat files.
     Raises DistillError when neither is there.
     """
 
@@ -383,12 +383,8 @@ def _read_list(path: Path) -> list[str]:
 
 def _read_sbd_mask(path: Path) -> np.ndarray:
     """The class indices in one of SBD's .mat files, (H, W) uint8."""
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise DistillError(
-            f"{path} is a .mat file, and scipy is not installed; run: pip install 'distill[voc]'"
-        ) from None
+    from scipy.io import loadmat  # here, as it takes a while and most data have no such files
+
     try:
         with path.open("rb") as file:
             return np.asarray(loadmat(file)["GTcls"]["Segmentation"][0][0], dtype=np.uint8)

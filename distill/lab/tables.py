@@ -13,8 +13,10 @@ from distill.lab.curves import (
     MANY,
     POINT,
     gain_at_equal_time,
+    holm,
     interval95,
     late_rise,
+    p_value,
     seeds_to_settle,
     verdict,
 )
@@ -174,8 +176,9 @@ def compare(records: list[dict[str, Any]], teacher_miou: float | None = None) ->
 
     The gain is paired: each seed's score less the baseline's of the same seed. `closed` is the share of the gap
     between baseline and teacher that the method closes. `late_rise`, `gain_at_equal_time`, `verdict` and
-    `seeds_to_settle` are explained in `curves`. `seconds` are processor seconds where all records have them, because
-    other programs may have run meanwhile; else wall-clock seconds. Scores are shares between 0 and 1.
+    `seeds_to_settle` are explained in `curves`; `p` is that of the gain, `p_holm` corrected for the gains of all rows.
+    `seconds` are processor seconds where all records have them, because other programs may have run meanwhile; else
+    wall-clock seconds. Scores are shares between 0 and 1.
     """
     groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for entry in records:
@@ -188,10 +191,14 @@ def compare(records: list[dict[str, Any]], teacher_miou: float | None = None) ->
         seeds[entry["seed"]] = entry
     clock = "cpu_seconds" if all("cpu_seconds" in entry for entry in records) else "seconds"
     students = list(dict.fromkeys(key[:2] for key in groups))  # a student's rows stand together
-    return [
+    rows = [
         _row(key, groups[key], groups.get((*key[:2], "baseline"), {}), teacher_miou, clock)
         for key in sorted(groups, key=lambda key: students.index(key[:2]))
     ]
+    tested = [row for row in rows if row.get("p") is not None]
+    for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = corrected
+    return rows
 
 
 def _row(
@@ -225,7 +232,7 @@ def _gains(
     """What a row has over its baseline: pairs of runs of one seed."""
     gains = [own["miou"] - other["miou"] for own, other in pairs]
     found: dict[str, Any] = {"gain": float(np.mean(gains)), "gain_interval": interval95(gains)}
-    found |= {"verdict": verdict(gains), "seeds_to_settle": seeds_to_settle(gains)}
+    found |= {"verdict": verdict(gains), "seeds_to_settle": seeds_to_settle(gains), "p": p_value(gains)}
     # One time for all seeds of a row: that of a single run depends on what else the machine did.
     own, other = (float(np.mean([run[clock] for run in runs])) for runs in zip(*pairs, strict=True))
     timed = [gain for pair in pairs if (gain := gain_at_equal_time(*pair, own, other)) is not None]
@@ -285,7 +292,26 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
         for row in rows
         if row["method"] == "baseline" and "late_rise" not in row
     ]
+    notes += _by_chance(rows)
     return "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
+
+
+def _by_chance(rows: list[dict[str, Any]]) -> list[str]:
+    """What is left of the verdicts once it counts how many there are; nothing for a single one."""
+    tested = [row for row in rows if row.get("p_holm") is not None]
+    if len(tested) < 2:
+        return []
+    several = len({row["backbone"] for row in tested}) > 1
+    kept = [
+        f"{row['method']} on {row['backbone']}" if several else row["method"] for row in tested if row["p_holm"] < 0.05
+    ]
+    found = sum(row["verdict"] != "not settled" for row in tested)
+    left = f"these stay settled: {', '.join(kept)}" if kept else "none stays settled"
+    return [
+        f"{found} of {len(tested)} intervals {'excludes' if found == 1 else 'exclude'} zero; about "
+        f"{0.05 * len(tested):.2g} would by chance if no method had any effect. With Holm's correction for that many "
+        f"comparisons {left}."
+    ]
 
 
 def not_converged(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import re
-import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -312,14 +311,6 @@ def test_an_archive_that_torchvision_cannot_read_is_refused(
     known(packed({"VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt": b"train0\n"}))
     refused("v.tar", "torchvision", "JPEGImages/train0.jpg", call=lambda: fetch(tmp_path))
     assert left(tmp_path) == {"v.tar"}
-
-
-def test_sbd_can_be_fetched_without_scipy(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SBDataset, "md5", host.serve(sbd_archive()))
-    monkeypatch.setattr(SBDataset, "url", f"{host.url}/benchmark.tgz")
-    for name in ("scipy", "scipy.io"):
-        monkeypatch.setitem(sys.modules, name, None)
-    assert (download("sbd", tmp_path, progress=False) / "sbd" / "cls" / "extra0.mat").exists()
 
 
 def test_an_interrupted_unpacking_leaves_nothing_that_looks_whole(

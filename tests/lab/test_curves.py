@@ -4,9 +4,19 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from distill.files import PROJECT, read_json
-from distill.lab.curves import MANY, gain_at_equal_time, interval95, late_rise, seeds_to_settle, verdict
+from distill.lab.curves import (
+    MANY,
+    gain_at_equal_time,
+    holm,
+    interval95,
+    late_rise,
+    p_value,
+    seeds_to_settle,
+    verdict,
+)
 from distill.lab.tables import compare, markdown_table, not_converged
 
 
@@ -95,3 +105,27 @@ def test_the_studies_of_speed_are_called_unconverged() -> None:
     study = read_json(PROJECT / "results" / "speed.json")
     rises = not_converged(compare(study["runs"]))
     assert set(rises) == {"resnet18", "mobilenetv2"} and all(math.isfinite(rise) for rise in rises.values())
+
+
+def test_the_p_value_is_scipys_and_agrees_with_the_verdict() -> None:
+    for gains in ([0.01, 0.03], [0.02, 0.05, 0.01, -0.02], [-0.02, -0.021, -0.0195]):
+        assert p_value(gains) == pytest.approx(scipy.stats.ttest_1samp(gains, 0).pvalue)
+        assert (p_value(gains) < 0.05) == (verdict(gains) != "not settled")
+    assert p_value([0.1]) is None
+    assert (p_value([0.0, 0.0]), p_value([0.1, 0.1])) == (1.0, 0.0)
+
+
+def test_holms_correction() -> None:
+    """Four p-values by hand: 4 x 0.005, 3 x 0.01, 2 x 0.03, 1 x 0.04, which may not be below the one before."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1.0, 1.0] and holm([]) == [] and holm([0.04]) == [0.04]
+
+
+def test_a_table_of_several_methods_says_what_is_left_after_holm() -> None:
+    runs = [run({4: 0.5}, seed=seed) for seed in range(3)]
+    for method, gains in {"kd": (0.05, 0.051, 0.049), "at": (0.01, 0.02, 0.012), "ofd": (-0.02, 0.03, 0.0)}.items():
+        runs += [run({4: 0.5 + gain}, method, seed) for seed, gain in enumerate(gains)]
+    table = markdown_table(compare(runs))
+    assert "2 of 3 intervals exclude zero; about 0.15 would by chance" in table
+    assert table.endswith("With Holm's correction for that many comparisons these stay settled: kd.")
+    assert "Holm" not in markdown_table(compare([entry for entry in runs if entry["method"] in ("baseline", "kd")]))
