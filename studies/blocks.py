@@ -401,6 +401,33 @@ def _threads_worth(record: dict) -> str:
     )
 
 
+def losses() -> str:
+    """What the loss of every method costs."""
+    record = read("losses.json")
+    lines = [
+        "| method | step, ms | loss and connectors | loss alone | kept for backward, MB |",
+        "|---|---|---|---|---|",
+    ]
+    for row in record["steps"]:
+        found = row["ours"]
+        parts, step = found["parts"], found["seconds"]
+        cells = [row["method"], f"{1000 * step:.0f}"]
+        cells += [
+            f"{parts[part] / step:.1%}" if row["method"] != "baseline" else "" for part in ("distillation", "loss")
+        ]
+        cells.append(f"{found['saved_for_backward_bytes'] / 1e6:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    machine, options = record["environment"], record["options"]
+    head = (
+        f"### The loss of every method\n\nSlim ResNet-18, {options['batch_size']} images of {options['crop_size']} "
+        f"pixels, {options['precision']}: a whole step, the teacher's pass included, and the share of it that goes to "
+        f"the distillation loss, forwards and backwards, with its connectors and without. Medians of "
+        f"{options['steps']} steps, {machine['threads']} threads of an {machine['processor']}, PyTorch "
+        f"{machine['torch']}; `python benchmarks/losses.py`."
+    )
+    return "\n\n".join([head, "\n".join(lines)])
+
+
 def export_points() -> list[dict]:
     """The points of `charts.export_chart`: one core."""
     points = []

@@ -70,10 +70,6 @@ def choose(
     check_number("seed", seed, 0, 2**32 - 1)
     check_number("steps", steps, 1, 100_000)
     combined = [method_terms(name) for name in methods]
-    for term in (term for terms in combined for term in terms if term not in plain.KNOWN):
-        raise DistillError(
-            f"there is no plain implementation of {term} to compare with; choose among {', '.join(METHODS)}"
-        )
     with torch.device("meta"):  # nothing is drawn: only to see whether there are such networks
         students = [str(build_model(backbone).config["backbone"]) for backbone in backbones]
     target = pick_device(device)
@@ -134,11 +130,13 @@ def make_teacher(bench: Bench, images: Tensor) -> nn.Module:
 
 
 def _step_row(bench: Bench, backbone: str, method: str, teacher: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Ours and the plain implementation in turns; None for what does not fit in a GPU's memory."""
-    row: dict[str, Any] = {"backbone": backbone, "method": method, "ours": None, "plain": None}
-    kinds: dict[str, Callable[..., Step]] = {"ours": Ours, "plain": Plain}
+    """Ours and the plain implementation, where the method has one, in turns; None for what does not fit in a GPU."""
+    kinds: dict[str, Callable[..., Step]] = {"ours": Ours}
+    if set(method_terms(method)) <= set(plain.KNOWN):
+        kinds["plain"] = Plain
     if bench.settings.compile:
-        row["compiled"], kinds["compiled"] = None, partial(Ours, compiled=True)
+        kinds["compiled"] = partial(Ours, compiled=True)
+    row: dict[str, Any] = {"backbone": backbone, "method": method, **dict.fromkeys(kinds)}
     steps: dict[str, Step] = {}
     for name, kind in kinds.items():
         make = partial(kind, backbone, method, bench.preset, bench.settings, bench.seed, teacher, batch)
@@ -156,7 +154,7 @@ def _step_row(bench: Bench, backbone: str, method: str, teacher: nn.Module, batc
         row[name] |= _summary(times[name], bench.settings.batch_size)
         if parts[name]:
             row[name]["parts"] = {part: median(found[part] for found in parts[name]) for part in parts[name][0]}
-    row["ratio"] = _quotient(row["plain"], row["ours"])
+    row["ratio"] = _quotient(row.get("plain"), row["ours"])
     if bench.settings.compile:
         row["compiled_ratio"] = _quotient(row["ours"], row["compiled"])
     return row
@@ -338,7 +336,7 @@ def _rate(line: dict[str, Any]) -> str:
 
 def _ratio(line: dict[str, Any]) -> str:
     """Speed-up over the plain implementation, whose own line has 1."""
-    ratio = _quotient(line["plain"], line if "seconds" in line else None)
+    ratio = _quotient(line.get("plain"), line if "seconds" in line else None)
     return "–" if ratio is None else f"{ratio:.2f}"
 
 

@@ -18,7 +18,6 @@ from distill.data.transforms import cut, draw_view
 from distill.lab import bench, plain
 from distill.lab.bench import Bench, choose, make_teacher, random_batch
 from distill.lab.steps import PARTS, Ours, Plain, saved_for_backward
-from distill.methods import METHODS
 from distill.training import loop as training
 from distill.training.batches import FlippedBatches
 from distill.training.parallel import ALONE
@@ -253,9 +252,13 @@ def test_a_mistake_is_one_sentence(words: str, said: str, capsys: pytest.Capture
     assert code == 2 and error.startswith("distill: ") and error.count("\n") == 1 and said in error
 
 
-def test_a_method_without_a_plain_form_is_refused(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
-    monkeypatch.setitem(METHODS, "newest", METHODS["kd"])
-    refused("newest", "baseline", call=lambda: choose(["newest"]))
+def test_a_method_without_a_plain_form_is_measured_alone() -> None:
+    (row,) = bench.measure_steps(choose(["dist"], ["resnet18"], **SMALL))
+    assert "plain" not in row and row["ratio"] is None and row["ours"]["parts"]["loss"] > 0
+    options = {"preset": "sample", "batch_size": 4, "crop_size": 32, "precision": "float32", "steps": 1}
+    machine = {"device": "cpu", "threads": 1}
+    report = bench.report({"options": options, "environment": machine, "steps": [row], "loading": []})
+    assert "| resnet18 | dist | ours | " in report and "| resnet18 | dist | plain |" not in report
 
 
 def test_both_ways_of_loading_show_the_same(tmp_path: Path) -> None:
