@@ -42,6 +42,7 @@ _Side = Annotated[int, Field(gt=0, lt=10_000)]  # in pixels
 class _Variant(TypedDict):
     name: str
     baseline: NotRequired[str]
+    epochs_of: NotRequired[dict[str, int]]
 
 
 class _Content(TypedDict):
@@ -158,8 +159,8 @@ def _teacher_miou(findings: Findings) -> float | None:
 def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
     """The records of one variant, after the baselines of another that it names as its `baseline`; comparable."""
     own = [entry for entry in findings.records if (entry.get("variant") or "") == name]
-    check_comparable(own)
     declared = {variant["name"]: variant for variant in findings.variants}
+    check_comparable(own, apart={"settings.epochs"} if declared.get(name, {}).get("epochs_of") else ())
     other = declared.get(name, {}).get("baseline")
     if not other:
         return own
@@ -172,7 +173,8 @@ def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
 def _declared(variant: dict[str, Any]) -> set[str]:
     """What the runs of a variant may have that those of another have not, as `check_comparable` calls it."""
     settings = {**RECIPES.get(variant.get("recipe", ""), {}), **(variant.get("settings") or {})}
-    return {"images", "samples", *(f"settings.{name}" for name in settings)}
+    epochs = ["epochs"] if variant.get("epochs_of") else []
+    return {"images", "samples", *(f"settings.{name}" for name in [*settings, *epochs])}
 
 
 def _names(findings: Findings) -> list[str]:

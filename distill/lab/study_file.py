@@ -10,6 +10,7 @@ it) and `[method_options.TERM]`, as `training.fit` takes them. `seeds` is a numb
 the teacher trained first, with the study's settings and its own. A variant may have its own `methods`, `students`,
 `limit`, `unlabelled`, `recipe`, `settings`, `method_options`, a `width` of its students, an `about`, and as `baseline`
 the name of the variant whose baselines its runs are compared with. Without variants there is one without a name.
+A variant in which all runs take equally many seconds has `epochs_of`: by method, its own number of epochs.
 """
 
 import inspect
@@ -110,6 +111,11 @@ def _options(by_term: dict[str, Any]) -> dict[str, Any]:
     return by_term
 
 
+def _epochs_of(epochs: dict[str, int]) -> dict[str, int]:
+    """By the one name that its terms give each method."""
+    return {"+".join(method_terms(name)) or "baseline": count for name, count in epochs.items()}
+
+
 def _other_kind(value: object, default: object) -> str:
     """What an option is asked to be, where its default says that `value` is not; empty where it may be."""
     if isinstance(default, bool):
@@ -151,6 +157,11 @@ class Variant(_Table):
     methods: _Methods = []
     method_options: _MethodOptions = {}
     width: Annotated[float, Field(ge=0.01, le=100, description="a number from 0.01 to 100")] = 1.0
+    epochs_of: Annotated[
+        dict[str, Annotated[int, Field(ge=1)]],
+        Field(description="a table, each of it a whole number of at least 1"),
+        AfterValidator(_epochs_of),
+    ] = {}
 
 
 class TrainedTeacher(_Table):

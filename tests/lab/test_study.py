@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 
 from distill import Run, fit
 from distill.cli import main
+from distill.errors import DistillError
 from distill.files import PROJECT, read_json, write_json
 from distill.lab import pool
 from distill.lab import study as study_module
-from distill.lab.comparison import by_labels, figures, read_findings, tables
+from distill.lab.comparison import Findings, by_labels, figures, read_findings, tables
 from distill.lab.plan import Planned, load_study, plan, plan_teacher
 from distill.lab.pool import Job, progress_bar, run_all, slots
 from distill.lab.study import Study
@@ -120,6 +121,30 @@ def test_a_variant_may_have_narrower_students(write: Callable[..., Path], refuse
     runs = plan(load_study(write("limit = 16", "limit = 16\nwidth = 0.5")), Path(), device="cpu")
     assert {run.variant: run.keywords["width"] for run in runs} == {"8 labels": 0.5, "all labels": 1.0}
     refused("width is 0", "give a number", call=lambda: load_study(write("limit = 16", "limit = 16\nwidth = 0.0")))
+
+
+def test_a_variant_of_equal_seconds_has_epochs_by_method(write: Callable[..., Path], refused) -> None:
+    own = "limit = 16\nepochs_of = { kd = 2, 'sakd+kd' = 1 }"
+    runs = plan(load_study(write("limit = 16", own).with_name("tiny.toml")), Path(), device="cpu")
+    assert [(r.settings.epochs, r.keywords["epochs"]) for r in runs if r.variant == "8 labels"] == [(2, 2)] * 2
+    assert {run.settings.epochs for run in runs if run.variant == "all labels"} == {3}
+    for wrong in ("kd = 0", "kd = 2.5", "kd = 'two'", "kt = 2"):
+        words = ("no method 'kt'",) if "kt" in wrong else ("epochs_of is", "a whole number of at least 1")
+        refused(*words, call=lambda w=wrong: load_study(write("limit = 16", f"epochs_of = {{ {w} }}")))
+
+
+def test_runs_of_equal_seconds_are_in_one_table() -> None:
+    def entry(variant: str, method: str, epochs: int) -> dict:
+        about = {"data": "sample", "backbone": "resnet18", "seed": 0, "split": "test", "miou": 0.5, "seconds": 1.0}
+        return {**about, "variant": variant, "method": method, "settings": {"epochs": epochs}}
+
+    variants = [{"name": "epochs"}, {"name": "seconds", "baseline": "epochs", "epochs_of": {"kd": 8, "at": 9}}]
+    records = [entry("epochs", "baseline", 12), entry("epochs", "kd", 12), entry("epochs", "at", 12)]
+    records += [entry("seconds", "kd", 8), entry("seconds", "at", 9)]
+    rows = tables(Findings(records, variants))["seconds"]
+    assert [(row["method"], row["epochs"]) for row in rows] == [("baseline", 12), ("kd", 8), ("at", 9)]
+    with pytest.raises(DistillError, match="epochs is 8"):
+        tables(Findings(records, [variants[0], {"name": "seconds", "baseline": "epochs"}]))
 
 
 def test_a_folders_images_are_cropped_and_its_name_is_only_a_name(write: Callable[..., Path]) -> None:
