@@ -8,7 +8,15 @@ from distill.lab import latency
 from distill.lab.comparison import Findings, markdown, read_findings, tables
 from distill.lab.curves import interval95, late_rise
 from distill.lab.plan import load_study, plan
-from distill.lab.tables import compare, markdown_table, not_converged, plus_minus, results_file
+from distill.lab.tables import (
+    class_gains,
+    compare,
+    markdown_table,
+    not_converged,
+    plus_minus,
+    read_study,
+    results_file,
+)
 from distill.show import charts
 
 
@@ -72,7 +80,7 @@ def speed() -> str:
         f"trained on {teacher_images:,} images, has **{100 * teacher_miou:.1f}** mIoU. Mean and 95 % interval over "
         f"seeds, in points. The gap is that between baseline and teacher."
     )
-    rows = compare(study["runs"], study["teacher"]["miou"])
+    rows = compare(*read_study(results_file("speed.json")))
     foot = (
         f"{recorded_on(study)} Every method's weight was chosen on the val split with another seed, from equally many "
         f"candidates ([speed-weights.json](speed-weights.json))."
@@ -111,12 +119,11 @@ def said(rows: list[dict]) -> str:
 
 def reading() -> str:
     """What the short study says, and whether it is about speed or about what is reached."""
-    study = read("speed.json")
-    rows = compare(study["runs"], study["teacher"]["miou"])
+    rows = compare(*read_study(results_file("speed.json")))
     if not not_converged(rows):
         return said(rows)
     return (
-        f"{said(rows)} **These gains are about speed**: the baselines have not converged, and nothing here says that a "
+        f"{said(rows)} **These gains are about speed**: the baselines had not converged, and nothing here says that a "
         f"student becomes better with a teacher when it is trained to the end."
     )
 
@@ -282,19 +289,48 @@ def camvid() -> str:
     )
     if len(study["runs"]) < planned:
         head += f" So far {len(study['runs'])} of the study's {planned} runs are recorded."
-    classes = ["| class | teacher | " + " | ".join(f"{charts.network_name(name)} alone" for name in alone) + " |"]
-    classes += ["|---|---|" + "---|" * len(alone)]
-    first = {
-        name: next(r for r in study["runs"] if (r["backbone"], r["method"]) == (name, "baseline")) for name in alone
-    }
-    for name, iou in teacher["val"]["per_class_iou"].items():
-        cells = [f"{100 * value:.0f}" for value in (iou, *(run["per_class_iou"][name] for run in first.values()))]
-        classes.append(f"| {name} | {' | '.join(cells)} |")
     told = [head, markdown_table(rows), recorded_on(study)]
     if verdict := said(rows):
         told.append(verdict)
-    told += ["IoU by class, of the students with their first seed:", "\n".join(classes), camvid_schedule()]
+    told += [_classes(study["runs"], teacher["val"]["per_class_iou"])]
+    told += [weights("camvid-weights.json", "training images held out"), camvid_schedule()]
     return "\n\n".join(["## camvid: real photographs", *told])
+
+
+def _classes(runs: list[dict], teacher: dict[str, float]) -> str:
+    """IoU by class: teacher, students alone, and what each method adds."""
+    gains, alone = class_gains(runs), {}
+    for run in (run for run in runs if run["method"] == "baseline"):
+        alone.setdefault(run["backbone"], []).append(run["per_class_iou"])
+    heads = [f"{charts.network_name(name)} alone" for name in alone]
+    heads += [f"{charts.method_name(method)} on {charts.network_name(name)}" for name, method in gains]
+    lines = [f"| class | teacher | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"]
+    for name, iou in teacher.items():
+        means = [sum(run[name] for run in found) / len(found) for found in alone.values()]
+        cells = [f"{100 * value:.0f}" for value in (iou, *means)]
+        cells += [f"{100 * found[name]:+.1f}" for found in gains.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "IoU by class, means over seeds, and the mean gain of each method:\n\n" + "\n".join(lines)
+
+
+def weights(record: str = "sample-weights.json", where: str = "val") -> str:
+    """The runs that chose the weights of a study, scored on the images that `where` says."""
+    runs = read(record)["runs"]
+    alone = next(run for run in runs if run["method"] == "baseline")
+    lines, edge = [f"| method | weight: mIoU on {where} |", "|---|---|"], []
+    for method in dict.fromkeys(run["method"] for run in runs if run is not alone):
+        tried = [run for run in runs if run["method"] == method]
+        cells = [f"{run['terms'][method]['weight']:g}: {100 * run['val_miou']:.1f}" for run in tried]
+        lines.append(f"| {method} | {', '.join(cells)} |")
+        best = max(tried, key=lambda run: run["val_miou"])
+        edge += [method] if best is min(tried, key=lambda run, m=method: run["terms"][m]["weight"]) else []
+    head = (
+        f"The weights of this study were chosen on {where}, with a seed that no table reports and equally many "
+        f"candidates for each method: {charts.network_name(alone['backbone'])}, {alone['settings']['epochs']} epochs. "
+        f"The baseline of that seed has {100 * alone['val_miou']:.1f}. Differences of less than a point are noise. "
+        f"For {' and '.join(edge)} the smallest weight was best, so a smaller one may be better still."
+    )
+    return head + "\n\n" + "\n".join(lines)
 
 
 def camvid_schedule() -> str:

@@ -32,7 +32,7 @@ from distill.data.check import check_dataset
 from distill.data.folders import VOCFolder, read_image, read_mask
 from distill.data.labelme import import_labelme
 from distill.data.sample import voc_palette
-from distill.files import PROJECT, write_json
+from distill.files import PROJECT, read_json, write_json
 from distill.lab.export import with_metadata
 from distill.lab.tables import compare, markdown_table, read_study, record
 from distill.networks.onnx_file import INPUT, OUTPUT, load_onnx
@@ -407,18 +407,16 @@ def main() -> None:
     parser.add_argument("--only", choices=TARGETS, nargs="+", default=list(TARGETS))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
+    path = PROJECT / "results" / "fuzz.json"
+    known = {kind["what"]: kind for kind in read_json(path)["kinds"]}
     for name in options.only:
         start = time.perf_counter()
         outcomes = fuzz(name, options.cases)
-        found.append({"what": name, **outcomes, "seconds": round(time.perf_counter() - start, 1)})
-        print(found[-1], flush=True)
-    if options.only == list(TARGETS):
-        path = PROJECT / "results" / "fuzz.json"
         where = environment(torch.device("cpu"))
-        write_json(
-            path, {"command": f"python tests/fuzz.py --cases {options.cases}", "environment": where, "kinds": found}
-        )
+        known[name] = {"what": name, **outcomes, "seconds": round(time.perf_counter() - start, 1), "environment": where}
+        print(name, dict(outcomes), flush=True)
+        kinds = [known[kind] for kind in TARGETS if kind in known]
+        write_json(path, {"command": f"python tests/fuzz.py --cases {options.cases}", "kinds": kinds})
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class RecordedTeacher(TypedDict):
 class _RecordedStudy(TypedDict):
     runs: list[_Recorded]
     teacher: NotRequired[RecordedTeacher | None]
+    environment: NotRequired[dict[str, Any] | None]
 
 
 def results_file(name: str) -> Path:
@@ -62,9 +63,15 @@ def results_file(name: str) -> Path:
 
 
 def read_study(path: Path) -> tuple[list[dict[str, Any]], float | None]:
-    """A recorded study: what `record` gave for each of its runs, and the teacher's mIoU where it is known."""
+    """A recorded study: what `record` gave for each of its runs, and the teacher's mIoU where it is known.
+
+    Runs on a CPU that have wall-clock seconds only, which other programs lengthened, are marked `shared_clock`.
+    """
     study = checked(read_json(path), _RecordedStudy, path, "a recorded study")
-    return study["runs"], (study.get("teacher") or {}).get("miou")
+    on_cpu = (study.get("environment") or {}).get("device") == "cpu"
+    shared = [{"shared_clock": True} if on_cpu and "cpu_seconds" not in run else {} for run in study["runs"]]
+    runs = [run | mark for run, mark in zip(study["runs"], shared, strict=True)]
+    return runs, (study.get("teacher") or {}).get("miou")
 
 
 def described(run: Run) -> dict[str, Any]:
@@ -178,7 +185,8 @@ def compare(records: list[dict[str, Any]], teacher_miou: float | None = None) ->
     between baseline and teacher that the method closes. `late_rise`, `gain_at_equal_time`, `verdict` and
     `seeds_to_settle` are explained in `curves`; `p` is that of the gain, `p_holm` corrected for the gains of all rows.
     `seconds` are processor seconds where all records have them, because other programs may have run meanwhile; else
-    wall-clock seconds. Scores are shares between 0 and 1.
+    wall-clock seconds, of which nothing is said about equal time where they are a `shared_clock`. Scores are shares
+    between 0 and 1.
     """
     groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for entry in records:
@@ -217,6 +225,8 @@ def _row(
         miou_interval=interval95(scores),
         seconds=float(np.mean([entry[clock] for entry in seeds.values()])),
     )
+    if any(entry.get("shared_clock") for entry in seeds.values()):
+        row["shared_clock"] = True
     if epochs := {entry["settings"]["epochs"] for entry in seeds.values() if "epochs" in (entry.get("settings") or {})}:
         row["epochs"] = max(epochs)
     rises = [rise for entry in seeds.values() if (rise := late_rise(entry)) is not None]
@@ -235,8 +245,9 @@ def _gains(
     found |= {"verdict": verdict(gains), "seeds_to_settle": seeds_to_settle(gains), "p": p_value(gains)}
     # One time for all seeds of a row: that of a single run depends on what else the machine did.
     own, other = (float(np.mean([run[clock] for run in runs])) for runs in zip(*pairs, strict=True))
+    shared = any(run.get("shared_clock") for pair in pairs for run in pair)
     timed = [gain for pair in pairs if (gain := gain_at_equal_time(*pair, own, other)) is not None]
-    if len(timed) == len(pairs):
+    if len(timed) == len(pairs) and not shared:
         found |= {"gain_at_equal_time": float(np.mean(timed)), "gain_at_equal_time_interval": interval95(timed)}
     start = float(np.mean([other["miou"] for _, other in pairs]))
     if teacher_miou is not None and teacher_miou > start:
@@ -262,7 +273,7 @@ def class_gains(records: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """Rows of `compare` as a Markdown table, in points of mIoU, and below it which baselines have not converged."""
+    """Rows of `compare` as a Markdown table, in points of mIoU, and below it which baselines may not have converged."""
     lines = [
         "| student | method | mIoU | gain, equal epochs | gain on val, equal time | gap closed | verdict | seeds "
         "| epochs | seconds per run |",
@@ -284,14 +295,21 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     notes = [
-        f"The baseline of {backbone} has not converged: its mIoU on val still rose by {100 * rise:.1f} points over the "
-        f"last quarter. Its gains say how much faster a student learns, not how much better it becomes; train longer."
+        f"The baseline of {backbone} may not have converged: its mIoU on val still rose by {100 * rise:.1f} points "
+        f"over the last quarter. Some rise is usual while the learning rate falls to zero; train twice as long to see "
+        f"whether there is more. Until then its gains may say how much faster a student learns, not how much better it "
+        f"becomes."
         for backbone, rise in unfinished.items()
     ] + [
         f"The baseline of {row['backbone']} was scored too rarely to tell whether it has converged."
         for row in rows
         if row["method"] == "baseline" and "late_rise" not in row
     ]
+    if any(row.get("shared_clock") for row in rows):
+        notes.append(
+            "The seconds are wall-clock times of a machine that did other things too, so nothing is said about equal "
+            "time."
+        )
     notes += _by_chance(rows)
     return "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
 
@@ -329,17 +347,19 @@ def _equal_time(row: dict[str, Any]) -> str:
 
 
 def verdict_of(row: dict[str, Any], unfinished: dict[str, float]) -> str:
-    """The verdict on a gain; where it is not settled, with the number of seeds that would settle a point."""
+    """The verdict on a gain; where it is not settled, with the number of seeds whose interval would be ± 1 point."""
     if row["method"] == "baseline":
-        return "not converged" if row["backbone"] in unfinished else ""
+        return "still rising" if row["backbone"] in unfinished else ""
     if "verdict" not in row:
         return ""
     if row["verdict"] == "not settled":
         needed = row["seeds_to_settle"]
         if needed is not None and needed <= len(row["seeds"]):
             return "less than a point"  # whichever sign it has
-        seeds = {None: "more than one seed", MANY: f"{MANY:,} seeds or more"}.get(needed, f"{needed} seeds")
-        return f"not settled: needs {seeds}"
+        if needed is None:
+            return "not settled: one seed"
+        seeds = f"{MANY:,} seeds or more" if needed == MANY else f"about {needed} seeds"
+        return f"not settled (± 1 point would take {seeds})"
     return f"{row['verdict']}, so far" if row["backbone"] in unfinished else row["verdict"]
 
 

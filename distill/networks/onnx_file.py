@@ -34,7 +34,8 @@ def session_of(model: str | bytes, threads: int | None = None) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # errors only: warnings would be more than one sentence
-    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    # With its fallback it prints what failed, and tries the same once more.
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 class OnnxNetwork(nn.Module):

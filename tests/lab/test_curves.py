@@ -1,12 +1,13 @@
 """Has it converged, who is ahead at equal time, is a gain settled? Each against a slow or known answer."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from distill.files import PROJECT, read_json
+from distill.files import PROJECT, read_json, write_json
 from distill.lab.curves import (
     MANY,
     gain_at_equal_time,
@@ -17,7 +18,7 @@ from distill.lab.curves import (
     seeds_to_settle,
     verdict,
 )
-from distill.lab.tables import compare, markdown_table, not_converged
+from distill.lab.tables import compare, markdown_table, not_converged, read_study
 
 
 def run(scores: dict[int, float], method: str = "baseline", seed: int = 0, **more) -> dict:
@@ -93,11 +94,11 @@ def test_one_value_says_nothing_about_seeds_and_a_wild_scatter_wants_many() -> N
 def test_the_table_itself_says_which_baseline_has_not_converged() -> None:
     rising, flat = {1: 0.1, 2: 0.3, 3: 0.4, 4: 0.5}, {1: 0.1, 2: 0.4, 3: 0.495, 4: 0.5}
     table = markdown_table(compare([run(rising), run({4: 0.6}, "kd")]))
-    assert "| not converged |" in table and "needs more than one seed |" in table
-    assert "baseline of resnet18 has not converged: its mIoU on val still rose by 10.0 points" in table
+    assert "| still rising |" in table and "not settled: one seed |" in table
+    assert "baseline of resnet18 may not have converged: its mIoU on val still rose by 10.0 points" in table
     settled = [run(flat, seed=seed) for seed in (0, 1)] + [run({4: 0.6 + seed / 1000}, "kd", seed) for seed in (0, 1)]
     table = markdown_table(compare(settled))
-    assert "not converged" not in table and "| better |" in table
+    assert "still rising" not in table and "| better |" in table
 
 
 def test_the_studies_of_speed_are_called_unconverged() -> None:
@@ -129,3 +130,15 @@ def test_a_table_of_several_methods_says_what_is_left_after_holm() -> None:
     assert "2 of 3 intervals exclude zero; about 0.15 would by chance" in table
     assert table.endswith("With Holm's correction for that many comparisons these stay settled: kd.")
     assert "Holm" not in markdown_table(compare([entry for entry in runs if entry["method"] in ("baseline", "kd")]))
+
+
+def test_wall_clock_times_of_a_shared_cpu_say_nothing_about_equal_time(tmp_path: Path) -> None:
+    runs = [run({3: 0.4, 4: 0.5}), run({3: 0.5, 4: 0.6}, "kd")]
+    for device, known in (("cpu", False), ("NVIDIA H100", True)):
+        write_json(tmp_path / "study.json", {"runs": runs, "environment": {"device": device}})
+        rows = compare(read_study(tmp_path / "study.json")[0])
+        assert ("gain_at_equal_time" in rows[1]) == known
+        assert ("nothing is said about equal time" in markdown_table(rows)) != known
+    with_both = [entry | {"cpu_seconds": 9.0} for entry in runs]
+    write_json(tmp_path / "study.json", {"runs": with_both, "environment": {"device": "cpu"}})
+    assert "gain_at_equal_time" in compare(read_study(tmp_path / "study.json")[0])[1]
