@@ -141,13 +141,19 @@ def sakd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 def mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """mean((s - t)²) over all N·C·H·W logits: Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?"."""
+    """mean((s - t)²) over all N·C·H·W logits: Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?".
+
+    Compared with AberHu/Knowledge-Distillation-Zoo at e8e298d.
+    """
     _same_shape(student_logits, teacher_logits)
     return (_widen(student_logits) - _widen(teacher_logits.detach())).square().mean()
 
 
 def fitnet(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """mean((s - t)²) over all N·C·H·W: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", equation 3."""
+    """mean((s - t)²) over all N·C·H·W: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", equation 3.
+
+    Compared with winycg/CIRKD at 587b742.
+    """
     return mse(student_map, teacher_map)
 
 
@@ -156,6 +162,7 @@ def nfd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
     Liu, Yang and Chen 2022, "Normalized Feature Distillation for Semantic Segmentation", arXiv 2207.05256: the
     student does not imitate the size of the teacher's response. Both maps (N, C, H, W). A constant channel counts as 0.
+    Its own code is not public; compared, but for a factor, with PKD in open-mmlab/mmrazor at 70f03da.
     """
     return mse(_standardised(_widen(student_map)), _standardised(_widen(teacher_map.detach())))
 
@@ -164,8 +171,9 @@ def skd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Mean squared difference of the cosines between every two places, after max-pooling by 2.
 
     Liu et al. 2019, "Structured Knowledge Distillation for Semantic Segmentation", section 3.2, pair-wise. Maps (N, C,
-    H, W); the numbers of channels may differ, the sizes may not. The mean is over the pairs of an image. In published
-    code no gradient passes through the lengths by which the cosines are divided; here it does.
+    H, W); the numbers of channels may differ, the sizes may not. The mean is over the pairs of an image. Compared with
+    winycg/CIRKD at 6dd5165. In the authors' code, irfanICMLL/structure_knowledge_distillation at 3914ec7, the pooling
+    is by half of the map's size, and no gradient passes through the lengths by which the cosines are divided.
     """
     _same_shape(student_map[:, 0], teacher_map[:, 0])
     student, teacher = (_directions(_pooled(_widen(m))) for m in (student_map, teacher_map.detach()))
@@ -178,6 +186,7 @@ def ifvd(student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
     Wang et al. 2020, "Intra-class Feature Variation Distillation for Semantic Segmentation", equations 1 to 3. Maps (N,
     C, H, W), whose channels may differ; labels (N, H', W'), brought to the maps' size by nearest neighbour. Void places
     count as equal: they add nothing to the sum, and count among the N·H·W that divide it, as in the published code.
+    Compared with YukangWang/IFVD at 950a7a5.
     """
     _same_shape(student_map[:, 0], teacher_map[:, 0])
     size = student_map.shape[2:]
@@ -191,7 +200,7 @@ def cwd(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """T² / (N C) · Σ KL(softmax(t / T) ‖ softmax(s / T)), the softmax of each channel over its places.
 
     Shu et al. 2021, "Channel-wise Knowledge Distillation for Dense Prediction", equations 4 and 5. Logits or maps, (N,
-    C, H, W).
+    C, H, W). Compared with irfanICMLL/TorchDistiller at c2caaca.
     """
     _same_shape(student, teacher)
     s, t = (F.log_softmax(_widen(x).flatten(2) / temperature, dim=2) for x in (student, teacher.detach()))
@@ -203,6 +212,7 @@ def dist(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
 
     Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher", equations 8 to 10: correlations of
     probabilities, softmax(x / T). Logits (N, C, H, W); a class's correlation is over the pixels of the whole batch.
+    Compared with hunto/DIST_KD at a0e5071.
     """
     _same_shape(student_logits, teacher_logits)
     s, t = (
@@ -216,8 +226,10 @@ def icsd(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Mean squared difference of the matrices of KL(p_i ‖ p_j) between classes, each row scaled to length 1.
 
     Mansourian, Ahmadi and Kasaei 2023, "AICSD: Adaptive Inter-Class Similarity Distillation for Semantic Segmentation".
-    p_i is the softmax of class i's logits over the places of an image; logits (N, C, H, W), mean over N·C². The
-    published code takes that softmax over rows of places only, and its adaptive weight is left to `warmup` and `decay`.
+    p_i is the softmax of class i's logits over the places of an image; logits (N, C, H, W), mean over N·C². Published
+    code (RozhanAhmadi/Knowledge-Distillation at 493ee4b) omits the logarithm of p_j, mirrors half of the matrix and
+    averages it over the batch; a copy takes each softmax over a column of places. The adaptive weight is left to
+    `warmup` and `decay`.
     """
     _same_shape(student_logits, teacher_logits)
     student, teacher = (_class_divergences(_widen(x)) for x in (student_logits, teacher_logits.detach()))
@@ -230,6 +242,7 @@ def cirkd(student_map: Tensor, teacher_map: Tensor, temperature: float = 0.1) ->
     Yang et al. 2022, "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", equations 4 and 5: S
     (HW, HW) has the cosines of every place of one image to every place of another, the same image among them. Maps (N,
     C, H, W), whose channels may differ. The memory queues of pixels and regions of earlier batches are left out.
+    Compared with winycg/CIRKD at 05a2753.
     """
     _same_shape(student_map[:, 0], teacher_map[:, 0])
     student, teacher = (_directions(_widen(m).flatten(2)) for m in (student_map, teacher_map.detach()))
@@ -244,8 +257,8 @@ def attnfd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Mean over images of ‖ŝ - t̂‖², both maps first refined by attention, then scaled to length 1.
 
     Mansourian, Jalali and Kasaei 2024, "Attention-guided Feature Distillation for Semantic Segmentation": the teacher's
-    map comes from `refined`, the student's from a module that learns (`terms.AttnFD`). (N, C, H, W). The published
-    code scales by the length of the whole batch.
+    map comes from `refined`, the student's from a module that learns (`terms.AttnFD`). (N, C, H, W). Compared with
+    AmirMansurian/AttnFD at b9ee23c, which scales a batch by its length as a whole: its number is about N times smaller.
     """
     _same_shape(student_map, teacher_map)
     difference = _directions(_widen(student_map).flatten(1)) - _directions(_widen(teacher_map.detach()).flatten(1))
