@@ -33,7 +33,7 @@ def session_of(model: str | bytes, threads: int | None = None) -> Any:
     runtime = library("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 3  # errors only: warnings would be more than one sentence
+    options.log_severity_level = 4  # nothing but crashes: what is wrong is in the exception that it raises
     # With its fallback it prints what failed, and tries the same once more.
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
