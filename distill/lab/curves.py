@@ -107,3 +107,22 @@ def gain_at_equal_time(
     end = min(seconds, baseline_seconds)
     own, other = at_share(entry, end / seconds), at_share(baseline, end / baseline_seconds)
     return None if own is None or other is None else own - other
+
+
+def twice_as_long(entry: dict[str, Any], others: Sequence[dict[str, Any]]) -> float | None:
+    """What twice the epochs add to the mIoU on val, all else being equal; None if no such run is among the others.
+
+    The better test of convergence: each run has a whole schedule, and a rate that falls to zero raises the end of any.
+    """
+    for other in others:
+        same = all(
+            other.get(key) == entry.get(key) for key in ("data", "backbone", "method", "seed", "images", "terms")
+        )
+        twice = other["settings"]["epochs"] == 2 * entry["settings"]["epochs"]
+        if same and twice and _but_epochs(other) == _but_epochs(entry):
+            return float(other["val_miou"] - entry["val_miou"])
+    return None
+
+
+def _but_epochs(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry["settings"].items() if key not in ("epochs", "evaluate_every")}

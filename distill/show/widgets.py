@@ -205,7 +205,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
     # --------------------------------------------------------------------------------------- what is shown
 
     def _make_controls(self, names: list[str]) -> None:
-        wide, style = {"width": "340px"}, {"description_width": "84px"}
+        wide, style = {"width": "430px"}, {"description_width": "84px"}
         shown = {"layout": wide, "style": style}
         self.scene = ipywidgets.Dropdown(options=list(self.scenes), description="image", **shown)
         self.left = ipywidgets.Dropdown(options=self.choices(), description="left", **shown)
@@ -213,7 +213,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
             options=self.choices(), value=f"mask: {names[0]}", description="right", **shown
         )
         self.wipe = ipywidgets.IntSlider(50, 0, 100, description="wipe, %", **shown)
-        self.opacity = ipywidgets.IntSlider(100, 0, 100, 5, description="opacity, %", **shown)
+        self.opacity = ipywidgets.IntSlider(60, 0, 100, 5, description="opacity, %", **shown)
         self.x = ipywidgets.IntSlider(0, 0, 1, description="pixel x", **shown)
         self.y = ipywidgets.IntSlider(0, 0, 1, description="pixel y", **shown)
         self.temperature = ipywidgets.SelectionSlider(

@@ -16,6 +16,7 @@ from distill.lab.curves import (
     late_rise,
     p_value,
     seeds_to_settle,
+    twice_as_long,
     verdict,
 )
 from distill.lab.tables import compare, markdown_table, not_converged, read_study
@@ -142,3 +143,12 @@ def test_wall_clock_times_of_a_shared_cpu_say_nothing_about_equal_time(tmp_path:
     with_both = [entry | {"cpu_seconds": 9.0} for entry in runs]
     write_json(tmp_path / "study.json", {"runs": with_both, "environment": {"device": "cpu"}})
     assert "gain_at_equal_time" in compare(read_study(tmp_path / "study.json")[0])[1]
+
+
+def test_twice_the_epochs_are_looked_up_among_runs_that_are_equal_otherwise() -> None:
+    def of(epochs: int, miou: float, **settings) -> dict:
+        return run({epochs: miou}) | {"val_miou": miou, "settings": {"epochs": epochs, "lr": 0.1, **settings}}
+
+    short, longer = of(10, 0.5, evaluate_every=2), of(20, 0.53, evaluate_every=4)
+    assert twice_as_long(short, [of(20, 0.9, lr=0.2), of(30, 0.9), longer]) == pytest.approx(0.03)
+    assert twice_as_long(longer, [short, longer]) is None

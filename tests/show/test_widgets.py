@@ -102,6 +102,8 @@ def test_entropy_is_dark_where_sure_and_bright_where_not(scenes: dict[str, Scene
 def test_wipe_and_opacity(explorer: Explorer, scenes: dict[str, Scene]) -> None:
     explorer.left.value, explorer.right.value, explorer.wipe.value = "image", "truth", 50
     assert (shown(explorer)[:, :15] == scenes["wide"].image[:, :15]).all()
+    assert 0 < explorer.opacity.value < 100  # objects stay visible under their masks
+    explorer.opacity.value = 100
     assert (shown(explorer)[:, 15:] == explorer.layer("truth")[:, 15:]).all()
     explorer.opacity.value = 0
     assert (shown(explorer) == scenes["wide"].image).all()
