@@ -15,6 +15,8 @@ import sys
 import nbformat
 
 from distill.files import PROJECT, read_json
+from distill.lab.curves import interval95
+from distill.lab.literature import paired_difference
 from distill.lab.tables import results_file
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -25,8 +27,12 @@ def recorded() -> dict[str, str]:
     """Name to value as prose writes it; scores in points of mIoU."""
     teacher = read_json(results_file("teacher.json"))
     values = {f"teacher.{split}": f"{100 * teacher['scores'][split]['miou']:.1f}" for split in ("val", "test")}
+    values["teacher.images"] = f"{teacher['config']['images']:,}"
     for control in read_json(results_file("sample-controls.json"))["controls"]:
         values[f"control.{control['name']}"] = f"{100 * control['miou']:.1f}"
+    attention = paired_difference("sakd", "sakd-plain")["resnet18"]
+    values["attention.gain"] = f"{100 * sum(attention) / len(attention):+.1f}"
+    values["attention.interval"] = f"{100 * interval95(attention):.1f}"
     seconds = sum(read_json(results_file("notebooks.json"))["seconds"].values())
     return values | {"notebooks.minutes": f"{math.ceil(seconds / 60)}"} | _published()
 

@@ -244,15 +244,15 @@ def _number(axis: Axes, x: float, y: float, number: int) -> None:
 
 
 def _matrix(axis: Axes, values: np.ndarray, title: str, xlabel: str, ylabel: str) -> None:
-    """A small matrix as coloured squares with its numbers, rows and columns counted from 1."""
+    """A small matrix as coloured squares with its numbers, rows and columns counted from 0, as in code."""
     axis.imshow(values, cmap="cividis")
     middle = (values.max() + values.min()) / 2
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if value < middle else "black"
         axis.text(column, row, f"{value:.2f}", ha="center", va="center", size=8, color=colour)
     height, width = values.shape
-    axis.set_xticks(range(width), [str(place + 1) for place in range(width)])
-    axis.set_yticks(range(height), [str(place + 1) for place in range(height)])
+    axis.set_xticks(range(width))
+    axis.set_yticks(range(height))
     axis.tick_params(length=0, labelsize=8)
     axis.set_title(title, size=9, loc="center")
     axis.set_xlabel(xlabel, size=8, labelpad=1)
