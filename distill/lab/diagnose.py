@@ -2,6 +2,7 @@
 
 teacher        it is no better than the baseline, or not where it matters
 convergence    the baseline has not learnt what it can yet
+overfitting    the baseline knows its training images by heart: its settings are worth more than a teacher
 labels         the baseline fits its training labels as well as the teacher does: nothing is left to teach there
 gradient       the method's gradient is lost beside that of cross-entropy, or drowns it
 classes        two classes of the teacher are exchanged
@@ -40,6 +41,7 @@ BATCHES = 8  # that gradients are measured on
 WEAK, STRONG = 0.05, 20.0  # gradients of a term, as multiples of cross-entropy's
 CERTAIN = 0.99  # the mean probability of the teacher's first choice
 EXCHANGED = 0.4  # IoU between one class and another
+OVERFIT = 0.2  # mIoU on the images that it learned from, above that on val
 
 
 class Finding(NamedTuple):
@@ -65,6 +67,7 @@ def diagnose(
     case = _Case(find_runs(*folders), teacher, data_root, most)
     yield case.teacher_is_better()
     yield case.baseline_has_converged()
+    yield case.baseline_generalises()
     yield case.labels_leave_something()
     yield from case.gradients()
     yield case.classes_agree()
@@ -98,6 +101,11 @@ class _Case:
         self.some, self.most = {"train": _evenly(self.train, most), "val": _evenly(self.val, most)}, most
         self.teacher = self._teacher(teacher)
         self.scores = {"val": evaluate(self.teacher, self.some["val"])}
+        self.own = [evaluate(run, self.some["val"]) for run in self.baselines]
+        self.own_miou = float(np.mean([score.miou for score in self.own]))
+        labelled = self.config["settings"].get("labelled") or len(self.train)
+        self.learned_from = _evenly(self.train, most, labelled)
+        self.own_train = evaluate(self.baselines[0], self.learned_from)
 
     def _teacher(self, given: str | Path | nn.Module | None) -> nn.Module:
         first = next(iter(self.methods.values()))
@@ -117,8 +125,7 @@ class _Case:
     # ------------------------------------------------------------------------------------------- the checks
 
     def teacher_is_better(self) -> Finding:
-        own = [evaluate(run, self.some["val"]) for run in self.baselines]
-        miou = float(np.mean([score.miou for score in own]))
+        own, miou = self.own, self.own_miou
         teacher = self.scores["val"]
         lead = {
             name: iou - float(np.mean(np.nan_to_num([score.per_class_iou[name] for score in own])))
@@ -150,21 +157,35 @@ class _Case:
             "convergence", False, f"{found}, so it is not done. Train all rows longer before they are compared"
         )
 
-    def labels_leave_something(self) -> Finding:
-        labelled = self.config["settings"].get("labelled") or len(self.train)
-        images = _evenly(self.train, self.most, labelled)
-        own, teacher = evaluate(self.baselines[0], images), evaluate(self.teacher, images)
+    def baseline_generalises(self) -> Finding:
         found = (
-            f"On the training images that have labels the baseline has {_points(own.miou)} mIoU, the teacher "
-            f"{_points(teacher.miou)}"
+            f"The baseline has {_points(self.own_train.miou)} mIoU on the training images that have labels, and "
+            f"{_points(self.own_miou)} on val"
         )
-        if own.miou < teacher.miou - POINT:
+        if self.own_train.miou - self.own_miou <= OVERFIT:
+            return Finding("overfitting", True, found)
+        return Finding(
+            "overfitting",
+            False,
+            f"{found}: it overfits. First choose its weight decay on val, or augment more, and train all rows so",
+        )
+
+    def labels_leave_something(self) -> Finding:
+        teacher = evaluate(self.teacher, self.learned_from)
+        found = (
+            f"On the training images that have labels the baseline has {_points(self.own_train.miou)} mIoU, the "
+            f"teacher {_points(teacher.miou)}"
+        )
+        if self.own_train.miou < teacher.miou - POINT:
             return Finding("labels", True, found)
+        further = min(run.config.get("unlabelled", 0) for run in self.methods.values())
+        if further:
+            return Finding("labels", True, f"{found}; the methods also learn from {further} images without labels")
         return Finding(
             "labels",
             False,
-            f"{found}: on these the labels teach as much as the teacher can. Give it images without labels, stronger "
-            f"crops, or fewer labels",
+            f"{found}: on these the labels teach as much as the teacher can. Give it images without labels, or "
+            f"stronger crops",
         )
 
     def gradients(self) -> Iterator[Finding]:

@@ -135,7 +135,7 @@ def best_on_val(answer: Callable[..., Any]) -> None:
 @exercise
 def labels_to_reach(answer: Callable[..., Any]) -> None:
     scores = {50: 0.3, 100: 0.4, 200: 0.6}
-    for target, needed in ((0.4, 100), (0.5, 100 * 2**0.5), (0.35, 50 * 2**0.5), (0.6, 200)):
+    for target, needed in ((0.4, 100), (0.5, 100 * 2**0.5), (0.35, 50 * 2**0.5), (0.6, 200), (0.2, 50)):
         count = answer(dict(scores), target)
         expect(
             count is not None and abs(count - needed) < 0.51,

@@ -74,7 +74,7 @@ def by_check(folder: Path, teacher: object = None) -> dict[str, Finding]:
 
 def test_of_a_good_teacher_nothing_is_said_against_it(train: Callable[..., Path]) -> None:
     found = by_check(train(weight=1.0))
-    order = ["teacher", "convergence", "labels", "gradient", "classes", "normalisation", "confidence"]
+    order = ["teacher", "convergence", "overfitting", "labels", "gradient", "classes", "normalisation", "confidence"]
     assert list(found) == order
     assert all(found[check].fine for check in order if check != "convergence"), found
     assert "better on" in found["teacher"].sentence and "pulls" in found["gradient"].sentence
@@ -104,6 +104,26 @@ def test_a_teacher_that_knows_nothing_is_found(train: Callable[..., Path], make_
     found = by_check(train(teacher), teacher)
     assert not found["teacher"].fine and "Train a better teacher" in found["teacher"].sentence
     assert not found["labels"].fine and "without labels" in found["labels"].sentence
+
+
+def test_a_baseline_that_knows_its_images_by_heart_is_found(
+    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So far above val is no student after four epochs, so the bound is lowered for it."""
+    folder = train(weight=1.0)
+    assert by_check(folder)["overfitting"].fine
+    monkeypatch.setattr("distill.lab.diagnose.OVERFIT", -1.0)
+    found = by_check(folder)["overfitting"]
+    assert not found.fine and "overfits" in found.sentence and "weight decay" in found.sentence
+
+
+def test_images_without_labels_leave_something_to_teach(train: Callable[..., Path], make_student: Callable) -> None:
+    teacher = load_teacher(make_student("resnet101"))
+    folder = train(teacher)
+    config = folder / "kd" / "seed0" / "config.json"
+    write_json(config, {**read_json(config), "unlabelled": 9})
+    found = by_check(folder, teacher)["labels"]
+    assert found.fine and "9 images without labels" in found.sentence
 
 
 def test_the_gradients_are_those_of_training(train: Callable[..., Path], scenes: Path) -> None:
@@ -182,5 +202,5 @@ def test_the_command_prints_a_line_a_check(train: Callable[..., Path], capsys) -
     folder = train(weight=1.0)
     assert main(["diagnose", str(folder / "baseline"), str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 7 and lines[0].split()[:2] == ["teacher", "fine"]
+    assert len(lines) == 8 and lines[0].split()[:2] == ["teacher", "fine"]
     assert {line.split()[1] for line in lines} <= {"fine", "LOOK"}
