@@ -121,7 +121,7 @@ def said(rows: list[dict]) -> str:
         if named:
             methods: dict[str, list[str]] = {}
             for row in named:
-                methods.setdefault(charts.network_name(row["backbone"]), []).append(charts.method_name(row["method"]))
+                methods.setdefault(charts.network_name(row["backbone"]), []).append(f"`{row['method']}`")
             found.append(sentence.format("; ".join(f"{', '.join(m)} on {network}" for network, m in methods.items())))
     return " ".join(found)
 
@@ -331,7 +331,7 @@ def _classes(runs: list[dict], teacher: dict[str, float]) -> str:
     for run in (run for run in runs if run["method"] == "baseline"):
         alone.setdefault(run["backbone"], []).append(run["per_class_iou"])
     heads = [f"{charts.network_name(name)} alone" for name in alone]
-    heads += [f"{charts.method_name(method)} on {charts.network_name(name)}" for name, method in gains]
+    heads += [f"{method} on {charts.network_name(name)}" for name, method in gains]
     lines = [f"| class | teacher | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"]
     for name, iou in teacher.items():
         means = [sum(run[name] for run in found) / len(found) for found in alone.values()]
@@ -345,20 +345,23 @@ def weights(record: str = "sample-weights.json", where: str = "val") -> str:
     """The runs that chose the weights of a study, scored on the images that `where` says."""
     runs = read(record)["runs"]
     alone = next(run for run in runs if run["method"] == "baseline")
-    lines, edge, below = [f"| method | weight: mIoU on {where} |", "|---|---|"], [], []
+    lines = [f"| method | weight: mIoU on {where} |", "|---|---|"]
+    edge, far, below = [], [], []
     for method in dict.fromkeys(run["method"] for run in runs if run is not alone):
         tried = [run for run in runs if run["method"] == method]
         cells = [f"{run['terms'][method]['weight']:g}: {100 * run['val_miou']:.1f}" for run in tried]
         lines.append(f"| {method} | {', '.join(cells)} |")
         best = max(tried, key=lambda run: run["val_miou"])
         edge += [method] if best is min(tried, key=lambda run, m=method: run["terms"][m]["weight"]) else []
+        far += [method] if best is max(tried, key=lambda run, m=method: run["terms"][m]["weight"]) else []
         below += [method] if best["val_miou"] < alone["val_miou"] else []
     head = (
         f"The weights of this study were chosen on {where}, with a seed that no table reports and equally many "
         f"candidates for each method: {charts.network_name(alone['backbone'])}, {alone['settings']['epochs']} epochs. "
         f"The baseline of that seed has {100 * alone['val_miou']:.1f}. Differences of less than a point are noise. "
-        f"For {' and '.join(edge)} the smallest weight was best, so a smaller one may be better still. Every weight is "
-        f"below the baseline for {' and '.join(below) or 'no method'}."
+        f"The smallest weight tried was best for {' and '.join(edge) or 'no method'}, the largest "
+        f"for {' and '.join(far) or 'no method'}; there a better one may lie beyond. Every weight is below the baseline "
+        f"for {' and '.join(below) or 'no method'}."
     )
     return head + "\n\n" + "\n".join(lines)
 

@@ -129,10 +129,11 @@ def in_short() -> str:
     enough = "" if more is None else f"; twice as many add {100 * more:.1f} points to the baseline on val"
     most = max((row for row in rows if "gain" in row), key=lambda row: row["gain"] + row["gain_interval"])
     return (
-        f"**With all {study['runs'][0]['images']} labels** a run has {epochs} epochs{enough}. {said(rows)} No interval "
-        f"goes beyond {100 * (most['gain'] + most['gain_interval']):+.1f} points. "
+        f"**With all {study['runs'][0]['images']} labels** a run has {epochs} epochs{enough}. {said(rows)} The largest "
+        f"upper end of these intervals is {100 * (most['gain'] + most['gain_interval']):+.1f} points, so a gain of "
+        f"that size is not excluded. "
         f"**After only {early[0]['epochs']} epochs** the largest gain is "
-        f"{plus_minus(best['gain'], best['gain_interval'], '+')} ({charts.method_name(best['method'])}, "
+        f"{plus_minus(best['gain'], best['gain_interval'], '+')} (`{best['method']}`, "
         f"{charts.network_name(best['backbone'])}): a student with a teacher learns sooner, which is not the same as "
         f"becoming better.\n\nEvery table and chart, with settings, seeds and costs: "
         f"[results/README.md](results/README.md)."

@@ -95,7 +95,7 @@ def published_beside_measured() -> str:
     published = read_json(results_file("published.json"))["voc"]["students"]
     studies = ("sample.json", "speed.json")
     rows = {name: {(row["backbone"], row["method"]): row for row in _rows(name)} for name in studies}
-    heads = [f"here, {_epochs(rows[name])} epochs" for name in studies]
+    heads = [f"here, {_epochs(rows[name])} epochs, {_seeds(rows[name])} seeds" for name in studies]
     lines = [f"| student | method | published, one run | {' | '.join(heads)} |", "|---|---|---|---|---|"]
     for backbone, scores in published.items():
         for method, miou in scores.items():
@@ -123,6 +123,12 @@ def _findings(name: str) -> Findings:
 
 def _rows(name: str) -> list[dict[str, Any]]:
     return tables(_findings(name)).get("", [])
+
+
+def _seeds(rows: Mapping[Any, Mapping[str, Any]]) -> str:
+    """How many seeds the rows have: 5, or 3 to 5."""
+    counts = sorted({len(row["seeds"]) for row in rows.values()})
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _epochs(rows: Mapping[Any, Mapping[str, Any]]) -> int:
