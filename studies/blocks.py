@@ -320,9 +320,38 @@ def camvid() -> str:
     told = [head, markdown_table(rows), recorded_on(study)]
     if verdict := said(rows):
         told.append(verdict)
+    if (PROJECT / "results" / "camvid-long.json").exists():
+        told.append(_as_long(study["runs"], read("camvid-long.json")["runs"]))
     told += [_classes(study["runs"], teacher["val"]["per_class_iou"])]
     told += [weights("camvid-weights.json", "training images held out"), camvid_schedule()]
     return "\n\n".join(["## camvid: real photographs", *told])
+
+
+def _as_long(runs: list[dict], longer: list[dict]) -> str:
+    """The baseline with twice the epochs: has it converged, and what are the other seconds of a method worth?"""
+    seeds = {(run["backbone"], run["seed"]): run for run in longer}
+    added = [more for run in runs if (more := twice_as_long(run, longer)) is not None]
+    said = [
+        f"**Twice the epochs** ({longer[0]['settings']['epochs']}, {_seconds(longer)} processor seconds) add "
+        f"{mean_of(added)} points to the baseline ({_seeds(added)})."
+    ]
+    for method in dict.fromkeys(run["method"] for run in runs if run["method"] != "baseline"):
+        own = [run for run in runs if run["method"] == method and (run["backbone"], run["seed"]) in seeds]
+        lead = [run["miou"] - seeds[run["backbone"], run["seed"]]["miou"] for run in own]
+        if own:
+            said.append(
+                f"{charts.method_name(method)} takes {_seconds(own)} seconds for {own[0]['settings']['epochs']} epochs "
+                f"and is {mean_of(lead)} points above that longer baseline ({_seeds(lead)})."
+            )
+    return " ".join(said)
+
+
+def _seconds(runs: list[dict]) -> str:
+    return f"{sum(run['cpu_seconds'] for run in runs) / len(runs):.0f}"
+
+
+def _seeds(values: list) -> str:
+    return f"{len(values)} {'seed' if len(values) == 1 else 'seeds'}"
 
 
 def _classes(runs: list[dict], teacher: dict[str, float]) -> str:
