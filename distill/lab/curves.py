@@ -109,8 +109,8 @@ def gain_at_equal_time(
     return None if own is None or other is None else own - other
 
 
-def twice_as_long(entry: dict[str, Any], others: Sequence[dict[str, Any]]) -> float | None:
-    """What twice the epochs add to the mIoU on val, all else being equal; None if no such run is among the others.
+def twice_as_long(entry: dict[str, Any], others: Sequence[dict[str, Any]], score: str = "val_miou") -> float | None:
+    """What twice the epochs add to a score, that on val, all else being equal; None if no such run is among the others.
 
     The better test of convergence: each run has a whole schedule, and a rate that falls to zero raises the end of any.
     """
@@ -120,7 +120,7 @@ def twice_as_long(entry: dict[str, Any], others: Sequence[dict[str, Any]]) -> fl
         )
         twice = other["settings"]["epochs"] == 2 * entry["settings"]["epochs"]
         if same and twice and _but_epochs(other) == _but_epochs(entry):
-            return float(other["val_miou"] - entry["val_miou"])
+            return float(other[score] - entry[score])
     return None
 
 

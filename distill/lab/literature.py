@@ -13,7 +13,7 @@ QUESTIONS = {
     "places": "do the same places respond strongly?",
     "channels": "do channels have the same values?",
     "pairs": "are the same places alike?",
-    "classes": "do classes lie and relate alike?",
+    "classes": "are classes spread and related alike?",
 }
 
 
@@ -54,9 +54,9 @@ def sources_table() -> str:
 
 
 def claims_table(measured: Mapping[str, str]) -> str:
-    """Claimed by the authors, found by others, measured here: one line per method; `measured` as from `gains_here`."""
+    """Claimed by authors, reported by others, measured here: one line per method; `measured` as from `gains_here`."""
     record = literature()
-    lines = ["| method | claimed by its authors | run by others | measured here |", "|---|---|---|---|"]
+    lines = ["| method | claimed by its authors | reported by others | measured here |", "|---|---|---|---|"]
     for name in record["methods"]:
         said = {by: _claims(record["claims"], name, by) for by in ("authors", "others")}
         if any(said.values()) or name in measured:
@@ -96,7 +96,7 @@ def published_beside_measured() -> str:
     studies = ("sample.json", "speed.json")
     rows = {name: {(row["backbone"], row["method"]): row for row in _rows(name)} for name in studies}
     heads = [f"here, {_epochs(rows[name])} epochs, {_seeds(rows[name])} seeds" for name in studies]
-    lines = [f"| student | method | published, one run | {' | '.join(heads)} |", "|---|---|---|---|---|"]
+    lines = [f"| student | method | published | {' | '.join(heads)} |", "|---|---|---|---|---|"]
     for backbone, scores in published.items():
         for method, miou in scores.items():
             if method != "baseline":
