@@ -153,14 +153,13 @@ class _Case:
         found = f"The baseline's mIoU on val rose by {_points(rise)} points over the last quarter of its epochs"
         if rise <= POINT:
             return Finding("convergence", True, found)
-        return Finding(
-            "convergence", False, f"{found}, so it is not done. Train all rows longer before they are compared"
-        )
+        return Finding("convergence", False, f"{found}, so it may not be done. Try twice the epochs for all rows")
 
     def baseline_generalises(self) -> Finding:
         found = (
-            f"The baseline has {_points(self.own_train.miou)} mIoU on the training images that have labels, and "
-            f"{_points(self.own_miou)} on val"
+            f"On {len(self.learned_from)} training images that have labels the baseline has "
+            f"{_points(self.own_train.miou)} mIoU, on {len(self.some['val'])} of val "
+            f"{_points(self.own_miou)}"
         )
         if self.own_train.miou - self.own_miou <= OVERFIT:
             return Finding("overfitting", True, found)
@@ -173,8 +172,8 @@ class _Case:
     def labels_leave_something(self) -> Finding:
         teacher = evaluate(self.teacher, self.learned_from)
         found = (
-            f"On the training images that have labels the baseline has {_points(self.own_train.miou)} mIoU, the "
-            f"teacher {_points(teacher.miou)}"
+            f"On {len(self.learned_from)} training images that have labels the baseline has "
+            f"{_points(self.own_train.miou)} mIoU, the teacher {_points(teacher.miou)}"
         )
         if self.own_train.miou < teacher.miou - POINT:
             return Finding("labels", True, found)
@@ -193,7 +192,8 @@ class _Case:
             for term, ratio in gradient_ratios(run, self.teacher, self.train).items():
                 found = f"In the finished run of {name}, {term} pulls {ratio:.3g} times as hard as cross-entropy"
                 advice = ". Raise its weight" if ratio < WEAK else ". Lower its weight" if ratio > STRONG else ""
-                yield Finding("gradient", not advice, found + advice)
+                found += advice or f" (from {WEAK:g} to {STRONG:g} counts as fine)"
+                yield Finding("gradient", not advice, found)
 
     def classes_agree(self) -> Finding:
         pairs = exchanged_classes(self.scores["val"])

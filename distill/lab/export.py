@@ -54,7 +54,7 @@ class Export:
             return f"logits as PyTorch's within {found['max_difference']:.1g}"
         return (
             f"{found['agreement']:.2%} of pixels as in PyTorch on {found['images']} images of val, mIoU "
-            f"{100 * found['miou']:.2f} and {100 * found['miou_pytorch']:.2f} before"
+            f"{100 * found['miou']:.2f} (PyTorch: {100 * found['miou_pytorch']:.2f})"
         )
 
 

@@ -14,7 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from distill.show.plots import style
 
@@ -264,6 +264,8 @@ def export_chart(points: Sequence[dict[str, Any]]) -> Figure:
                 axis.annotate(network_name(network), place, (8, 0), textcoords="offset points", va="center", size=9)
             _logarithmic(axis, [point[key] for point in points], unit, 1.7)
             axis.set_xlim(right=5 * max(point[key] for point in points))  # room for names
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(lambda place, _, unit=unit: f"{place / unit:g}")
             axis.set_xlabel(f"{label} (logarithmic)")
             axis.margins(y=0.16)
             axis.grid(axis="y")

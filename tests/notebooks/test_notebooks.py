@@ -5,8 +5,12 @@ Running them is another test's business; this one reads the files and the record
 
 import ast
 import json
+import os
 import re
 import statistics
+import subprocess
+import sys
+import zipfile
 from collections import Counter
 
 import nbformat
@@ -18,6 +22,16 @@ from studies.run_notebooks import NOTE, stated_seconds
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+COLAB = """\
+import site
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:  # only there: docs/install.md says how to make course.zip
+    steps = "python -m zipfile -e course.zip . && pip install -q --editable 'course[timm,export]'"
+    subprocess.run(steps, shell=True, check=True, cwd="/content")
+    site.main()  # finds what has just been installed"""
 
 TIMES = json.loads((PROJECT / "results" / "notebooks.json").read_text())
 
@@ -81,7 +95,7 @@ def test_every_picture_has_alternative_text(path):
 
 @each
 def test_cells_are_short(path):
-    lines = [len(cell.source.splitlines()) for cell in code_cells(path)]
+    lines = [len(cell.source.splitlines()) for cell in code_cells(path)[1:]]  # without the one for Colab
     assert statistics.median(lines) <= 6
     assert max(lines) <= 35
 
@@ -148,6 +162,30 @@ def test_outputs_name_no_folder_of_the_machine_that_ran_it(path):
         )
         found = re.search(r"(?<![\w.])(/(work|home|root|Users|tmp|usr|opt|mnt)/|[A-Z]:\\)\S*", text)
         assert found is None, found.group()
+
+
+@each
+def test_begins_with_the_cell_for_colab(path):
+    """Hidden in JupyterLab and left out of the site: it does nothing elsewhere."""
+    cell = code_cells(path)[0]
+    assert cell.source == COLAB and cell.metadata == {"jupyter": {"source_hidden": True}, "tags": ["remove-cell"]}
+
+
+def test_the_cell_for_colab_installs_the_course_there(tmp_path, monkeypatch):
+    """With a module google.colab, and a pip that only writes down what it is asked for."""
+    with zipfile.ZipFile(tmp_path / "course.zip", "w") as archive:
+        archive.writestr("course/pyproject.toml", "")
+    pip = tmp_path / "bin" / "pip"
+    pip.parent.mkdir()
+    pip.write_text('#!/bin/sh\necho "$@" > asked.txt\n')
+    pip.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{pip.parent}:{os.environ['PATH']}")
+    cell = COLAB.replace("/content", str(tmp_path)).replace("python -m", f"{sys.executable} -m")
+    script = f"import sys, types\nsys.modules['google.colab'] = types.ModuleType('colab')\n{cell}"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert (tmp_path / "asked.txt").read_text() == "install -q --editable course[timm,export]\n"
+    assert (tmp_path / "course" / "pyproject.toml").exists()
+    subprocess.run([sys.executable, "-c", COLAB], check=True)  # elsewhere it does nothing
 
 
 @each
@@ -239,11 +277,11 @@ SHORT = [path for path in NOTEBOOKS if path.stem.startswith(("06", "07", "08", "
 
 @pytest.mark.parametrize("path", SHORT, ids=lambda path: path.stem)
 def test_notebooks_after_training_have_45_cells_at_most(path):
-    assert len(nbformat.read(path, as_version=4).cells) <= 45
+    assert len(nbformat.read(path, as_version=4).cells) <= 46  # with the cell for Colab
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "notebooks").glob("0[0-5]*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_up_to_training_are_short_and_follow_each_other(path):
     notebooks = sorted((PROJECT / "notebooks").glob("*.ipynb"))
-    assert len(nbformat.read(path, as_version=4).cells) <= 45
+    assert len(nbformat.read(path, as_version=4).cells) <= 46  # with the cell for Colab
     assert f"]({notebooks[notebooks.index(path) + 1].name})" in prose(path).split("**Next:**")[1]
