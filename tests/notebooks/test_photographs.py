@@ -19,7 +19,8 @@ NOTEBOOK = PROJECT / "notebooks" / "07b_real_photographs.ipynb"
 
 
 def sources() -> list[str]:
-    return [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    """Of its code cells, without the first, which is for Colab."""
+    return [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"][1:]
 
 
 @pytest.fixture
