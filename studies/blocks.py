@@ -321,8 +321,7 @@ def camvid() -> str:
     told = [head, markdown_table(rows), recorded_on(study)]
     if verdict := said(rows):
         told.append(verdict)
-    if (PROJECT / "results" / "camvid-long.json").exists():
-        told.append(_as_long(study["runs"], read("camvid-long.json")["runs"]))
+    told += [_as_long(study["runs"], read("camvid-long.json")["runs"])]
     told += [_classes(study["runs"], teacher["val"]["per_class_iou"])]
     told += [weights("camvid-weights.json", "training images held out"), camvid_schedule()]
     return "\n\n".join(["## camvid: real photographs", *told])
@@ -332,7 +331,7 @@ def _as_long(runs: list[dict], longer: list[dict]) -> str:
     """The baseline with twice the epochs: has it converged, and what are the other seconds of a method worth?"""
     seeds = {(run["backbone"], run["seed"]): run for run in longer}
     added = [more for run in runs if (more := twice_as_long(run, longer)) is not None]
-    said = [
+    told = [
         f"**Twice the epochs** ({longer[0]['settings']['epochs']}, {_seconds(longer)} processor seconds) add "
         f"{mean_of(added)} points to the baseline ({_seeds(added)})."
     ]
@@ -340,11 +339,11 @@ def _as_long(runs: list[dict], longer: list[dict]) -> str:
         own = [run for run in runs if run["method"] == method and (run["backbone"], run["seed"]) in seeds]
         lead = [run["miou"] - seeds[run["backbone"], run["seed"]]["miou"] for run in own]
         if own:
-            said.append(
-                f"{charts.method_name(method)} takes {_seconds(own)} seconds for {own[0]['settings']['epochs']} epochs "
+            told.append(
+                f"`{method}` takes {_seconds(own)} seconds for {own[0]['settings']['epochs']} epochs "
                 f"and is {mean_of(lead)} points above that longer baseline ({_seeds(lead)})."
             )
-    return " ".join(said)
+    return " ".join(told)
 
 
 def _seconds(runs: list[dict]) -> str:

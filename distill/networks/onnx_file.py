@@ -111,7 +111,8 @@ def _metadata(path: Path, found: dict[str, str], ends: list[tuple[str, str, list
     missing = [key for key in METADATA if key not in found]
     expected = [(INPUT, "tensor(uint8)", 4), (OUTPUT, "tensor(float)", 4)]
     if missing or [(name, type, len(shape)) for name, type, shape in ends] != expected:
-        what = f"its metadata have no {missing[0]}" if missing else f"its ends are {', '.join(end[0] for end in ends)}"
+        found_ends = ", ".join(f"{name} of {type}" for name, type, _ in ends)
+        what = f"its metadata have no {missing[0]}" if missing else f"its inputs and outputs are {found_ends}"
         raise DistillError(
             f"{path} was not written by this package ({what}); give a file of `python -m distill export`"
         )

@@ -262,7 +262,7 @@ def export_chart(points: Sequence[dict[str, Any]]) -> Figure:
                 last = max(own, key=lambda point: point[key])
                 place = last[key], 100 * last["miou"]
                 axis.annotate(network_name(network), place, (8, 0), textcoords="offset points", va="center", size=9)
-            _logarithmic(axis, [point[key] for point in points], unit, 1.7)
+            _logarithmic(axis, [point[key] for point in points], unit)
             axis.set_xlim(right=5 * max(point[key] for point in points))  # room for names
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter(lambda place, _, unit=unit: f"{place / unit:g}")
@@ -287,11 +287,11 @@ def _preferable(points: Sequence[dict[str, Any]], key: str) -> list[dict[str, An
     return best
 
 
-def _logarithmic(axis: Axes, places: Sequence[float], unit: float, apart: float = 1.25) -> None:
+def _logarithmic(axis: Axes, places: Sequence[float], unit: float) -> None:
     """A logarithmic axis with a tick at each place that is far enough from the one before."""
     places = sorted(set(places))
     axis.set(xscale="log", xlim=(places[0] / 1.7, places[-1] * 1.7))
-    far = [place for before, place in zip([0, *places[:-1]], places, strict=True) if place > apart * before]
+    far = [place for before, place in zip([0, *places[:-1]], places, strict=True) if place > 1.25 * before]
     axis.set_xticks(far, [f"{place / unit:#.3g}".rstrip(".") for place in far])
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.tick_params(axis="x", which="minor", length=0)
