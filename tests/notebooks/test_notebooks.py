@@ -15,10 +15,17 @@ from collections import Counter
 
 import nbformat
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from distill.files import PROJECT
 from studies.prose import MARK, recorded
 from studies.run_notebooks import NOTE, stated_seconds
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -162,6 +169,29 @@ def test_outputs_name_no_folder_of_the_machine_that_ran_it(path):
         )
         found = re.search(r"(?<![\w.])(/(work|home|root|Users|tmp|usr|opt|mnt)/|[A-Z]:\\)\S*", text)
         assert found is None, found.group()
+
+
+def needed(*extras):
+    """The packages that the project and these extras of its install, without those that they bring along."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    found = set(map(canonicalize_name, (Requirement(text).name for text in project["dependencies"])))
+    for extra in extras:
+        for requirement in map(Requirement, project["optional-dependencies"][extra]):
+            own = canonicalize_name(requirement.name) == "distill"
+            found |= needed(*requirement.extras) if own else {canonicalize_name(requirement.name)}
+    return found
+
+
+@each
+def test_what_is_imported_is_what_make_tutorial_installs(path):
+    """`make tutorial` and environment.yml install the extra `dev`."""
+    trees = [ast.parse(cell.source) for cell in code_cells(path)]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    called = {"PIL": "pillow", "IPython": "jupyterlab", "contourpy": "matplotlib"}  # what installs them
+    tops = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"distill"}
+    assert {called.get(top, top) for top in tops} <= needed("dev")
 
 
 @each
