@@ -147,6 +147,8 @@ def _add_train(commands: Commands) -> None:
         ("--epochs", int),
         ("--batch-size", int),
         ("--crop-size", int),
+        ("--scale-from", float),
+        ("--scale-to", float),
         ("--lr", float),
         ("--workers", int),
         ("--evaluate-every", int),
@@ -392,7 +394,7 @@ def _add_diagnose(commands: Commands) -> None:
     command.add_argument(
         "runs", nargs="+", type=Path, help="folders with runs below them: a baseline and methods of one student"
     )
-    command.add_argument("--teacher", help="of the methods (default: the one that the study trained, or the sample's)")
+    command.add_argument("--teacher", help="of the methods (default: that of their study, or the sample's)")
     command.add_argument("--data-root", help="where the data are, if they have moved")
 
 

@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from distill import load_model, load_teacher, open_dataset, predict
 from distill.files import PROJECT, replace_file, write_text
 from distill.lab.comparison import by_labels, read_findings, tables
-from distill.lab.curves import interval95, twice_as_long
+from distill.lab.curves import interval95
 from distill.lab.plan import load_study, plan
 from distill.lab.tables import compare, markdown_table, plus_minus, read_study, results_file
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
 from studies import blocks
-from studies.blocks import mean_of, paired, read, recorded_on, said
+from studies.blocks import mean_of, over_longer, paired, read, recorded_on, said
 from studies.prose import fill
 
 RESULTS = PROJECT / "results"
@@ -34,16 +34,33 @@ def results_page() -> str:
     head = (
         "# All recorded results\n\n`python -m studies.report` writes this page from the JSON files beside it; each "
         "names the command that made it. mIoU and gains are in points; the number after ± is half the width of the "
-        "95 % confidence interval over seeds. A gain is over the baseline of the same seed, which starts from the "
-        "same weights and sees the same images in the same order."
+        "95 % confidence interval over seeds, which with three seeds is itself rough. A gain is over the baseline of "
+        "the same seed, which starts from the same weights and, where images and epochs are the same, sees the same "
+        "images in the same order.\n\nColumns. *mIoU* and *gain*: on the images that the heading names. *Gain on val, "
+        "equal time*: the lead on val when the faster run ends; empty where the slower one is by then not through 85 % "
+        "of its schedule, as a score in the middle of a schedule says nothing of a shorter one. *Gap closed*: "
+        "the gain as a share of the teacher's lead over that baseline. *Verdict*: better or worse where the interval "
+        "excludes zero; *at equal epochs* where the method takes longer, and the interval at equal "
+        "time includes zero or is not known; *so far* where "
+        "the baseline's mIoU on val still rose by more than a point over the last quarter (*still rising*). The number "
+        "of seeds is a guess from their scatter: from three seeds, 12 may mean 5 or 300. *Processor seconds* are those "
+        "that the run itself took; other programs lengthen only plain seconds."
     )
-    converged = [better(), self_attention(), blocks.weights(), blocks.converged(), blocks.schedule()]
+    converged = [
+        better(),
+        blocks.as_long("sample"),
+        self_attention(),
+        blocks.weights(),
+        blocks.converged(),
+        blocks.unlabelled(),
+    ]
+    converged.append(blocks.schedule())
     short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), blocks.few_labels(), blocks.quirks()]
     return "\n\n".join([head, *converged, *short, blocks.camvid(), steps(), blocks.exported(), blocks.page()]) + "\n"
 
 
 def better() -> str:
-    """The main study: every method, after as many epochs as the baseline needs."""
+    """The main study: every method, after about as many epochs as the baseline needs."""
     study = read("sample.json")
     rows = tables(read_findings([results_file("sample.json")]))[""]
     run, published = study["runs"][0], read("published.json")["voc"]
@@ -55,7 +72,7 @@ def better() -> str:
         if row["method"] == "baseline"
     ]
     head = (
-        f"## sample: students that trained for as long as it helped\n\n"
+        f"## sample: {run['images']} labels, {run['settings']['epochs']} epochs\n\n"
         f"Sample data, test split; {run['images']} training images, {run['settings']['epochs']} epochs. The teacher, "
         f"trained on {read('teacher.json')['config']['images']:,} images, has **{100 * teacher:.1f}** mIoU. The "
         f"gap between student and teacher is {', '.join(gaps)}."
@@ -63,7 +80,7 @@ def better() -> str:
     planned = len(plan(load_study(PROJECT / "studies" / "sample.toml"), Path()))
     if len(study["runs"]) < planned:
         head += f" So far {len(study['runs'])} of the study's {planned} runs are recorded."
-    picture = "![Gain of every method over the converged baseline](gains.png)"
+    picture = f"![Gain of every method over the baseline of {run['settings']['epochs']} epochs](gains.png)"
     return "\n\n".join([head, markdown_table(rows), recorded_on(study), picture, said(rows)])
 
 
@@ -98,11 +115,13 @@ def few() -> str:
         lines.append(f"| {' | '.join(cells)} |")
         above &= not gains or sum(gains) / len(gains) > interval95(gains)
     head = (
-        f"### Few labels: a student with a teacher is ahead\n\n{charts.network_name('resnet18')}, test split, "
+        f"### Few labels: a student with a teacher is ahead\n\nSynthetic scenes of 64 x 64 pixels, "
+        f"{charts.network_name('resnet18')}, test split, "
         f"{len(runs[what])} seeds. mIoU is the mean overlap of true and predicted areas, over the classes, in percent. "
         f"The weight decay was chosen for the baselines by one run of each value, that of the shorter one at half its "
-        f"length ([how](results/README.md)); the last row has the default. The "
-        f"teacher had labels for all the images, those of the last row too."
+        f"length ([how](results/README.md)); the last row has the default. The teacher learned from "
+        f"{read('teacher.json')['config']['images']:,} images with labels, these among them: labels are scarce for the "
+        f"student only. A teacher that had few labels itself, and its masks used as labels, were not tried."
     )
     foot = "The interval of every gain lies above zero." if above else "Not every interval lies above zero."
     longer = paired(found, [FEW["the same, twice as long"], FEW["128 images with labels"]])
@@ -124,34 +143,30 @@ def in_short() -> str:
     early = compare(*read_study(results_file("speed.json")))
     best = max((row for row in early if "gain" in row), key=lambda row: row["gain"])
     epochs = study["runs"][0]["settings"]["epochs"]
-    alone = read("sample-schedule.json")["runs"]
-    same = (run for run in alone if _schedule(run) == _schedule(study["runs"][0]))
-    run = next((run for run in same if twice_as_long(run, alone) is not None), None)
-    enough = ""
-    if run is not None:
-        val, test = (100 * (twice_as_long(run, alone, score) or 0) for score in ("val_miou", "miou"))
-        scores = [
-            100 * e["miou"] for e in study["runs"] if (e["backbone"], e["method"]) == (run["backbone"], "baseline")
-        ]
-        enough = (
-            f"; in one run, twice as many add {val:.1f} points to the baseline on val and {test:.1f} on test. Its "
-            f"seeds lie {max(scores) - min(scores):.1f} points apart, so whether it has converged is not settled"
-        )
-    most = max((row for row in rows if "gain" in row), key=lambda row: row["gain"] + row["gain_interval"])
+    longer = over_longer("sample")
+    added = [
+        f"{plus_minus(-row['gain'], row['gain_interval'], '+')} to {charts.network_name(row['backbone'])}"
+        for row in longer
+        if row["method"] == "baseline" and "gain" in row
+    ]
+    ahead = said([row for row in longer if row["epochs"] == epochs and row.get("verdict") == "better"])
+    equal = [
+        f"`{row['method']}` leads it by {plus_minus(row['gain'], row['gain_interval'], '+')} on "
+        f"{charts.network_name(row['backbone'])} (seeds: {len(row['scores'])})"
+        for row in longer
+        if row["epochs"] > epochs and row["method"] != "baseline"
+    ]
+    as_many = f"With as many epochs as the longer baseline, {' and '.join(equal)}. " if equal else ""
     return (
-        f"**With all {study['runs'][0]['images']} labels** a run has {epochs} epochs{enough}. {said(rows)} The largest "
-        f"upper end of these intervals is {100 * (most['gain'] + most['gain_interval']):+.1f} points, so a gain of "
-        f"that size is not excluded. "
+        f"**With all {study['runs'][0]['images']} labels** a run has {epochs} epochs. {said(rows)} But twice the "
+        f"epochs, for about twice the seconds, add {' and '.join(added)} alone ({len(longer[0]['scores'])} seeds). "
+        f"Over these longer baselines {ahead or f'no method is ahead after {epochs} epochs.'} {as_many}"
         f"**After only {early[0]['epochs']} epochs** the largest gain is "
         f"{plus_minus(best['gain'], best['gain_interval'], '+')} (`{best['method']}`, "
-        f"{charts.network_name(best['backbone'])}): a student with a teacher learns sooner, which is not the same as "
-        f"becoming better.\n\nEvery table and chart, with settings, seeds and costs: "
+        f"{charts.network_name(best['backbone'])}): a student with a teacher learns in fewer epochs, which is not "
+        f"the same as becoming better.\n\nEvery table and chart, with settings, seeds and costs: "
         f"[results/README.md](results/README.md)."
     )
-
-
-def _schedule(run: dict) -> list:
-    return [run["images"], *(run["settings"][key] for key in ("epochs", "weight_decay", "lr", "augment"))]
 
 
 def self_attention() -> str:
@@ -162,7 +177,8 @@ def self_attention() -> str:
         added.append(f"{mean_of(paired(found, pair, backbone))} for {charts.network_name(backbone)}")
     return (
         f"What self-attention adds to SAKD: {', '.join(added)}. Without it (`sakd-plain`) SAKD is attention transfer "
-        f"at its six positions, with its connectors and divisors."
+        f"at its six positions, with its connectors and divisors. It has SAKD's weight; none was chosen for it, nor "
+        f"for `kd+sakd`, which has those of its two parts."
     )
 
 

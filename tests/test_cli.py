@@ -122,12 +122,13 @@ def test_train_prints_scores_and_the_run(
 
 
 def test_train_flags_reach_the_run(tmp_path: Path, tiny_sample: Path, teacher_file: Path) -> None:
-    more = "--method kd --weight 0.5 --preset voc --crop-size 32 --workers 0 --out-stride 8 --seed 4 --limit 16"
-    more += " --nesterov --precision bfloat16"
+    more = "--method kd --weight 0.5 --preset voc --crop-size 32 --scale-to 1.5 --workers 0 --out-stride 8"
+    more += " --seed 4 --limit 16 --nesterov --precision bfloat16"
     assert main(train_arguments(tmp_path / "run", tiny_sample, teacher_file, *more.split())) == 0
     config = Run(tmp_path / "run").config
     assert config["preset"] == "voc" and config["seed"] == 4 and config["images"] == 16
     assert config["model"]["output_stride"] == 8 and config["settings"]["crop_size"] == 32
+    assert (config["settings"]["scale_from"], config["settings"]["scale_to"]) == (0.5, 1.5)
     assert config["settings"]["precision"] == "bfloat16"
     assert config["settings"]["nesterov"] and config["method"]["terms"]["kd"]["weight"] == 0.5
 

@@ -49,6 +49,7 @@ class _Content(TypedDict):
     variants: NotRequired[list[_Variant]]
     students: NotRequired[list[str]]
     methods: NotRequired[list[str]]
+    teacher: NotRequired[Any]
 
 
 class _Described(TypedDict):
@@ -117,6 +118,19 @@ def _study_of(run: Run) -> Path | None:
     """The folder of the study that a run belongs to: STUDY[/VARIANT]/BACKBONE/METHOD/SEED, or STUDY/teacher."""
     above = run.path.resolve().parents
     return next((above[up] for up in (0, 2, 3) if up < len(above) and (above[up] / STUDY_FILE).exists()), None)
+
+
+def teacher_of_study(run: Run) -> str | None:
+    """What `load_teacher` takes for the teacher of a run's study, as its file names it or where it was trained."""
+    home = _study_of(run)
+    if home is None:
+        return None
+    trained = home / "teacher" / "student.safetensors"
+    if trained.exists():
+        return str(trained)
+    described = checked(read_json(home / STUDY_FILE), _Described, home / STUDY_FILE, _WHAT)
+    named = (described.get("study") or {}).get("teacher")
+    return named if isinstance(named, str) else None
 
 
 def _variants(described: dict[str, Any]) -> list[dict[str, Any]]:

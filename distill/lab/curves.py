@@ -13,6 +13,7 @@ from scipy.special import stdtr, stdtrit
 
 POINT = 0.01  # of mIoU
 MANY = 1000  # seeds
+WHOLE = 0.85  # of a schedule: as much as tells how it ends
 
 
 def _quantile(values: int) -> float:
@@ -100,11 +101,12 @@ def gain_at_equal_time(
 ) -> float | None:
     """The lead on val at the moment when the faster of two runs finishes; their durations in seconds.
 
-    The slower run's learning rate has not fallen to its end by then, so its lead is underestimated.
+    None where the slower run had by then gone through less than WHOLE of its schedule: its rate had not fallen yet, and
+    what it scores at a high rate is not what a schedule of that length would give.
     """
-    if min(seconds, baseline_seconds) <= 0:
-        return None
     end = min(seconds, baseline_seconds)
+    if end <= 0 or end < WHOLE * max(seconds, baseline_seconds):
+        return None
     own, other = at_share(entry, end / seconds), at_share(baseline, end / baseline_seconds)
     return None if own is None or other is None else own - other
 

@@ -24,7 +24,7 @@ from torch.utils.data import Subset
 from distill.data.folders import VOCFolder, open_dataset
 from distill.data.transforms import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, normalise
 from distill.errors import DistillError
-from distill.lab.comparison import is_studys_teacher
+from distill.lab.comparison import is_studys_teacher, teacher_of_study
 from distill.lab.curves import POINT, late_rise
 from distill.lab.tables import record
 from distill.methods import build_method
@@ -60,7 +60,7 @@ def diagnose(
 ) -> Iterator[Finding]:
     """Look at finished runs of one student, a baseline and some methods, and at the teacher of the methods.
 
-    `teacher` is what `load_teacher` takes; without it, the teacher that the runs' study trained, or the sample's.
+    `teacher` is what `load_teacher` takes; without it, the teacher of the runs' study, or the sample's.
     Networks are asked about `most` images of a split, evenly chosen. Raises DistillError where a baseline or a method
     is missing, for another teacher than that of the runs, and for runs that have not the same student and data.
     """
@@ -109,8 +109,7 @@ class _Case:
 
     def _teacher(self, given: str | Path | nn.Module | None) -> nn.Module:
         first = next(iter(self.methods.values()))
-        trained = [folder / "teacher" / "student.safetensors" for folder in first.path.parents]
-        source = given or next((path for path in trained if path.exists()), None)
+        source = given or teacher_of_study(first)
         if source is None and self.config["data"] != "sample":
             raise DistillError(f"{first.path} does not say where its teacher is; name it with --teacher")
         source = source or "sample"

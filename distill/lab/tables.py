@@ -183,10 +183,10 @@ def compare(records: list[dict[str, Any]], teacher_miou: float | None = None) ->
 
     The gain is paired: each seed's score less the baseline's of the same seed. `closed` is the share of the gap
     between baseline and teacher that the method closes. `late_rise`, `gain_at_equal_time`, `verdict` and
-    `seeds_to_settle` are explained in `curves`; `p` is that of the gain, `p_holm` corrected for the gains of all rows.
-    `seconds` are processor seconds where all records have them, because other programs may have run meanwhile; else
-    wall-clock seconds, of which nothing is said about equal time where they are a `shared_clock`. Scores are shares
-    between 0 and 1.
+    `seeds_to_settle` are explained in `curves`. `as_fast`: the gain takes no more time than the baseline, or is there
+    at equal time too. `p` is that of the gain, `p_holm` corrected for the gains of all rows. `seconds` are processor
+    seconds where all records have them, because other programs may have run meanwhile; else wall-clock seconds, of
+    which nothing is said about equal time where they are a `shared_clock`. Scores are shares between 0 and 1.
     """
     groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for entry in records:
@@ -224,6 +224,7 @@ def _row(
         miou=float(np.mean(scores)),
         miou_interval=interval95(scores),
         seconds=float(np.mean([entry[clock] for entry in seeds.values()])),
+        processor=clock == "cpu_seconds",
     )
     if any(entry.get("shared_clock") for entry in seeds.values()):
         row["shared_clock"] = True
@@ -245,15 +246,23 @@ def _gains(
     found |= {"verdict": verdict(gains), "seeds_to_settle": seeds_to_settle(gains), "p": p_value(gains)}
     # One time for all seeds of a row: that of a single run depends on what else the machine did.
     own, other = (float(np.mean([run[clock] for run in runs])) for runs in zip(*pairs, strict=True))
+    if _same_steps(pairs):
+        own = max(own, other)  # a term takes no time off a step: that is the clock's noise
     shared = any(run.get("shared_clock") for pair in pairs for run in pair)
     timed = [gain for pair in pairs if (gain := gain_at_equal_time(*pair, own, other)) is not None]
     if len(timed) == len(pairs) and not shared:
         found |= {"gain_at_equal_time": float(np.mean(timed)), "gain_at_equal_time_interval": interval95(timed)}
+    found["as_fast"] = not shared and (own <= other or (bool(timed) and verdict(timed) == "better"))
     start = float(np.mean([other["miou"] for _, other in pairs]))
     if teacher_miou is not None and teacher_miou > start:
         closed = {"closed": found["gain"], "closed_interval": found["gain_interval"]}
         found |= {key: value / (teacher_miou - start) for key, value in closed.items()}
     return found
+
+
+def _same_steps(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
+    """Whether runs saw as many images as their baselines; False where it is not recorded."""
+    return all(own.get("samples") is not None and own["samples"] == other.get("samples") for own, other in pairs)
 
 
 def class_gains(records: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, float]]:
@@ -274,9 +283,11 @@ def class_gains(records: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
     """Rows of `compare` as a Markdown table, in points of mIoU, and below it which baselines may not have converged."""
+    gain = "gain, equal epochs" if _equal_epochs(rows) else "gain"
+    clock = "processor seconds" if any(row.get("processor") for row in rows) else "seconds"
     lines = [
-        "| student | method | mIoU | gain, equal epochs | gain on val, equal time | gap closed | verdict | seeds "
-        "| epochs | seconds per run |",
+        f"| student | method | mIoU | {gain} | gain on val, equal time | gap closed | verdict | seeds | epochs "
+        f"| {clock} per run |",
         f"|{'---|' * 10}",
     ]
     unfinished = not_converged(rows)
@@ -341,26 +352,37 @@ def not_converged(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {backbone: rise for backbone, rise in rises.items() if rise > POINT}
 
 
+def _equal_epochs(rows: list[dict[str, Any]]) -> bool:
+    epochs = {row["backbone"]: row.get("epochs") for row in rows if row["method"] == "baseline"}
+    return all(row.get("epochs") == epochs.get(row["backbone"], row.get("epochs")) for row in rows)
+
+
 def _equal_time(row: dict[str, Any]) -> str:
     known = "gain_at_equal_time" in row
     return plus_minus(row["gain_at_equal_time"], row["gain_at_equal_time_interval"], "+") if known else ""
 
 
 def verdict_of(row: dict[str, Any], unfinished: dict[str, float]) -> str:
-    """The verdict on a gain; where it is not settled, with the number of seeds whose interval would be ± 1 point."""
+    """The verdict on a gain: plainly `better` only where it takes no more time, or is there at equal time too.
+
+    One that is not settled has the number of seeds whose interval would be ± 1 point.
+    """
     if row["method"] == "baseline":
         return "still rising" if row["backbone"] in unfinished else ""
     if "verdict" not in row:
         return ""
     if row["verdict"] == "not settled":
         needed = row["seeds_to_settle"]
-        if needed is not None and needed <= len(row["seeds"]):
-            return "less than a point"  # whichever sign it has
         if needed is None:
             return "not settled: one seed"
+        if abs(row["gain"]) + row["gain_interval"] <= POINT:
+            return "less than a point"  # whichever sign it has
+        if needed <= len(row["seeds"]):
+            return "not settled"
         seeds = f"{MANY:,} seeds or more" if needed == MANY else f"about {needed} seeds"
         return f"not settled (± 1 point would take {seeds})"
-    return f"{row['verdict']}, so far" if row["backbone"] in unfinished else row["verdict"]
+    where = " at equal epochs" if row["verdict"] == "better" and not row["as_fast"] else ""
+    return f"{row['verdict']}{where}{', so far' if row['backbone'] in unfinished else ''}"
 
 
 def plus_minus(value: float, half_width: float, sign: str = "") -> str:

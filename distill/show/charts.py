@@ -244,19 +244,23 @@ def export_chart(points: Sequence[dict[str, Any]]) -> Figure:
     """mIoU against milliseconds per image and against megabytes of the file, for networks in each of `WAYS`.
 
     A point has `network`, `way`, `miou` (a share), `milliseconds` and `bytes`. A dotted line joins the points to which
-    no other is preferable, being as good and cheaper, or better at the same cost.
+    no other is preferable, being as good and cheaper, or better at the same cost. Those of a network that was hardly
+    trained have `trained` False: they are hollow and not on the line.
     """
     panels = {"milliseconds": ("milliseconds per image", 1), "bytes": ("megabytes", 1e6)}
     with style():
         figure = Figure(figsize=(9.4, 3.9))
         for axis, (key, (label, unit)) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
-            best = _preferable(points, key)
+            best = _preferable([point for point in points if point.get("trained", True)], key)
             axis.plot([point[key] for point in best], [100 * point["miou"] for point in best], "k:", lw=1, zorder=1)
             for point in points:
                 colour, marker = WAYS[point["way"]]
-                axis.scatter(
-                    point[key], 100 * point["miou"], 60, color=colour, marker=marker, ec="black", lw=0.6, zorder=2
+                look = (
+                    {"fc": colour, "ec": "black", "lw": 0.6}
+                    if point.get("trained", True)
+                    else {"fc": "white", "ec": colour}
                 )
+                axis.scatter(point[key], 100 * point["miou"], 60, marker=marker, zorder=2, **look)
             for network in dict.fromkeys(point["network"] for point in points):
                 own = [point for point in points if point["network"] == network]
                 last = max(own, key=lambda point: point[key])
@@ -422,9 +426,11 @@ def time_chart(
                 _draw_band(axis, method, histories, "val_miou", dashes, pace)
             if teacher_miou is not None:
                 axis.axhline(100 * teacher_miou, color="black", lw=1, ls="--", zorder=1)
-                axis.annotate("teacher", (0, 100 * teacher_miou), (3, 2), textcoords="offset points")
+                end = axis.get_yaxis_transform()  # from the panel's left edge, 0, to its right one, 1
+                text = f"teacher {100 * teacher_miou:.1f}"
+                axis.annotate(text, (1, 100 * teacher_miou), (-3, -3), end, "offset points", ha="right", va="top")
             axis.set(title=network_name(student), xlabel="seconds of training (mean and range over seeds)")
-            axis.set_xlim(left=0)
+            axis.set_xlim(0, 1.04 * axis.get_xlim()[1])
             axis.grid(axis="y")
         axes[0].set_ylabel("mIoU on validation images, %")
         _legend_above(figure, max(len(methods) for methods in students.values()))

@@ -63,7 +63,7 @@ SLIM: dict[str, dict[str, Any]] = {
 TUNED: dict[str, dict[str, dict[str, Any]]] = {
     "sample": {
         "kd": {"weight": 10.0},
-        "at": {"weight": 5.0},
+        "at": {"weight": 0.5},
         "ofd": {"weight": 3.2e-3},
         "sakd": {"weight": 1.0},
         "sakd-plain": {"weight": 1.0},  # that of sakd, which it is the ablation of

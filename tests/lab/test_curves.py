@@ -48,19 +48,46 @@ def test_a_curve_scored_too_rarely_says_nothing(scores: dict[int, float]) -> Non
 
 def test_at_equal_time_both_curves_are_read_when_the_faster_run_is_finished() -> None:
     slow, fast = run({5: 0.4, 10: 0.6}), run({5: 0.3, 10: 0.5})
-    assert gain_at_equal_time(slow, fast, 20.0, 10.0) == pytest.approx(0.4 - 0.5)
-    assert gain_at_equal_time(slow, fast, 10.0, 20.0) == pytest.approx(0.6 - 0.3)
+    assert gain_at_equal_time(slow, fast, 20.0, 19.0) == pytest.approx(0.58 - 0.5)
+    assert gain_at_equal_time(slow, fast, 19.0, 20.0) == pytest.approx(0.6 - 0.48)
     assert gain_at_equal_time(slow, fast, 10.0, 10.0) == pytest.approx(0.1)
-    assert gain_at_equal_time(slow, fast, 40.0, 10.0) is None, "it was not scored by then"
+    assert gain_at_equal_time(run({10: 0.6}), fast, 20.0, 19.0) is None, "it was not scored by then"
     assert gain_at_equal_time({**slow, "history": []}, fast, 1.0, 1.0) is None
     assert gain_at_equal_time(slow, fast, 0.0, 1.0) is None
 
 
+def test_a_run_cut_in_the_middle_of_its_schedule_is_not_compared_at_equal_time() -> None:
+    """At a high rate a network scores less than a whole schedule of that length would give it."""
+    slow, fast = run({5: 0.4, 10: 0.6}), run({5: 0.3, 10: 0.5})
+    assert gain_at_equal_time(slow, fast, 20.0, 16.9) is None and gain_at_equal_time(slow, fast, 16.9, 20.0) is None
+    runs = [run({2: 0.5, 4: 0.6}, seed=seed) for seed in range(3)]
+    runs += [run({2: 0.5, 4: 0.65 + seed / 1000}, "kd", seed, seconds=20.0) for seed in range(3)]
+    assert "gain_at_equal_time" not in compare(runs)[1] and "| better at equal epochs" in markdown_table(compare(runs))
+    for entry in runs[:3]:
+        entry["seconds"] = 30.0
+    assert "| better, so far |" in markdown_table(compare(runs)), "in less time"
+
+
+def test_a_term_makes_no_step_shorter() -> None:
+    """Where the clock says so it is noise, and the baseline is not cut for it."""
+    runs = [run({9: 0.5, 10: 0.6}, samples=80), run({9: 0.6, 10: 0.7}, "kd", seconds=9.5, samples=80)]
+    assert compare(runs)[1]["gain_at_equal_time"] == pytest.approx(0.7 - 0.6)
+    runs[1]["samples"] = 76
+    assert compare(runs)[1]["gain_at_equal_time"] == pytest.approx(0.7 - 0.55)
+
+
+def test_a_gain_over_a_baseline_of_another_length_is_not_called_one_at_equal_epochs() -> None:
+    runs = [run({10: 0.6}, settings={"epochs": 10}), run({9: 0.7}, "kd", settings={"epochs": 9})]
+    assert "gain, equal epochs" not in markdown_table(compare(runs))
+    runs[1]["settings"] = {"epochs": 10}
+    assert "gain, equal epochs" in markdown_table(compare(runs))
+
+
 def test_the_processors_seconds_count_where_they_are_known() -> None:
-    runs = [run({1: 0.5, 2: 0.6}, seconds=90.0, cpu_seconds=10.0), run({1: 0.5, 2: 0.7}, "kd", cpu_seconds=20.0)]
+    runs = [run({1: 0.5, 2: 0.6}, seconds=90.0, cpu_seconds=19.0), run({1: 0.5, 2: 0.7}, "kd", cpu_seconds=20.0)]
     rows = compare(runs)
-    assert [row["seconds"] for row in rows] == [10.0, 20.0]
-    assert rows[1]["gain_at_equal_time"] == pytest.approx(0.5 - 0.6)
+    assert [row["seconds"] for row in rows] == [19.0, 20.0]
+    assert rows[1]["gain_at_equal_time"] == pytest.approx(0.68 - 0.6) and "processor seconds" in markdown_table(rows)
     del runs[1]["cpu_seconds"]
     assert [row["seconds"] for row in compare(runs)] == [90.0, 10.0], "one clock for a whole table"
 
@@ -89,6 +116,8 @@ def test_one_value_says_nothing_about_seeds_and_a_wild_scatter_wants_many() -> N
     small = [run({4: 0.5}, seed=seed) for seed in range(3)]
     small += [run({4: 0.5 + gain}, "kd", seed) for seed, gain in enumerate((0.001, -0.001, 0.0015))]
     assert "| less than a point |" in markdown_table(compare(small)), "more seeds would settle no point"
+    wide = small[:3] + [run({4: 0.5 + gain}, "kd", seed) for seed, gain in enumerate((0.003, 0.008, 0.010))]
+    assert "| +0.7 ± 0.9 |" in markdown_table(compare(wide)) and "| not settled |" in markdown_table(compare(wide))
     assert seeds_to_settle([0.1]) is None and seeds_to_settle([0.0, 1.0]) == MANY
 
 

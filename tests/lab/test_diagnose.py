@@ -16,6 +16,7 @@ from distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
 from distill.files import read_json, write_json
 from distill.lab.diagnose import Finding, confidence, diagnose, exchanged_classes, gradient_ratios
 from distill.networks.deeplab import DeepLabV3Plus
+from distill.networks.saving import save_model
 from distill.training.evaluation import Scores
 
 SETTINGS = {"epochs": 4, "batch_size": 8, "evaluate_every": 1, "progress": False}
@@ -171,18 +172,28 @@ def test_mistakes_are_one_sentence(train: Callable[..., Path], refused) -> None:
     refused("is not the teacher of", call=lambda: list(diagnose([folder / "baseline", folder], other)))
 
 
-def test_the_teacher_that_a_study_trained_is_no_baseline(train: Callable[..., Path]) -> None:
-    folder = train(weight=1.0)
-    (folder / "study.json").write_text("{}")
-    shutil.copytree(folder / "kd" / "seed0", folder / "teacher")
-    config = read_json(folder / "teacher" / "config.json")
-    write_json(folder / "teacher" / "config.json", {**config, "method": {"name": "baseline", "terms": {}}})
+def test_the_teacher_that_a_study_trained_is_no_baseline(train: Callable[..., Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(train(weight=1.0), tmp_path / "study" / "resnet18")
+    (tmp_path / "study" / "study.json").write_text("{}")
+    teacher = shutil.copytree(folder / "kd" / "seed0", tmp_path / "study" / "teacher")
+    config = read_json(teacher / "config.json")
+    write_json(teacher / "config.json", {**config, "method": {"name": "baseline", "terms": {}}})
     score = {"miou": 0.99, "pixel_accuracy": 1.0, "per_class_iou": {}}
-    write_json(folder / "teacher" / "scores.json", {"best": {"val_miou": 0.99}, "val": score})
+    write_json(teacher / "scores.json", {"best": {"val_miou": 0.99}, "val": score})
     with pytest.raises(DistillError, match="not the teacher"):  # it is taken for the teacher
         by_check(folder)
     given = load_teacher("sample")
     assert by_check(folder, given)["teacher"].fine
+
+
+def test_the_teacher_is_the_one_that_the_study_file_names(train: Callable[..., Path], tmp_path: Path, refused) -> None:
+    save_model(exchanged(), tmp_path / "own.safetensors")
+    folder = shutil.copytree(train(str(tmp_path / "own.safetensors"), weight=1.0), tmp_path / "study" / "resnet18")
+    described = {"study": {"teacher": str(tmp_path / "own.safetensors"), "students": ["resnet18"]}}
+    write_json(tmp_path / "study" / "study.json", described)
+    assert not by_check(folder)["classes"].fine
+    write_json(tmp_path / "study" / "study.json", {"study": {"teacher": str(tmp_path / "moved.safetensors")}})
+    refused("moved.safetensors", call=lambda: by_check(folder))
 
 
 def test_runs_on_other_images_are_not_pooled(train: Callable[..., Path], refused) -> None:

@@ -4,6 +4,7 @@ Running them is another test's business; this one reads the files and the record
 """
 
 import ast
+import base64
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from packaging.utils import canonicalize_name
 
 from distill.files import PROJECT
 from studies.prose import MARK, recorded
-from studies.run_notebooks import NOTE, stated_seconds
+from studies.run_notebooks import NOTE, packed, stated_seconds
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -91,6 +92,14 @@ def test_every_widget_is_followed_by_a_picture(path):
     for index, cell in enumerate(cells):
         if any(NOTE in output.get("data", {}).get("text/plain", "") for output in cell.outputs):
             assert any("image/png" in output.get("data", {}) for output in cells[index + 1].outputs)
+
+
+@each
+def test_every_picture_is_packed(path):
+    """With a palette: a clone holds every version of every picture."""
+    for output in outputs(path):
+        if picture := output.get("data", {}).get("image/png"):
+            assert b"PLTE" in base64.b64decode(picture)[:100] and packed(picture) == picture
 
 
 @each

@@ -125,6 +125,8 @@ def test_exported_networks_with_a_line_through_those_that_no_other_beats() -> No
     assert times.lines[0].get_xydata().tolist() == [[0.5, 69.0], [2.0, 70.0]]  # MobileNetV2 is slower and worse
     assert sizes.lines[0].get_xydata()[:, 1].tolist() == [60.0, 69.0, 70.0]
     assert {text.get_text() for text in times.texts} == {"ResNet-18", "MobileNetV2"}
+    points[2]["trained"] = False
+    assert charts.export_chart(points).axes[1].lines[0].get_xydata()[:, 1].tolist() == [69.0, 70.0]
 
 
 def test_losses_by_class_are_hatched() -> None:
