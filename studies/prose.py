@@ -30,9 +30,9 @@ def recorded() -> dict[str, str]:
     values["teacher.images"] = f"{teacher['config']['images']:,}"
     for control in read_json(results_file("sample-controls.json"))["controls"]:
         values[f"control.{control['name']}"] = f"{100 * control['miou']:.1f}"
-    attention = paired_difference("sakd", "sakd-plain")["resnet18"]
-    values["attention.gain"] = f"{100 * sum(attention) / len(attention):+.1f}"
-    values["attention.interval"] = f"{100 * interval95(attention):.1f}"
+    for student, leads in paired_difference("sakd", "sakd-plain").items():
+        values[f"attention.{student}.gain"] = f"{100 * sum(leads) / len(leads):+.1f}"
+        values[f"attention.{student}.interval"] = f"{100 * interval95(leads):.1f}"
     seconds = sum(read_json(results_file("notebooks.json"))["seconds"].values())
     return values | {"notebooks.minutes": f"{math.ceil(seconds / 60)}"} | _published()
 
