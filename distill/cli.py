@@ -150,6 +150,7 @@ def _add_train(commands: Commands) -> None:
         ("--scale-from", float),
         ("--scale-to", float),
         ("--lr", float),
+        ("--weight-decay", float),
         ("--workers", int),
         ("--evaluate-every", int),
     ):
@@ -431,7 +432,9 @@ def _add_data(commands: Commands) -> None:
         sample.add_argument(f"--{split}", type=int, default=count, help="number of images")
     sample.add_argument("--size", type=int, default=64, help="pixels per side")
     sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--label-noise", type=float, default=0.0, help="share of wrong labels in the train split")
+    sample.add_argument(
+        "--label-noise", type=float, default=0.0, help="share of classes called another, image by image"
+    )
     check = _command(kinds, "check", _check, "read every image and mask of a folder in VOC layout")
     check.add_argument("folder", type=Path)
     check.add_argument("--json", action="store_true")

@@ -15,7 +15,7 @@ from distill.lab.plan import load_study, plan
 from distill.lab.tables import compare, markdown_table, plus_minus, read_study, results_file
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
-from studies import blocks
+from studies import blocks, conditions
 from studies.blocks import mean_of, over_longer, paired, read, recorded_on, said
 from studies.prose import fill
 
@@ -54,6 +54,7 @@ def results_page() -> str:
         blocks.converged(),
         blocks.unlabelled(),
         blocks.schedule(),
+        *map(conditions.section, conditions.recorded()),
     ]
     short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), blocks.few_labels(), blocks.quirks()]
     return "\n\n".join([head, *converged, *short, blocks.camvid(), steps(), blocks.exported(), blocks.page()]) + "\n"
@@ -102,7 +103,7 @@ def few() -> str:
     alone = {row: average(runs[what], "val_miou") for what, row in FEW.items() if row[1] == "baseline"}
     best = max(alone, key=alone.__getitem__)
     lines = [
-        "| learns from | mIoU | gain over the better baseline | epochs | weight decay | seconds per run |",
+        "| learns from | mIoU | gain over the better baseline | epochs | weight decay | processor seconds per run |",
         "|---|---|---|---|---|---|",
     ]
     above = True
@@ -161,11 +162,21 @@ def in_short() -> str:
         f"**With all {study['runs'][0]['images']} labels** a run has {epochs} epochs. {said(rows)} But twice the "
         f"epochs, for about twice the seconds, add {' and '.join(added)} alone ({len(longer[0]['scores'])} seeds). "
         f"Over these longer baselines {ahead or f'no method is ahead after {epochs} epochs.'} {as_many}"
-        f"**After only {early[0]['epochs']} epochs** the largest gain is "
+        f"In one run each, {charts.network_name('resnet18')} alone has {doublings()}. "
+        f"{conditions.in_short()} **After only {early[0]['epochs']} epochs** the largest gain is "
         f"{plus_minus(best['gain'], best['gain_interval'], '+')} (`{best['method']}`, "
         f"{charts.network_name(best['backbone'])}): a student with a teacher learns in fewer epochs, which is not "
         f"the same as becoming better.\n\nEvery table and chart, with settings, seeds and costs: "
         f"[results/README.md](results/README.md)."
+    )
+
+
+def doublings() -> str:
+    """What the baseline alone reaches with more and more epochs of all images, one run each."""
+    runs = {run["variant"]: run for run in read("sample-schedule.json")["runs"]}
+    names = [f"500 labels, {epochs} epochs" for epochs in (96, 192, 384)]
+    return ", ".join(
+        f"{100 * runs[name]['miou']:.1f} after {runs[name]['settings']['epochs']} epochs" for name in names
     )
 
 
@@ -266,6 +277,11 @@ def draw_few_labels() -> None:
     save(charts.label_chart(by_labels(found), found.teacher["miou"]), RESULTS / "few-labels.png")
 
 
+def draw_conditions() -> None:
+    for condition in conditions.recorded():
+        save(condition.chart(), RESULTS / f"{condition.record}.png")
+
+
 def draw_export() -> None:
     save(charts.export_chart(blocks.export_points()), RESULTS / "export.png")
 
@@ -279,6 +295,7 @@ def main() -> None:
     draw_masks()
     draw_gains()
     draw_few_labels()
+    draw_conditions()
     draw_export()
     path = PROJECT / "README.md"
     write_text(path, readme_with_results(path.read_text(encoding="utf-8")))

@@ -4,6 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from distill import cli
@@ -20,10 +21,19 @@ PAGES = [
     *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md", "benchmarks/README.md")),
     *sorted((PROJECT / "docs").glob("*.md")),
 ]
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+ELSEWHERE = {"--fill"}  # options of scripts that the text names beside our own
 
 
 def _named(page: Path) -> str:
     return str(page.relative_to(PROJECT))
+
+
+def _prose(page: Path) -> str:
+    if page.suffix != ".ipynb":
+        return page.read_text()
+    cells = nbformat.read(page, as_version=4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
 def test_the_readme_is_short() -> None:
@@ -50,18 +60,21 @@ def test_links_lead_to_files(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_named)
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=_named)
 def test_commands_and_options_exist(page: Path) -> None:
     """Of every `python -m distill COMMAND --option` in a block of code, and of every `make` target."""
-    text = page.read_text().replace("\\\n", " ")
+    text = _prose(page).replace("\\\n", " ")
     commands = _subcommands(cli._parser())
     for name, rest in re.findall(r"python -m distill +([a-z]+)([^#`\n]*)", text):
         assert name in commands, name
         known = {name: parser for name, parser in _subcommands(commands[name]).items() if name in rest.split()}
         options = {option for parser in (commands[name], *known.values()) for option in parser._option_string_actions}
         assert set(re.findall(r"--[\w-]+", rest)) <= options, f"{name}{rest}"
+    every = [parser for one in commands.values() for parser in (one, *_subcommands(one).values())]
+    known_options = {option for parser in every for option in parser._option_string_actions} | ELSEWHERE
+    assert set(re.findall(r"`(--[a-z][\w-]+)", text)) <= known_options
     targets = re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(), flags=re.M)
-    assert set(re.findall(r"(?:`|^)make ([\w-]+)", text, flags=re.M)) <= set(targets)
+    assert set(re.findall(r"(?:`|^)make ([\w-]+)(?=`| *$|  +#| [A-Z]+=)", text, flags=re.M)) <= set(targets)
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

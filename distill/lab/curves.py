@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
+from distill.training.settings import with_every_setting
+
 POINT = 0.01  # of mIoU
 MANY = 1000  # seeds
 WHOLE = 0.85  # of a schedule: as much as tells how it ends
@@ -127,4 +129,9 @@ def twice_as_long(entry: dict[str, Any], others: Sequence[dict[str, Any]], score
 
 
 def _but_epochs(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry["settings"].items() if key not in ("epochs", "evaluate_every")}
+    """A setting that did not exist yet when a run was made had its default."""
+    return {
+        key: value
+        for key, value in with_every_setting(entry["settings"]).items()
+        if key not in ("epochs", "evaluate_every")
+    }

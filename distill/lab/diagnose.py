@@ -42,6 +42,7 @@ WEAK, STRONG = 0.05, 20.0  # gradients of a term, as multiples of cross-entropy'
 CERTAIN = 0.99  # the mean probability of the teacher's first choice
 EXCHANGED = 0.4  # IoU between one class and another
 OVERFIT = 0.2  # mIoU on the images that it learned from, above that on val
+FOREIGN = 0.2  # mIoU of a teacher on val, above that on the student's training images
 
 
 class Finding(NamedTuple):
@@ -174,6 +175,13 @@ class _Case:
             f"On {len(self.learned_from)} training images that have labels the baseline has "
             f"{_points(self.own_train.miou)} mIoU, the teacher {_points(teacher.miou)}"
         )
+        if teacher.miou < self.scores["val"].miou - FOREIGN:
+            return Finding(
+                "labels",
+                False,
+                f"{found}, and on val {_points(self.scores['val'].miou)}: train and val are not alike, or masks of "
+                f"train are wrong. Look at some where teacher and mask differ",
+            )
         if self.own_train.miou < teacher.miou - POINT:
             return Finding("labels", True, found)
         further = min(run.config.get("unlabelled", 0) for run in self.methods.values())

@@ -137,7 +137,7 @@ def label_chart(lines: Mapping[str, Mapping[int, tuple[float, float]]], teacher_
         axis = figure.subplots()
         places = sorted({place for line in lines.values() for place in line})
         for index, (label, line) in enumerate(lines.items()):
-            colour, marker = _look(label.split(",")[0].lower())
+            colour, marker = _look(label.lower())
             looks: dict[str, Any] = {"marker": marker, "color": colour, "ms": 6, "mec": "black", "mew": 0.6}
             looks |= {"ls": "--" if "," in label else "-", "lw": 1.4, "elinewidth": 0.9, "capsize": 3}
             aside = 1.02 ** (index - (len(lines) - 1) / 2)  # so that intervals do not cover each other
@@ -468,19 +468,24 @@ def _legend_above(figure: Figure, columns: int) -> None:
     for axis in figure.axes:
         handles, labels = axis.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
-    fitting = int(figure.get_figwidth() / 1.25)  # inches that an entry takes
+    longest = max(map(len, found), default=0)
+    fitting = int(figure.get_figwidth() / max(1.25, 0.6 + 0.085 * longest))  # inches that an entry takes
     columns = max(1, min(columns, fitting))
     figure.legend(found.values(), found.keys(), ncols=columns, loc="outside upper left", columnspacing=1.2)
 
 
 def _look(method: str) -> tuple[str, str]:
-    """Colour and marker; a method without looks of its own takes one of the spare ones, always the same."""
+    """Colour and marker; a method without looks of its own takes one of the spare ones, always the same.
+
+    What follows a comma, such as "baseline, twice the epochs", changes nothing: lines of a chart differ in dashes.
+    """
+    method = method.split(",")[0]
     return LOOKS.get(method) or _OTHER_LOOKS[sum(map(ord, method)) % len(_OTHER_LOOKS)]
 
 
 def method_name(method: str) -> str:
-    """`kd+sakd` to KD+SAKD; `baseline` and `teacher` stay words."""
-    return method if method in ("baseline", "teacher") else method.upper()
+    """`kd+sakd` to KD+SAKD; `baseline`, `teacher` and what is said of them stay words."""
+    return method if method.startswith(("baseline", "teacher")) else method.upper()
 
 
 def network_name(backbone: str) -> str:

@@ -61,6 +61,54 @@ def unfair_baseline(answer: Callable[..., Any]) -> None:
     expect(False, f"`compare` puts both runs into one table: it takes no offence at {changed}")
 
 
+# ---------------------------------------------------------------------------------- 06b_where_it_helps
+
+
+@exercise
+def wrong_share(answer: Callable[..., Any]) -> None:
+    truth = np.array([[0, 1, 1, 255], [2, 2, 0, 255]])
+    mask = np.array([[0, 1, 3, 4], [2, 255, 5, 255]])
+    value = answer(mask, truth)
+    expect(np.isclose(value, 0.4), f"of 5 pixels that have a label in both, 2 differ: 0.4, not {value:.3g}")
+    value = answer(truth, truth)
+    expect(value == 0, f"a mask has nothing wrong beside itself; yours says {value:.3g}")
+
+
+@exercise
+def corrected(answer: Callable[..., Any]) -> None:
+    random = np.random.default_rng(0)
+    probabilities = random.dirichlet(np.full(4, 0.3), (6, 7)).transpose(2, 0, 1)
+    mask = random.integers(0, 4, (6, 7))
+    mask[0] = 255
+    given = mask.copy()
+    for sure in (0.5, 0.9):
+        wanted = mask.copy()
+        for place in np.ndindex(mask.shape):
+            best = int(probabilities[(slice(None), *place)].argmax())
+            if mask[place] != 255 and probabilities[(best, *place)] >= sure:
+                wanted[place] = best
+        found = np.asarray(answer(mask, probabilities, sure))
+        expect(found.shape == mask.shape, f"give a mask of {mask.shape}, as the one given; yours is {found.shape}")
+        expect(bool((found[0] == 255).all()), "void, 255, stays void")
+        wrong = int((found != wanted).sum())
+        expect(wrong == 0, f"{wrong} of {mask.size} pixels differ where the teacher has to be at least {sure} sure")
+    expect(bool((mask == given).all()), "the mask itself was changed; work on a copy")
+
+
+@exercise
+def what_a_gain_is(answer: Callable[..., Any]) -> None:
+    cases = {
+        "better": ([0.05, 0.06, 0.055], [0.03, 0.035, 0.03]),
+        "faster": ([0.05, 0.06, 0.055], [0.01, -0.02, 0.005]),
+        "not settled": ([0.05, -0.04, 0.02], [0.01, -0.05, 0.0]),
+    }
+    for word, (equal, longer) in cases.items():
+        found = answer(equal, longer)
+        expect(found == word, f"{equal} over equal epochs and {longer} over twice as many: {word!r}, not {found!r}")
+    found = answer([0.05, -0.04, 0.02], [0.03, 0.035, 0.03])
+    expect(found == "better", f"what is ahead of the longer baseline is better, whatever the shorter did: {found!r}")
+
+
 # --------------------------------------------------------------------------------------- 07_visualize
 
 

@@ -118,6 +118,15 @@ def test_a_baseline_that_knows_its_images_by_heart_is_found(
     assert not found.fine and "overfits" in found.sentence and "weight decay" in found.sentence
 
 
+def test_wrong_labels_are_found(train: Callable[..., Path], make_student: Callable, tmp_path: Path) -> None:
+    noisy = make_sample(tmp_path / "noisy", train=16, val=60, test=1, label_noise=0.5, progress=False)
+    for method in ("baseline", "kd"):
+        teacher = None if method == "baseline" else "sample"
+        fit(make_student(), method, teacher, "sample", data_root=noisy, out=tmp_path / method / "seed0", **SETTINGS)
+    found = by_check(tmp_path)["labels"]
+    assert not found.fine and "masks of train are wrong" in found.sentence
+
+
 def test_images_without_labels_leave_something_to_teach(train: Callable[..., Path], make_student: Callable) -> None:
     teacher = load_teacher(make_student("resnet101"))
     folder = train(teacher)

@@ -27,7 +27,7 @@ from distill.lab.pool import Job, progress_bar, run_all, slots
 from distill.lab.study import Study
 from distill.lab.study_file import Variant
 from distill.lab.tables import check_comparable
-from studies import blocks
+from studies import blocks, conditions
 
 GOOD = """
 about = "A study."
@@ -779,6 +779,30 @@ def test_the_readme_can_show_what_faults_are_worth(tmp_path: Path, monkeypatch: 
     assert "| losses are divided twice | kd | +10.0 ± 0.0 | +15.0 ± 0.0 | +5.0 ± 0.0 |" in block
     assert "| baselines train half as long at twice the rate | kd | +10.0 ± 0.0 | +13.0 ± 0.0 | +3.0 ± 0.0 |" in block
     assert "| padding is labelled background | kd |" in block and "+1.0 ± 0.0 for baseline" in block
+
+
+def test_a_condition_stands_beside_the_usual_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worth(run: Planned) -> float:
+        more = 0.06 * (run.variant == "decay 0.3") + 0.04 * (run.settings.epochs == 192)
+        return 0.1 * (run.keywords["method"] == "ofd") + more
+
+    for name in ("label-noise", "teacher-masks", "sample", "sample-long"):
+        study = recorded(name, worth)
+        study["teacher"]["val_miou"] = 0.9
+        for run in study["runs"]:
+            run |= {"cpu_seconds": 1.0, "history": [{"epoch": run["settings"]["epochs"], "val_miou": 0.5}]}
+            run["settings"]["weight_decay"] = 0.02
+        write_json(tmp_path / f"{name}.json", study)
+    monkeypatch.setattr(blocks, "results_file", lambda name: tmp_path / name)
+    (noise,) = [one for one in conditions.CONDITIONS if one.record == "label-noise"]
+    block = conditions.section(noise)
+    assert "| as in the study sample | ofd | 96 | 0.02 | 1 | 62.0 ± 2.0 | +10.0 ± 0.0 | +6.0 ± 0.0 | 5 |" in block
+    assert "| as in the study sample | baseline | 192 | 0.02 | 1 | 55.0 ± 2.5 |  | the best | 3 |" in block
+    assert "| three labels in ten wrong | ofd | 96 | 0.02 | 1 | 61.0 ± 2.5 | +10.0 ± 0.0 | +4.0 ± 0.0 | 3 |" in block
+    assert "lies above zero for ofd (as in the study sample); ofd (three labels in ten wrong)" in block
+    assert "| three labels in ten wrong | teacher's masks as labels | 96 | 0.02 | 1 | 51.0 ± 2.5 | +0.0" in block
+    titles = [axis.get_title(loc="left") for axis in noise.chart().axes]
+    assert titles == ["as in the study sample", "three labels in ten wrong"]
 
 
 def test_what_a_record_does_not_hold_is_said(tmp_path: Path) -> None:

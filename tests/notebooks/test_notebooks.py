@@ -137,6 +137,7 @@ def test_the_course_is_complete_and_short():
         "05_training",
         "05b_precision_and_devices",
         "06_compare",
+        "06b_where_it_helps",
         "07_visualize",
         "07b_real_photographs",
         "08_full_scale_voc",

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 
 from distill import losses
+from distill.lab.curves import interval95
 from distill.show import exercises
 from studies.run_notebooks import NOTEBOOKS
 
@@ -209,7 +211,23 @@ TRAINING = {
 }
 
 
-@pytest.mark.parametrize(("name", "wrong"), (LOSSES | TRAINING).values(), ids=LOSSES | TRAINING)
+RESULTS = {
+    "void counts": ("wrong_share", lambda mask, truth: (mask != truth).mean()),
+    "void is corrected": ("corrected", lambda mask, p, sure: np.where(p.max(0) >= sure, p.argmax(0), mask)),
+    "never mind how sure": ("corrected", lambda mask, p, sure: np.where(mask != 255, p.argmax(0), mask)),
+    "the means alone": (
+        "what_a_gain_is",
+        lambda equal, longer: "better" if sum(longer) > 0 else "faster" if sum(equal) > 0 else "not settled",
+    ),
+    "the shorter baseline alone": (
+        "what_a_gain_is",
+        lambda equal, longer: "better" if np.mean(equal) > interval95(equal) else "not settled",
+    ),
+}
+MISTAKES = LOSSES | TRAINING | RESULTS
+
+
+@pytest.mark.parametrize(("name", "wrong"), MISTAKES.values(), ids=MISTAKES)
 def test_plausible_mistakes_do_not_pass(name: str, wrong: Callable) -> None:
     def answer(*given: object, **options: object) -> object:
         return wrong(*given, **options)

@@ -163,3 +163,13 @@ def test_a_line_over_time_ends_where_the_run_was_finished() -> None:
     first, second, teacher = figure.axes[0].get_lines()
     assert list(first.get_xdata()) == [4.0, 8.0] and list(first.get_ydata()) == pytest.approx([35.0, 50.0])
     assert list(second.get_xdata()) == [15.0, 30.0] and set(teacher.get_ydata()) == {80.0}
+
+
+def test_a_longer_baseline_looks_like_a_baseline_and_is_dashed() -> None:
+    history = [[{"epoch": 1, "val_miou": 0.4}, {"epoch": 2, "val_miou": 0.6}]]
+    methods = ("baseline", "baseline, twice the epochs")
+    seconds = {("resnet18", method): 8.0 for method in methods}
+    figure = charts.time_chart({"resnet18": dict.fromkeys(methods, history)}, seconds)
+    first, second = figure.axes[0].get_lines()
+    assert first.get_color() == second.get_color() and first.get_linestyle() != second.get_linestyle()
+    assert second.get_label() == "baseline, twice the epochs"

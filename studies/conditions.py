@@ -1,0 +1,198 @@
+"""Where does distillation help? The conditions that the literature names, as recorded: a table and a chart of each.
+
+A method is compared with the baseline of as many epochs, and with the best of all baselines of its setting, by the mean
+on val: one of twice as many epochs, which costs about twice the seconds, and where there are some of other decays. What
+is ahead of that one is not only faster.
+"""
+
+from dataclasses import dataclass, field
+
+from matplotlib.figure import Figure
+
+from distill.files import PROJECT
+from distill.lab.curves import interval95
+from distill.lab.tables import plus_minus
+from distill.show import charts
+from studies.blocks import gain_of, lead_row, read, recorded_on
+
+RESULTS = PROJECT / "results"
+LONGER = "baseline, twice the epochs"
+STUDENT, METHODS = "resnet18", ("kd", "ofd")
+Place = tuple[str, str]  # a record in results/, without its ending, and a variant in it
+
+
+@dataclass
+class Setting:
+    """Where its runs are, those of the longer baselines, and its baselines if elsewhere.
+
+    `others` are baselines of other settings, by what differs; `controls` are runs that a teacher had a part in.
+    """
+
+    name: str
+    runs: Place
+    longer: Place
+    baselines: Place | None = None
+    others: dict[str, Place] = field(default_factory=dict)
+    controls: dict[str, Place] = field(default_factory=dict)
+
+    def found(self) -> dict[str, list[dict]]:
+        """Its runs by method, baselines first, each other baseline under a name that begins so."""
+        runs = {"baseline": _runs(self.baselines or self.runs, "baseline"), LONGER: _runs(self.longer, "baseline")}
+        runs |= {f"baseline, {what}": _runs(place, "baseline") for what, place in self.others.items()}
+        runs |= {method: _runs(self.runs, method) for method in METHODS}
+        return runs | {what: _runs(place, "baseline") for what, place in self.controls.items()}
+
+    def teacher(self) -> float:
+        return read(f"{self.runs[0]}.json")["teacher"]["val_miou"]
+
+
+@dataclass
+class Condition:
+    """A question and the settings that answer it; the first is that of the study `sample`."""
+
+    record: str
+    question: str
+    settings: list[Setting]
+
+    def table(self) -> str:
+        lines = [
+            "| setting | method | epochs | decay | processor seconds | mIoU | gain, equal epochs "
+            "| lead over the best baseline | seeds |",
+            f"|{'---|' * 9}",
+        ]
+        for setting in self.settings:
+            runs = setting.found()
+            for method, own in runs.items():
+                lines.append(f"| {setting.name} | {' | '.join(_cells(own, runs, method))} |")
+        return "\n".join(lines)
+
+    def read_out(self) -> str:
+        """What the leads over the best baselines allow to say."""
+        said: dict[str, list[str]] = {"better": [], "worse": [], "not settled": []}
+        for setting in self.settings:
+            runs = setting.found()
+            for method in METHODS:
+                said[_lead(runs[method], runs[best_baseline(runs)])["verdict"]].append(f"{method} ({setting.name})")
+        words = {"better": "lies above zero for", "worse": "lies below zero for", "not settled": "includes zero for"}
+        told = [f"{words[verdict]} {'; '.join(rows)}" for verdict, rows in said.items() if rows]
+        return f"The 95 % interval of the lead over the best baseline {', '.join(told)}. {self.stopping()}"
+
+    def stopping(self) -> str:
+        """What the baselines would have if they had been stopped at the right moment, of the settings but the usual."""
+        told = []
+        for setting in self.settings[1:]:
+            runs = setting.found()
+            own = runs[best_baseline(runs)]
+            more = _mean(own, "best_val_miou") - _mean(own, "val_miou")
+            told.append(f"{100 * more:+.1f} ({setting.name})")
+        return (
+            f"At its best epoch on val instead of its last the best baseline would have there {', '.join(told)} points."
+        )
+
+    def chart(self) -> Figure:
+        """mIoU on val against processor seconds, a panel for each setting."""
+        histories, seconds = {}, {}
+        for setting in self.settings:
+            runs = setting.found()
+            histories[setting.name] = {method: [run["history"] for run in own] for method, own in runs.items()}
+            seconds |= {(setting.name, method): _mean(own, "cpu_seconds") for method, own in runs.items()}
+        return charts.time_chart(histories, seconds, self.settings[0].teacher())
+
+
+def best_baseline(runs: dict[str, list[dict]]) -> str:
+    """The name of the baselines with the highest mean on val: no choice is made on test images."""
+    return max((name for name in runs if name.startswith("baseline")), key=lambda name: _mean(runs[name], "val_miou"))
+
+
+USUAL = Setting("as in the study sample", ("sample", ""), ("sample-long", ""))
+CONDITIONS = [
+    Condition(
+        "label-noise",
+        "Does a teacher help where labels are wrong?",
+        [
+            USUAL,
+            Setting(
+                "three labels in ten wrong",
+                ("label-noise", "three labels in ten wrong"),
+                ("label-noise", "twice as long"),
+                others={what: ("label-noise", what) for what in ("decay 0.1", "decay 0.3", "decay 0.1, twice as long")},
+                controls={"teacher's masks as labels": ("teacher-masks", "")},
+            ),
+        ],
+    ),
+    Condition(
+        "student-size",
+        "Does a smaller student gain more?",
+        [
+            USUAL,
+            *(
+                Setting(share, ("student-size", share), ("student-size", f"{share}, twice as long"))
+                for share in ("half the channels", "a quarter of the channels")
+            ),
+        ],
+    ),
+    Condition(
+        "own-teacher",
+        "Must the teacher know more than the labels?",
+        [USUAL, Setting("a teacher of the same 500 images", ("own-teacher", ""), ("sample-long", ""), ("sample", ""))],
+    ),
+]
+
+
+def recorded() -> list[Condition]:
+    return [condition for condition in CONDITIONS if (RESULTS / f"{condition.record}.json").exists()]
+
+
+def section(condition: Condition) -> str:
+    """What results/README.md says of a condition."""
+    study = read(f"{condition.record}.json")
+    head = (
+        f"## {condition.record}: {condition.question}\n\n{study['study']['about']} {charts.network_name(STUDENT)}, "
+        f"sample data, test split, beside the runs of the study `sample`. Methods have the weights and the schedule of "
+        f"that study, none was chosen anew. The best baseline of a setting is that with the highest mean on val. The "
+        f"teacher has {100 * study['teacher']['miou']:.1f} mIoU"
+    )
+    usual = read("sample.json")["teacher"]["miou"]
+    head += "." if study["teacher"]["miou"] == usual else f", that of the study `sample` {100 * usual:.1f}."
+    picture = f"![mIoU on validation images against processor seconds]({condition.record}.png)"
+    return "\n\n".join([head, condition.table(), condition.read_out(), recorded_on(study), picture])
+
+
+def in_short() -> str:
+    """What the README says of all of them: the leads over the best baselines."""
+    told = []
+    for setting in (setting for condition in recorded() for setting in condition.settings if setting is not USUAL):
+        runs = setting.found()
+        leads = (gain_of(_lead(runs[method], runs[best_baseline(runs)])) for method in METHODS)
+        told.append(f"{setting.name}: {' and '.join(leads)}")
+    methods = " and ".join(f"`{method}`" for method in METHODS)
+    return (
+        f"**Other conditions**, leads of {methods} over the best of the baselines: {'; '.join(told)}." if told else ""
+    )
+
+
+def _runs(place: Place, method: str) -> list[dict]:
+    """Of one student; by seed, so that curves and tables of several records are in the same order."""
+    record, variant = place
+    runs = [run for run in read(f"{record}.json")["runs"] if run["backbone"] == STUDENT]
+    runs = [run for run in runs if (run["variant"] or "", run["method"]) == (variant, method)]
+    return sorted(runs, key=lambda run: run["seed"])
+
+
+def _lead(runs: list[dict], over: list[dict]) -> dict:
+    """The row of `lead_row`, of the seeds that both have."""
+    alone = {run["seed"]: run for run in over}
+    return lead_row([run for run in runs if run["seed"] in alone], alone)
+
+
+def _cells(own: list[dict], runs: dict[str, list[dict]], method: str) -> list[str]:
+    best, settings = best_baseline(runs), own[0]["settings"]
+    gain = "" if method.startswith("baseline") else gain_of(_lead(own, runs["baseline"]))
+    lead = "the best" if method == best else gain_of(_lead(own, runs[best]))
+    cells = [method.split(",")[0], f"{settings['epochs']}", f"{settings['weight_decay']:g}"]
+    cells += [f"{_mean(own, 'cpu_seconds'):.0f}", plus_minus(_mean(own, "miou"), interval95([r["miou"] for r in own]))]
+    return [*cells, gain, lead, f"{len(own)}"]
+
+
+def _mean(runs: list[dict], key: str) -> float:
+    return sum(run[key] for run in runs) / len(runs)
