@@ -378,6 +378,10 @@ def over_longer(name: str) -> list[dict]:
     return rows
 
 
+def average(runs: list[dict], key: str) -> float:
+    return sum(run[key] for run in runs) / len(runs)
+
+
 def lead_row(runs: list[dict], alone: dict[int, dict]) -> dict:
     """A row of runs of one method, with their lead over the runs of the same seed in `alone`, which may be empty."""
     leads = [run["miou"] - alone[run["seed"]]["miou"] for run in runs if alone]
@@ -385,8 +389,7 @@ def lead_row(runs: list[dict], alone: dict[int, dict]) -> dict:
     if leads:
         gain = {"gain": sum(leads) / len(leads), "gain_interval": interval95(leads), "verdict": verdict(leads)}
     about = {key: runs[0][key] for key in ("backbone", "method")} | {"epochs": runs[0]["settings"]["epochs"]}
-    scores, seconds = ([run[key] for run in runs] for key in ("miou", "cpu_seconds"))
-    return about | gain | {"scores": scores, "seconds": sum(seconds) / len(seconds)}
+    return about | gain | {"scores": [run["miou"] for run in runs], "seconds": average(runs, "cpu_seconds")}
 
 
 def as_long(name: str) -> str:

@@ -13,7 +13,7 @@ from distill.files import PROJECT
 from distill.lab.curves import interval95
 from distill.lab.tables import plus_minus
 from distill.show import charts
-from studies.blocks import gain_of, lead_row, read, recorded_on
+from studies.blocks import average, gain_of, lead_row, read, recorded_on
 
 RESULTS = PROJECT / "results"
 LONGER = "baseline, twice the epochs"
@@ -83,7 +83,7 @@ class Condition:
         for setting in self.settings[1:]:
             runs = setting.found()
             own = runs[best_baseline(runs)]
-            more = _mean(own, "best_val_miou") - _mean(own, "val_miou")
+            more = average(own, "best_val_miou") - average(own, "val_miou")
             told.append(f"{100 * more:+.1f} ({setting.name})")
         return (
             f"At its best epoch on val instead of its last the best baseline would have there {', '.join(told)} points."
@@ -93,15 +93,17 @@ class Condition:
         """mIoU on val against processor seconds, a panel for each setting."""
         histories, seconds = {}, {}
         for setting in self.settings:
-            runs = setting.found()
+            every = setting.found()
+            kept = ("baseline", LONGER, best_baseline(every))  # of the baselines; more grey lines cannot be told apart
+            runs = {method: own for method, own in every.items() if not method.startswith("baseline") or method in kept}
             histories[setting.name] = {method: [run["history"] for run in own] for method, own in runs.items()}
-            seconds |= {(setting.name, method): _mean(own, "cpu_seconds") for method, own in runs.items()}
+            seconds |= {(setting.name, method): average(own, "cpu_seconds") for method, own in runs.items()}
         return charts.time_chart(histories, seconds, self.settings[0].teacher())
 
 
 def best_baseline(runs: dict[str, list[dict]]) -> str:
     """The name of the baselines with the highest mean on val: no choice is made on test images."""
-    return max((name for name in runs if name.startswith("baseline")), key=lambda name: _mean(runs[name], "val_miou"))
+    return max((name for name in runs if name.startswith("baseline")), key=lambda name: average(runs[name], "val_miou"))
 
 
 USUAL = Setting("as in the study sample", ("sample", ""), ("sample-long", ""))
@@ -163,8 +165,9 @@ def in_short() -> str:
     told = []
     for setting in (setting for condition in recorded() for setting in condition.settings if setting is not USUAL):
         runs = setting.found()
-        leads = (gain_of(_lead(runs[method], runs[best_baseline(runs)])) for method in METHODS)
-        told.append(f"{setting.name}: {' and '.join(leads)}")
+        leads = {name: gain_of(_lead(own, runs[best_baseline(runs)])) for name, own in runs.items()}
+        control = "".join(f" ({what}: {leads[what]})" for what in setting.controls)
+        told.append(f"{setting.name}: {' and '.join(leads[method] for method in METHODS)}{control}")
     methods = " and ".join(f"`{method}`" for method in METHODS)
     return (
         f"**Other conditions**, leads of {methods} over the best of the baselines: {'; '.join(told)}." if told else ""
@@ -190,9 +193,8 @@ def _cells(own: list[dict], runs: dict[str, list[dict]], method: str) -> list[st
     gain = "" if method.startswith("baseline") else gain_of(_lead(own, runs["baseline"]))
     lead = "the best" if method == best else gain_of(_lead(own, runs[best]))
     cells = [method.split(",")[0], f"{settings['epochs']}", f"{settings['weight_decay']:g}"]
-    cells += [f"{_mean(own, 'cpu_seconds'):.0f}", plus_minus(_mean(own, "miou"), interval95([r["miou"] for r in own]))]
+    cells += [
+        f"{average(own, 'cpu_seconds'):.0f}",
+        plus_minus(average(own, "miou"), interval95([r["miou"] for r in own])),
+    ]
     return [*cells, gain, lead, f"{len(own)}"]
-
-
-def _mean(runs: list[dict], key: str) -> float:
-    return sum(run[key] for run in runs) / len(runs)

@@ -16,7 +16,7 @@ from distill.lab.tables import compare, markdown_table, plus_minus, read_study, 
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
 from studies import blocks, conditions
-from studies.blocks import mean_of, over_longer, paired, read, recorded_on, said
+from studies.blocks import average, mean_of, over_longer, paired, read, recorded_on, said
 from studies.prose import fill
 
 RESULTS = PROJECT / "results"
@@ -122,7 +122,7 @@ def few() -> str:
         f"The weight decay was chosen for the baselines by one run of each value, that of the shorter one at half its "
         f"length ([how](results/README.md)); the last row has the default. The teacher learned from "
         f"{read('teacher.json')['config']['images']:,} images with labels, these among them: labels are scarce for the "
-        f"student only. A teacher that had few labels itself, and its masks used as labels, were not tried."
+        f"student only. A teacher that had few labels itself, and its masks used as labels, were not tried here."
     )
     foot = "The interval of every gain lies above zero." if above else "Not every interval lies above zero."
     longer = paired(found, [FEW["the same, twice as long"], FEW["128 images with labels"]])
@@ -131,10 +131,6 @@ def few() -> str:
         f"longer ones were not tried: part of each gain may be speed."
     )
     return "\n\n".join([head, "\n".join(lines), f"{foot} {recorded_on(study)}"])
-
-
-def average(runs: list[dict], key: str) -> float:
-    return sum(entry[key] for entry in runs) / len(runs)
 
 
 def in_short() -> str:

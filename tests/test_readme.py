@@ -74,7 +74,7 @@ def test_commands_and_options_exist(page: Path) -> None:
     known_options = {option for parser in every for option in parser._option_string_actions} | ELSEWHERE
     assert set(re.findall(r"`(--[a-z][\w-]+)", text)) <= known_options
     targets = re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(), flags=re.M)
-    assert set(re.findall(r"(?:`|^)make ([\w-]+)(?=`| *$|  +#| [A-Z]+=)", text, flags=re.M)) <= set(targets)
+    assert set(re.findall(r"(?:`|^)make ([\w-]+)", text, flags=re.M)) <= set(targets)
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
