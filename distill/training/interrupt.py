@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -17,7 +18,7 @@ class CtrlC:
     """
 
     def __enter__(self) -> "CtrlC":
-        self.heard, self.process = False, os.getpid()
+        self.heard, self.waiting, self.process = False, False, os.getpid()
         before = signal.getsignal(signal.SIGINT)
         main = threading.current_thread() is threading.main_thread()  # the only one that may listen
         self.before: Callable[[int, FrameType | None], object] | None = before if main and callable(before) else None
@@ -27,9 +28,21 @@ class CtrlC:
         return self
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.before is not None and os.getpid() == self.process:
-            self.heard = True
+        if self.before is None or os.getpid() != self.process:
+            return
+        first, self.heard = not self.heard, True
+        if not (self.waiting and first):
             self.before(number, frame)
+
+    @contextmanager
+    def after(self) -> Iterator[None]:
+        """Ctrl-C inside this block comes at its end; pressed twice, it comes at once, as where a disk hangs."""
+        self.waiting = True
+        try:
+            yield
+        finally:
+            self.waiting = False
+        self.check()
 
     def _report(self, dropped: "sys.UnraisableHookArgs") -> None:
         """In place of Python's report of an exception that it drops: nothing where that is Ctrl-C."""

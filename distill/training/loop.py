@@ -388,11 +388,12 @@ class _Loop:
 
     def _save(self) -> None:
         """Student and history first, the checkpoint last: what it says is never ahead of what is on disk."""
-        if self.ranks.first:
-            save_model(self.student, self.folder / "student.safetensors")
-            write_history(self.folder, self.history)
-        self._save_checkpoint()
-        self.saved = len(self.history)
+        with self.ctrl_c.after():  # or a run could end between its checkpoint and the count of what was saved
+            if self.ranks.first:
+                save_model(self.student, self.folder / "student.safetensors")
+                write_history(self.folder, self.history)
+            self._save_checkpoint()
+            self.saved = len(self.history)
 
     def _save_checkpoint(self) -> None:
         if not self.ranks.first:

@@ -180,6 +180,39 @@ def test_ctrl_c_is_heard_where_python_drops_it(train: Callable[..., Run], monkey
 
 
 @pytest.mark.usefixtures("hears_ctrl_c")
+@pytest.mark.parametrize("written", [False, True])
+def test_ctrl_c_while_a_checkpoint_is_written_counts_that_epoch(
+    written: bool, train: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = training.write_checkpoint
+
+    def pressed(path: Path, *rest: object) -> None:
+        if written:
+            write(path, *rest)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # Python hears it between two instructions
+        if not written:
+            write(path, *rest)
+
+    monkeypatch.setattr(training, "write_checkpoint", pressed)
+    with pytest.raises(Interrupted, match="after 1 of 3 epochs"):
+        train()
+    (checkpoint,) = tmp_path.rglob("last.pt")
+    assert len(torch.load(checkpoint, weights_only=True)["history"]) == 1
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
+def test_ctrl_c_pressed_twice_comes_at_once() -> None:
+    presses = []
+    with pytest.raises(KeyboardInterrupt), CtrlC() as ctrl_c, ctrl_c.after():
+        for press in (1, 2, 3):
+            presses.append(press)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+    assert presses == [1, 2]
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_a_dropped_ctrl_c_leaves_no_traceback(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """What Python drops in a destructor it reports on the error stream."""
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
