@@ -21,6 +21,7 @@ from distill.data.transforms import IGNORE_INDEX, View, cut, cut_on_device, draw
 from distill.errors import DistillError
 from distill.files import free_memory, held, make_file, make_folder, read_json, remove_parts, replace_file, write_text
 from distill.networks.teachers import ask_teacher
+from distill.training.interrupt import ctrl_c_after
 from distill.training.parallel import ALONE, Ranks
 from distill.training.settings import Settings
 
@@ -193,12 +194,9 @@ class CroppedBatches(_Batches):
             collate_fn=_as_lists if self.crops.later else None,
             pin_memory=self.device.type == "cuda",
         )
-        try:
-            for batch in loader:
-                images, labels = self._cut(*batch) if self.crops.later else self._moved(*batch)
-                yield normalise(images), labels.long(), None
-        except DistillError as error:  # a worker's comes with its traceback in the message
-            raise DistillError(str(error).strip().splitlines()[-1].split("DistillError: ", 1)[-1]) from None
+        for batch in from_workers(loader):
+            images, labels = self._cut(*batch) if self.crops.later else self._moved(*batch)
+            yield normalise(images), labels.long(), None
 
     def _moved(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Crops whose channels come last, in memory too."""
@@ -244,6 +242,16 @@ class _Crops(Dataset[tuple[Any, ...]]):
         if self.later:  # one pixel of the crop for each, so that cutting it again changes nothing
             return image, labels, View(self.crop_size, self.crop_size, 0, 0, False, 0.0)
         return image.permute(1, 2, 0), labels
+
+
+def from_workers(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What a DataLoader gives. Its workers are started whole, and what is wrong with an image is one sentence."""
+    with ctrl_c_after():
+        items = iter(loader)
+    try:
+        yield from items
+    except DistillError as error:  # a worker's comes with its traceback in the message
+        raise DistillError(str(error).strip().splitlines()[-1].split("DistillError: ", 1)[-1]) from None
 
 
 def _as_lists(items: list[tuple[Any, ...]]) -> tuple[list[Any], ...]:
@@ -312,7 +320,7 @@ def _decode(dataset: VOCFolder, path: Path, workers: int) -> list[tuple[int, int
     sizes = []
     loader = DataLoader(dataset, batch_size=None, num_workers=workers)
     with replace_file(path) as temporary, temporary.open("wb") as file:
-        for image, labels in tqdm(loader, desc="decoding", unit="image", leave=False):
+        for image, labels in tqdm(from_workers(loader), "decoding", len(loader), unit="image", leave=False):
             file.write(image.as_subclass(Tensor).permute(1, 2, 0).contiguous().numpy().tobytes())
             file.write(labels.as_subclass(Tensor).to(torch.uint8).numpy().tobytes())
             sizes.append(tuple(labels.shape))

@@ -19,6 +19,7 @@ from distill.data.transforms import IGNORE_INDEX, normalise
 from distill.errors import DistillError, check_number
 from distill.networks.onnx_file import OnnxNetwork, load_onnx
 from distill.networks.taps import eval_mode
+from distill.training.batches import from_workers
 from distill.training.parallel import ALONE, Ranks
 from distill.training.runs import Run
 
@@ -274,10 +275,7 @@ def _load(pairs: _Pairs, indices: list[int], workers: int) -> Iterator[Pair]:
         num_workers=min(workers, max(1, len(indices))),
         generator=torch.Generator(),  # else it draws from the stream of the training that this scores
     )
-    try:
-        yield from loader
-    except DistillError as error:  # a worker's comes with its traceback in the message
-        raise DistillError(str(error).strip().splitlines()[-1].split("DistillError: ", 1)[-1]) from None
+    yield from from_workers(loader)
 
 
 def _same_size_batches(pairs: _Pairs, batch_size: int, progress: bool, ranks: Ranks, workers: int) -> Iterator[Pair]:

@@ -18,7 +18,7 @@ class CtrlC:
     """
 
     def __enter__(self) -> "CtrlC":
-        self.heard, self.waiting, self.process = False, False, os.getpid()
+        self.heard, self.process = False, os.getpid()
         before = signal.getsignal(signal.SIGINT)
         main = threading.current_thread() is threading.main_thread()  # the only one that may listen
         self.before: Callable[[int, FrameType | None], object] | None = before if main and callable(before) else None
@@ -28,21 +28,9 @@ class CtrlC:
         return self
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.before is None or os.getpid() != self.process:
-            return
-        first, self.heard = not self.heard, True
-        if not (self.waiting and first):
+        if self.before is not None and os.getpid() == self.process:
+            self.heard = True
             self.before(number, frame)
-
-    @contextmanager
-    def after(self) -> Iterator[None]:
-        """Ctrl-C inside this block comes at its end; pressed twice, it comes at once, as where a disk hangs."""
-        self.waiting = True
-        try:
-            yield
-        finally:
-            self.waiting = False
-        self.check()
 
     def _report(self, dropped: "sys.UnraisableHookArgs") -> None:
         """In place of Python's report of an exception that it drops: nothing where that is Ctrl-C."""
@@ -59,3 +47,30 @@ class CtrlC:
         sys.unraisablehook = self.report
         if self.heard and kind is not None and issubclass(kind, Exception):  # such as workers that heard it and ended
             raise KeyboardInterrupt from None
+
+
+@contextmanager
+def ctrl_c_after() -> Iterator[None]:
+    """Ctrl-C inside this block comes at its end; pressed twice, it comes at once, as where a disk hangs.
+
+    For what must not be left half done: a checkpoint that is written and not counted, or a DataLoader whose workers are
+    being started, which Python takes apart with a traceback. Workers started inside leave Ctrl-C to this process.
+    """
+    before, process, pressed = signal.getsignal(signal.SIGINT), os.getpid(), 0
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed += 1
+        if pressed > 1 and os.getpid() == process:
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        before(signal.SIGINT, None)

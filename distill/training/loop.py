@@ -27,7 +27,7 @@ from distill.training.board import Board
 from distill.training.checkpoint import PARTS, read_checkpoint, write_checkpoint
 from distill.training.checks import check_labelled, check_student, check_width, frozen_norms, with_unlabelled
 from distill.training.evaluation import check_classes, evaluate
-from distill.training.interrupt import CtrlC
+from distill.training.interrupt import CtrlC, ctrl_c_after
 from distill.training.optimizer import make_optimizer, make_schedule, set_up
 from distill.training.parallel import Ranks, compiled, explained_parting, join, pick_device, seeded, shared_layers
 from distill.training.presets import choose_options, choose_settings, defaults_for, make_student
@@ -388,7 +388,7 @@ class _Loop:
 
     def _save(self) -> None:
         """Student and history first, the checkpoint last: what it says is never ahead of what is on disk."""
-        with self.ctrl_c.after():  # or a run could end between its checkpoint and the count of what was saved
+        with ctrl_c_after():  # or a run could end between its checkpoint and the count of what was saved
             if self.ranks.first:
                 save_model(self.student, self.folder / "student.safetensors")
                 write_history(self.folder, self.history)

@@ -34,7 +34,7 @@ from distill.networks.saving import load_model
 from distill.terms import KD
 from distill.training import loop as training
 from distill.training import runs
-from distill.training.interrupt import CtrlC
+from distill.training.interrupt import CtrlC, ctrl_c_after
 from studies.run_notebooks import Client
 
 LIMITS = ["--limit", "32", "--batch-size", "8", "--seed", "0", "--device", "cpu", "--evaluate-every", "100"]
@@ -204,7 +204,7 @@ def test_ctrl_c_while_a_checkpoint_is_written_counts_that_epoch(
 @pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_pressed_twice_comes_at_once() -> None:
     presses = []
-    with pytest.raises(KeyboardInterrupt), CtrlC() as ctrl_c, ctrl_c.after():
+    with pytest.raises(KeyboardInterrupt), ctrl_c_after():
         for press in (1, 2, 3):
             presses.append(press)
             os.kill(os.getpid(), signal.SIGINT)
