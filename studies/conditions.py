@@ -155,7 +155,11 @@ def section(condition: Condition) -> str:
         f"teacher has {100 * study['teacher']['miou']:.1f} mIoU"
     )
     usual = read("sample.json")["teacher"]["miou"]
-    head += "." if study["teacher"]["miou"] == usual else f", that of the study `sample` {100 * usual:.1f}."
+    head += (
+        f", and learned from {read('teacher.json')['config']['images']:,} images with right labels, these among them."
+        if study["teacher"]["miou"] == usual
+        else f", that of the study `sample` {100 * usual:.1f}."
+    )
     picture = f"![mIoU on validation images against processor seconds]({condition.record}.png)"
     return "\n\n".join([head, condition.table(), condition.read_out(), recorded_on(study), picture])
 

@@ -55,6 +55,7 @@ def results_page() -> str:
         blocks.unlabelled(),
         blocks.schedule(),
         *map(conditions.section, conditions.recorded()),
+        blocks.long_quirks(),
     ]
     short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), blocks.few_labels(), blocks.quirks()]
     return "\n\n".join([head, *converged, *short, blocks.camvid(), steps(), blocks.exported(), blocks.page()]) + "\n"
@@ -142,7 +143,8 @@ def in_short() -> str:
     epochs = study["runs"][0]["settings"]["epochs"]
     longer = over_longer("sample")
     added = [
-        f"{plus_minus(-row['gain'], row['gain_interval'], '+')} to {charts.network_name(row['backbone'])}"
+        f"{plus_minus(-row['gain'], row['gain_interval'], '+')} to "
+        f"{charts.network_name(row['backbone'])} (seeds: {len(row['scores'])})"
         for row in longer
         if row["method"] == "baseline" and "gain" in row
     ]
@@ -153,11 +155,14 @@ def in_short() -> str:
         for row in longer
         if row["epochs"] > epochs and row["method"] != "baseline"
     ]
+    settled = [row for row in rows if row.get("verdict") in ("better", "worse")]
     as_many = f"With as many epochs as the longer baseline, {' and '.join(equal)}. " if equal else ""
     return (
-        f"**With all {study['runs'][0]['images']} labels** a run has {epochs} epochs. {said(rows)} But twice the "
-        f"epochs, for about twice the seconds, add {' and '.join(added)} alone ({len(longer[0]['scores'])} seeds). "
+        f"**With all {study['runs'][0]['images']} labels** a run has {epochs} epochs. {said(settled)} "
+        f"All others include zero. {corrected(rows)} "
+        f"But twice the epochs, for about twice the seconds, add {' and '.join(added)} alone. "
         f"Over these longer baselines {ahead or f'no method is ahead after {epochs} epochs.'} {as_many}"
+        f"{blocks.half_schedule()} "
         f"In one run each, {charts.network_name('resnet18')} alone has {doublings()}. "
         f"{conditions.in_short()} **After only {early[0]['epochs']} epochs** the largest gain is "
         f"{plus_minus(best['gain'], best['gain_interval'], '+')} (`{best['method']}`, "
@@ -165,6 +170,13 @@ def in_short() -> str:
         f"the same as becoming better.\n\nEvery table and chart, with settings, seeds and costs: "
         f"[results/README.md](results/README.md)."
     )
+
+
+def corrected(rows: list[dict]) -> str:
+    """What Holm's correction leaves of a table's intervals."""
+    tested = [row for row in rows if row.get("p_holm") is not None]
+    kept = said([row for row in tested if row["p_holm"] < 0.05])
+    return f"Corrected for {len(tested)} comparisons (Holm): {kept or 'none is settled.'}"
 
 
 def doublings() -> str:

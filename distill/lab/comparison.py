@@ -133,6 +133,16 @@ def teacher_of_study(run: Run) -> str | None:
     return named if isinstance(named, str) else None
 
 
+def variant_of(run: Run) -> dict[str, Any]:
+    """The variant of its study that a run belongs to, as the study file tells it; empty where there is none."""
+    home = _study_of(run)
+    if home is None:
+        return {}
+    place = run.path.resolve().relative_to(home).parts[0]
+    described = checked(read_json(home / STUDY_FILE), _Described, home / STUDY_FILE, _WHAT)
+    return next((entry for entry in _variants(described) if variant_folder(entry["name"]) == place), {})
+
+
 def _variants(described: dict[str, Any]) -> list[dict[str, Any]]:
     return (described.get("study") or {}).get("variants") or []
 

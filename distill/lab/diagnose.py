@@ -24,7 +24,7 @@ from torch.utils.data import Subset
 from distill.data.folders import VOCFolder, open_dataset
 from distill.data.transforms import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, normalise
 from distill.errors import DistillError
-from distill.lab.comparison import is_studys_teacher, teacher_of_study
+from distill.lab.comparison import is_studys_teacher, teacher_of_study, variant_of
 from distill.lab.curves import POINT, late_rise
 from distill.lab.tables import record
 from distill.methods import build_method
@@ -63,7 +63,9 @@ def diagnose(
 
     `teacher` is what `load_teacher` takes; without it, the teacher of the runs' study, or the sample's.
     Networks are asked about `most` images of a split, evenly chosen. Raises DistillError where a baseline or a method
-    is missing, for another teacher than that of the runs, and for runs that have not the same student and data.
+    is missing, for another teacher than that of the runs, and for runs that have not the same student and data. Of a
+    study's variants it looks at that of the methods, with the baselines that belong to it; DistillError where there are
+    methods of several.
     """
     case = _Case(find_runs(*folders), teacher, data_root, most)
     yield case.teacher_is_better()
@@ -82,7 +84,7 @@ class _Case:
     def __init__(
         self, runs: Sequence[Run], teacher: str | Path | nn.Module | None, data_root: str | Path | None, most: int
     ) -> None:
-        runs = [run for run in runs if not is_studys_teacher(run)]
+        runs = _of_one_variant([run for run in runs if not is_studys_teacher(run)])
         by_method: dict[str, list[Run]] = {}
         for run in runs:
             by_method.setdefault(run.config["method"]["name"], []).append(run)
@@ -237,6 +239,25 @@ class _Case:
             f"{found}: what it says there is hardly more than a label. Ask it about images that it was not trained on, "
             f"raise the temperature, or distil its maps",
         )
+
+
+def _of_one_variant(runs: Sequence[Run]) -> list[Run]:
+    """The methods, and of baselines only those that belong to them where a study has several, as by decay."""
+    variants = {run.path: variant_of(run) for run in runs}
+    baselines = [run for run in runs if run.config["method"]["name"] == "baseline"]
+    methods = [run for run in runs if run not in baselines]
+    names = dict.fromkeys(variants[run.path].get("name", "") for run in methods)
+    if len(names) > 1:
+        raise DistillError(
+            f"these are runs of {len(names)} variants of a study, {' and '.join(map(repr, names))}; diagnose one at a "
+            f"time, by the names of its folders"
+        )
+    if not methods:
+        return list(runs)
+    own = variants[methods[0].path]
+    wanted = (own.get("baseline"), own.get("name", ""))
+    found = [[run for run in baselines if variants[run.path].get("name", "") == name] for name in wanted]
+    return [*(found[0] or found[1] or baselines), *methods]
 
 
 def _evenly(dataset: VOCFolder, most: int, first: int | None = None) -> Subset[tuple[Tensor, Tensor]]:

@@ -90,8 +90,13 @@ def _dot_panels(
     return figure
 
 
-def variant_chart(tables: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
-    """The gains of a study's variants below each other, `tables[variant]` as from `compare`, a panel per student."""
+def variant_chart(
+    tables: Mapping[str, Sequence[dict[str, Any]]], label: str = "gain over the baseline, points of mIoU"
+) -> Figure:
+    """The gains of a study's variants below each other, `tables[variant]` as from `compare`, a panel per student.
+
+    `label` says over what they are gains.
+    """
     rows = [row for table in tables.values() for row in table if "gain" in row]
     names = [name for name, table in tables.items() if any("gain" in row for row in table)]
     students, methods = (list(dict.fromkeys(row[key] for row in rows)) for key in ("backbone", "method"))
@@ -119,7 +124,7 @@ def variant_chart(tables: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
                 axis.axhline(place - 0.5, color="#DDDDDD", lw=0.8, zorder=0)
             labels = [textwrap.fill(name, 26) for name in names]
             axis.set(yticks=range(len(names)), yticklabels=labels, ylim=(len(names) - 0.5, -0.5))
-            axis.set(title=network_name(student), xlabel="gain over the baseline, points of mIoU")
+            axis.set(title=network_name(student), xlabel=label)
             axis.axvline(0, color="black", lw=1, zorder=1)
             axis.tick_params(axis="y", length=0)
             axis.grid(axis="x")
@@ -420,16 +425,19 @@ def time_chart(
         figure = Figure(figsize=(0.6 + 4.8 * len(students), 3.6))
         axes = figure.subplots(1, len(students), squeeze=False, sharey=True)[0]
         for axis, (student, methods) in zip(axes, students.items(), strict=True):
-            for index, (method, histories) in enumerate(methods.items()):
+            colours: list[str] = []
+            for method, histories in methods.items():
                 last = max(entry["epoch"] for history in histories for entry in history)
-                dashes, pace = ("-", "--", ":", "-.")[index % 4], seconds[student, method] / last
+                colours.append(_look(method)[0])
+                dashes = ("-", "--", ":", "-.")[(colours.count(colours[-1]) - 1) % 4]  # lines of one colour differ
+                pace = seconds[student, method] / last
                 _draw_band(axis, method, histories, "val_miou", dashes, pace)
             if teacher_miou is not None:
                 axis.axhline(100 * teacher_miou, color="black", lw=1, ls="--", zorder=1)
                 end = axis.get_yaxis_transform()  # from the panel's left edge, 0, to its right one, 1
                 text = f"teacher {100 * teacher_miou:.1f}"
                 axis.annotate(text, (1, 100 * teacher_miou), (-3, -3), end, "offset points", ha="right", va="top")
-            axis.set(title=network_name(student), xlabel="seconds of training (mean and range over seeds)")
+            axis.set(title=network_name(student), xlabel="seconds of training (line: mean over seeds, band: range)")
             axis.set_xlim(0, 1.04 * axis.get_xlim()[1])
             axis.grid(axis="y")
         axes[0].set_ylabel("mIoU on validation images, %")

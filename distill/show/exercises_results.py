@@ -97,12 +97,14 @@ def corrected(answer: Callable[..., Any]) -> None:
 
 @exercise
 def what_a_gain_is(answer: Callable[..., Any]) -> None:
-    cases = {
-        "better": ([0.05, 0.06, 0.055], [0.03, 0.035, 0.03]),
-        "faster": ([0.05, 0.06, 0.055], [0.01, -0.02, 0.005]),
-        "not settled": ([0.05, -0.04, 0.02], [0.01, -0.05, 0.0]),
-    }
-    for word, (equal, longer) in cases.items():
+    cases = [
+        ("better", [0.05, 0.06, 0.055], [0.03, 0.035, 0.03]),
+        ("faster", [0.05, 0.06, 0.055], [0.01, -0.02, 0.005]),
+        ("faster", [0.05, 0.06, 0.055], [-0.03, -0.031, -0.029]),  # clearly behind the longer one
+        ("not settled", [0.05, -0.04, 0.02], [0.01, -0.05, 0.0]),
+        ("not settled", [0.06, 0.01, 0.03], [0.01, -0.03, -0.02]),  # every gain above zero, and the interval not
+    ]
+    for word, equal, longer in cases:
         found = answer(equal, longer)
         expect(found == word, f"{equal} over equal epochs and {longer} over twice as many: {word!r}, not {found!r}")
     found = answer([0.05, -0.04, 0.02], [0.03, 0.035, 0.03])

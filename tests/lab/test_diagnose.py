@@ -1,5 +1,6 @@
 """Why is there no gain? Each cause is planted, and has to be found; where none is planted, none may be."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -210,6 +211,27 @@ def test_runs_on_other_images_are_not_pooled(train: Callable[..., Path], refused
     config = read_json(folder / "kd" / "seed0" / "config.json")
     write_json(folder / "kd" / "seed0" / "config.json", {**config, "images": 8})
     refused("on 16 images", "on 8 images", call=lambda: by_check(folder))
+
+
+def test_baselines_of_other_variants_are_left_out(train: Callable[..., Path], tmp_path: Path, refused) -> None:
+    """As in a study of wrong labels, whose baselines have decays of their own."""
+    study, trained = tmp_path / "study", train(weight=1.0)
+    for variant, run in [("as-usual", "kd"), ("as-usual", "baseline"), ("decay-0.1", "baseline"), ("third", "kd")]:
+        shutil.copytree(trained / run / "seed0", study / variant / "resnet18" / run / "seed0")
+    variants = [{"name": "as usual"}, {"name": "decay 0.1"}, {"name": "third", "baseline": "decay 0.1"}]
+    write_json(study / "study.json", {"study": {"variants": variants, "teacher": "sample"}})
+    rising = study / "decay-0.1" / "resnet18" / "baseline" / "seed0" / "history.jsonl"
+    lines = [json.loads(line) for line in rising.read_text().splitlines()]
+    changed = [json.dumps({**line, "val_miou": line["epoch"] / 5}) for line in lines]
+    rising.write_text("\n".join(changed) + "\n")
+
+    refused("2 variants", "'as usual' and 'third'", call=lambda: list(diagnose([study])))
+    shutil.rmtree(study / "third")
+    rise = "rose by 20.0 points"
+    assert rise not in {finding.check: finding for finding in diagnose([study])}["convergence"].sentence
+    variants[0]["baseline"] = "decay 0.1"
+    write_json(study / "study.json", {"study": {"variants": variants, "teacher": "sample"}})
+    assert rise in {finding.check: finding for finding in diagnose([study])}["convergence"].sentence
 
 
 def test_a_weight_that_fell_to_nothing_is_read_at_its_full_size(train: Callable[..., Path], scenes: Path) -> None:

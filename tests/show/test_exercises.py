@@ -219,6 +219,20 @@ RESULTS = {
         "what_a_gain_is",
         lambda equal, longer: "better" if sum(longer) > 0 else "faster" if sum(equal) > 0 else "not settled",
     ),
+    "the smallest gain above zero": (
+        "what_a_gain_is",
+        lambda equal, longer: "better" if min(longer) > 0 else "faster" if min(equal) > 0 else "not settled",
+    ),
+    "far from zero on either side": (
+        "what_a_gain_is",
+        lambda equal, longer: (
+            "better"
+            if abs(np.mean(longer)) > interval95(longer)
+            else "faster"
+            if np.mean(equal) > interval95(equal)
+            else "not settled"
+        ),
+    ),
     "the shorter baseline alone": (
         "what_a_gain_is",
         lambda equal, longer: "better" if np.mean(equal) > interval95(equal) else "not settled",
