@@ -293,10 +293,22 @@ def long_quirks() -> str:
     study, found = read("quirks-long.json"), beside_sample()
     epochs = found.records[-1]["settings"]["epochs"]
     head = (
-        f"## quirks-long: the same faults after {epochs} epochs\n\nAs above; the rows without a fault are those of the "
-        f"study `sample`. Gains are over baselines of as many epochs, which twice as many still improve."
+        f"## quirks-long: the faults of the published protocol after {epochs} epochs\n\nThe gain over the baseline "
+        f"without and with each fault, and what the fault adds, paired by seed, in points of test mIoU, with "
+        f"{charts.network_name('resnet18')}. The rows without a fault are those of the study `sample`, over baselines "
+        f"that twice the epochs still improve; after {read('quirks.json')['runs'][0]['settings']['epochs']} epochs the "
+        f"study `quirks`, below, has more faults.{so_far('quirks-long')}"
     )
     return "\n\n".join([head, faults(found), recorded_on(study)])
+
+
+def so_far(name: str) -> str:
+    """How much of a study is recorded, where that is not all of it."""
+    recorded, planned = (
+        len(read(f"{name}.json")["runs"]),
+        len(plan(load_study(PROJECT / "studies" / f"{name}.toml"), Path())),
+    )
+    return f" So far {recorded} of the study's {planned} runs are recorded." if recorded < planned else ""
 
 
 def beside_sample() -> Findings:
@@ -374,7 +386,6 @@ def camvid() -> str:
     rows = tables(read_findings([results_file("camvid.json")]))[""]
     coarse, _ = teacher["runs"]
     run, strides = study["runs"][0], [part["config"]["settings"]["output_stride"] for part in teacher["runs"]]
-    planned = len(plan(load_study(PROJECT / "studies" / "camvid.toml"), Path()))
     alone = {row["backbone"]: row["miou"] for row in rows if row["method"] == "baseline"}
     gaps = [
         f"{100 * (teacher['val']['miou'] - miou):.1f} for {charts.network_name(name)}" for name, miou in alone.items()
@@ -388,8 +399,7 @@ def camvid() -> str:
         f"at {strides[1]}. The gap to the students alone is "
         f"{', '.join(gaps)}."
     )
-    if len(study["runs"]) < planned:
-        head += f" So far {len(study['runs'])} of the study's {planned} runs are recorded."
+    head += so_far("camvid")
     told = [head, markdown_table(rows), recorded_on(study)]
     if found := said(rows):
         told.append(found)

@@ -11,7 +11,6 @@ from distill import load_model, load_teacher, open_dataset, predict
 from distill.files import PROJECT, replace_file, write_text
 from distill.lab.comparison import by_labels, read_findings, tables
 from distill.lab.curves import interval95
-from distill.lab.plan import load_study, plan
 from distill.lab.tables import compare, markdown_table, plus_minus, read_study, results_file
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
@@ -79,9 +78,7 @@ def better() -> str:
         f"trained on {read('teacher.json')['config']['images']:,} images, has **{100 * teacher:.1f}** mIoU. The "
         f"gap between student and teacher is {', '.join(gaps)}."
     )
-    planned = len(plan(load_study(PROJECT / "studies" / "sample.toml"), Path()))
-    if len(study["runs"]) < planned:
-        head += f" So far {len(study['runs'])} of the study's {planned} runs are recorded."
+    head += blocks.so_far("sample")
     picture = f"![Gain of every method over the baseline of {run['settings']['epochs']} epochs](gains.png)"
     return "\n\n".join([head, markdown_table(rows), recorded_on(study), picture, said(rows)])
 
@@ -150,16 +147,16 @@ def in_short() -> str:
     ]
     ahead = said([row for row in longer if row["epochs"] == epochs and row.get("verdict") == "better"])
     equal = [
-        f"`{row['method']}` leads it by {plus_minus(row['gain'], row['gain_interval'], '+')} on "
-        f"{charts.network_name(row['backbone'])} (seeds: {len(row['scores'])})"
+        f"{plus_minus(row['gain'], row['gain_interval'], '+')} (`{row['method']}`, "
+        f"{charts.network_name(row['backbone'])}, seeds: {len(row['scores'])})"
         for row in longer
         if row["epochs"] > epochs and row["method"] != "baseline"
     ]
     settled = [row for row in rows if row.get("verdict") in ("better", "worse")]
-    as_many = f"With as many epochs as the longer baseline, {' and '.join(equal)}. " if equal else ""
+    as_many = f"With as many epochs as they have, the lead over them is {' and '.join(equal)}. " if equal else ""
     return (
         f"**With all {study['runs'][0]['images']} labels** a run has {epochs} epochs. {said(settled)} "
-        f"All others include zero. {corrected(rows)} "
+        f"All other intervals include zero. {corrected(rows)} "
         f"But twice the epochs, for about twice the seconds, add {' and '.join(added)} alone. "
         f"Over these longer baselines {ahead or f'no method is ahead after {epochs} epochs.'} {as_many}"
         f"{blocks.half_schedule()} "

@@ -101,7 +101,7 @@ def _add_runs(findings: Findings, folder: Path) -> None:
         if home is None:
             findings.add(sorted(map(record, runs), key=_baseline_first), {}, folder)
             continue
-        described = checked(read_json(home / STUDY_FILE), _Described, home / STUDY_FILE, _WHAT)
+        described = _described(home)
         own = [run for run in runs if not is_studys_teacher(run)]
         names = {variant_folder(variant["name"]): variant["name"] for variant in _variants(described)}
         places = [run.path.resolve().relative_to(home).parts[0] for run in own]
@@ -120,6 +120,10 @@ def _study_of(run: Run) -> Path | None:
     return next((above[up] for up in (0, 2, 3) if up < len(above) and (above[up] / STUDY_FILE).exists()), None)
 
 
+def _described(home: Path) -> dict[str, Any]:
+    return checked(read_json(home / STUDY_FILE), _Described, home / STUDY_FILE, _WHAT)
+
+
 def teacher_of_study(run: Run) -> str | None:
     """What `load_teacher` takes for the teacher of a run's study, as its file names it or where it was trained."""
     home = _study_of(run)
@@ -128,8 +132,7 @@ def teacher_of_study(run: Run) -> str | None:
     trained = home / "teacher" / "student.safetensors"
     if trained.exists():
         return str(trained)
-    described = checked(read_json(home / STUDY_FILE), _Described, home / STUDY_FILE, _WHAT)
-    named = (described.get("study") or {}).get("teacher")
+    named = (_described(home).get("study") or {}).get("teacher")
     return named if isinstance(named, str) else None
 
 
@@ -139,8 +142,7 @@ def variant_of(run: Run) -> dict[str, Any]:
     if home is None:
         return {}
     place = run.path.resolve().relative_to(home).parts[0]
-    described = checked(read_json(home / STUDY_FILE), _Described, home / STUDY_FILE, _WHAT)
-    return next((entry for entry in _variants(described) if variant_folder(entry["name"]) == place), {})
+    return next((entry for entry in _variants(_described(home)) if variant_folder(entry["name"]) == place), {})
 
 
 def _variants(described: dict[str, Any]) -> list[dict[str, Any]]:

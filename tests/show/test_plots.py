@@ -167,9 +167,9 @@ def test_a_line_over_time_ends_where_the_run_was_finished() -> None:
 
 def test_a_longer_baseline_looks_like_a_baseline_and_is_dashed() -> None:
     history = [[{"epoch": 1, "val_miou": 0.4}, {"epoch": 2, "val_miou": 0.6}]]
-    methods = ("baseline", "baseline, twice the epochs")
+    methods = ("baseline", "kd", "at", "ofd", "baseline, twice the epochs")  # also when a round of dashes is over
     seconds = {("resnet18", method): 8.0 for method in methods}
     figure = charts.time_chart({"resnet18": dict.fromkeys(methods, history)}, seconds)
-    first, second = figure.axes[0].get_lines()
+    first, *_, second = figure.axes[0].get_lines()
     assert first.get_color() == second.get_color() and first.get_linestyle() != second.get_linestyle()
     assert second.get_label() == "baseline, twice the epochs"
