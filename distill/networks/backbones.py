@@ -23,6 +23,20 @@ def _set_atrous(conv: nn.Conv2d, dilation: int) -> None:
     conv.stride, conv.dilation, conv.padding = (1, 1), (dilation, dilation), (dilation, dilation)
 
 
+class _EverySecond(nn.Conv2d):
+    """A 1x1 convolution of stride 2 that skips pixels itself, for (N, C, H, W) with C < 16.
+
+    oneDNN's own, behind PyTorch on the CPU, writes past its memory in the backward pass there (its issue 6035).
+    """
+
+    def __init__(self, strided: nn.Conv2d) -> None:
+        super().__init__(strided.in_channels, strided.out_channels, kernel_size=1, bias=False)
+        self.weight = strided.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[..., ::2, ::2])
+
+
 class _Norms:
     """The BatchNorms just before the maps of a backbone, by their names."""
 
@@ -50,6 +64,10 @@ class ResNetBackbone(_Norms, ResNet):  # type: ignore[misc]  # torchvision has n
         super().__init__(block, blocks, num_classes=1, zero_init_residual=zero_init_residual)
         del self.avgpool, self.fc
         self._make_atrous(output_stride)
+        for stage in (self.layer2, self.layer3, self.layer4):
+            shortcut = stage[0].downsample[0]
+            if shortcut.stride == (2, 2) and shortcut.in_channels < 16:
+                stage[0].downsample[0] = _EverySecond(shortcut)
         last_blocks = [f"{stage}.{len(self.get_submodule(stage)) - 1}" for stage in POSITIONS[:4]]
         # A block uses one ReLU object several times; last of all, on the sum that leaves the stage.
         self.tap_names = tuple(f"{block}.relu:input" for block in last_blocks)

@@ -153,6 +153,25 @@ def test_default_atrous_rates(stride, rates):
     assert [branch.atrous_conv.dilation[0] for branch in (aspp.aspp2, aspp.aspp3, aspp.aspp4)] == list(rates)
 
 
+def test_narrow_shortcuts_equal_strided_convolutions():
+    """In double precision, which oneDNN leaves to others."""
+    model = networks.build_model("resnet18", width=0.0625, atrous_rates=(2, 3, 4)).double().eval()
+    images = torch.rand(2, 3, 37, 50, dtype=torch.double)
+    answers, gradients = [], []
+    for strided in (False, True):
+        narrow = [model.backbone.layer2[0].downsample[0], model.backbone.layer3[0].downsample[0]]
+        if strided:
+            for stage, own in zip((model.backbone.layer2, model.backbone.layer3), narrow, strict=True):
+                stage[0].downsample[0] = nn.Conv2d(own.in_channels, own.out_channels, 1, stride=2, bias=False).double()
+                stage[0].downsample[0].weight = own.weight
+        else:
+            assert all(own.stride == (1, 1) and own.in_channels < 16 for own in narrow)
+        answers.append(model(images))
+        gradients.append(torch.autograd.grad(answers[-1].square().mean(), [own.weight for own in narrow]))
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
+
+
 def test_given_atrous_rates_are_used_as_given():
     aspp = slim(output_stride=8, atrous_rates=[1, 2, 5]).aspp
     assert [branch.atrous_conv.dilation[0] for branch in (aspp.aspp2, aspp.aspp3, aspp.aspp4)] == [1, 2, 5]

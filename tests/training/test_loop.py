@@ -713,11 +713,17 @@ def test_any_network_can_teach_logits(train: Callable[..., Run], tiny_teacher: D
     assert train("kd", teacher=Plain()).finished
 
 
-def test_a_network_too_narrow_for_the_cpu_is_refused(tiny_sample: Path, tmp_path: Path) -> None:
-    narrow = build_model("resnet18", width=0.125, atrous_rates=(2, 3, 4))
+def test_a_network_too_narrow_for_the_cpu_is_refused(train: Callable[..., Run], tmp_path: Path) -> None:
+    narrow = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 21, 1, stride=2))
     with pytest.raises(DistillError, match="fewer than 16"):
-        fit(narrow, "baseline", None, "sample", data_root=tiny_sample, out=tmp_path / "run", crop_size=32)
+        train(student=distill.wrap(narrow))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_of_four_channels_trains(tiny_sample: Path, tmp_path: Path) -> None:
+    narrow = build_model("resnet18", width=0.0625, atrous_rates=(2, 3, 4))
+    run = fit(narrow, "baseline", None, "sample", data_root=tiny_sample, out=tmp_path / "run", crop_size=32, epochs=1)
+    assert run.finished
 
 
 # ------------------------------------------------------------------------------------------------- recipes
