@@ -18,7 +18,7 @@ except KeyboardInterrupt:  # `python -m distill` comes here, and spends its seco
 
 from distill.data import open_dataset
 from distill.errors import DistillError
-from distill.methods import METHODS, build_method, register_method
+from distill.methods import METHODS, build_method, load_methods, register_method
 from distill.networks import (
     POSITIONS,
     build_model,
@@ -41,6 +41,7 @@ __all__ = [
     "build_model",
     "evaluate",
     "fit",
+    "load_methods",
     "load_model",
     "load_teacher",
     "make_student",

@@ -31,7 +31,7 @@ from distill.lab.comparison import draw, markdown, read_findings, report, tables
 from distill.lab.diagnose import diagnose
 from distill.lab.export import FORMATS, export
 from distill.lab.study import Study
-from distill.methods import METHODS
+from distill.methods import METHODS, load_methods
 from distill.training.evaluation import PROTOCOLS, evaluate, predict
 from distill.training.loop import fit
 from distill.training.parallel import pick_device, this_rank
@@ -43,7 +43,13 @@ from distill.training.settings import Settings, choices_of
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; see `explained`."""
     options = _parser().parse_args(arguments)
-    return explained(lambda: options.command(options))
+
+    def run() -> int | None:
+        for path in getattr(options, "own_methods", ()):
+            load_methods(path)
+        return options.command(options)
+
+    return explained(run)
 
 
 def explained(run: Callable[[], int | None]) -> int:
@@ -93,6 +99,16 @@ def _command(
     return command
 
 
+def _own_methods(command: _Parser) -> None:
+    command.add_argument(
+        "--own-methods",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a Python file that registers methods of yours",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m distill", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -114,6 +130,7 @@ def _add_train(commands: Commands) -> None:
     train = _command(commands, "train", _train, "train a student, with or without a teacher", defaults=True)
     train.add_argument("--backbone", default="resnet18", help="resnet18, mobilenetv2, resnet101 or timm:NAME")
     train.add_argument("--method", default="sakd", help=f"{', '.join(METHODS)}, or several joined with +")
+    _own_methods(train)
     train.add_argument("--teacher", default="sample", help="sample, torchvision, or a .safetensors or .pth.tar file")
     train.add_argument("--dataset", default="sample", help="sample, pascal, or a folder in VOC layout")
     train.add_argument("--use-sbd", action="store_true", help="with --dataset pascal: train on SBD's images too")
@@ -322,6 +339,7 @@ def _add_study(commands: Commands) -> None:
     meaning = "train the runs of a study file that are not finished; continues after an interruption"
     command = _command(commands, "study", _study, meaning, defaults=True)
     command.add_argument("file", type=Path, help="a TOML file, as in studies/")
+    _own_methods(command)
     command.add_argument("--runs", type=Path, help="folder for the runs of all studies (default: runs of the clone)")
     command.add_argument("--results", type=Path, help="where it is recorded (default: results/STUDY.json of the clone)")
     command.add_argument("--data-root", help="where the data set is, if not where the file says")
@@ -351,6 +369,7 @@ def _add_tune(commands: Commands) -> None:
     meaning = "choose the weights of methods: equally many candidates each, on images held out from train"
     command = _command(commands, "tune", _tune, meaning, defaults=True)
     command.add_argument("--methods", nargs="+", default=["kd"], metavar="NAME", help="single ones, such as kd ofd")
+    _own_methods(command)
     command.add_argument("--backbone", default="resnet18", help="resnet18, mobilenetv2, resnet101 or timm:NAME")
     command.add_argument("--teacher", default="sample", help="as for train")
     command.add_argument("--dataset", default="sample", help="sample, pascal, or a folder in VOC layout")
@@ -395,6 +414,7 @@ def _add_diagnose(commands: Commands) -> None:
     command.add_argument(
         "runs", nargs="+", type=Path, help="folders with runs below them: a baseline and methods of one student"
     )
+    _own_methods(command)
     command.add_argument("--teacher", help="of the methods (default: that of their study, or the sample's)")
     command.add_argument("--data-root", help="where the data are, if they have moved")
 

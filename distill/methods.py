@@ -1,14 +1,19 @@
 """A method = cross-entropy plus weighted distillation terms, and the connectors those terms need.
 
 To add a method, write a subclass of `terms.Term` (or of `terms.PlainMapTerm`, if it compares maps position by position)
-and enter it with `register_method`, or in `METHODS` below.
+and enter it with `register_method`, or in `METHODS` below. A file that does so is used by studies too: `load_methods`.
 """
 
+import hashlib
 import inspect
 import re
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from operator import add
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -55,6 +60,7 @@ __all__ = [
     "Term",
     "build_method",
     "connector",
+    "load_methods",
     "register_method",
 ]
 
@@ -80,15 +86,16 @@ METHODS: dict[str, Callable[..., Term] | None] = {
 }
 ALIASES = {"proposed": "sakd"}
 _RESERVED = ("ce", "loss", "epoch", "lr", "seconds", "cpu_seconds", "val_miou")  # of a line of the history
+_OWN: dict[str, tuple[Path, str]] = {}  # by method: the file that `load_methods` ran for it, and its SHA-256
 
 
 def register_method(name: str, term: type[Term]) -> None:
     """Register the class `term` as the method `name` in this process, alone or joined with others by +.
 
     Its constructor takes teacher and student, and every option as a keyword with a default, `weight` among them, which
-    it keeps as attributes. Studies and `tune` train in processes of their own, which do not know it. Raises
-    DistillError for a name that is taken or has other characters than small letters, digits, - and _, and for a class
-    that is not such a term.
+    it keeps as attributes. Studies and `tune` train in processes of their own, which know it where it is registered in
+    a file that they are given (`load_methods`). Raises DistillError for a name that is taken or has other characters
+    than small letters, digits, - and _, and for a class that is not such a term.
     """
     if not (isinstance(term, type) and issubclass(term, Term)):
         raise DistillError(f"{term!r} is not a method; give a subclass of distill.methods.Term")
@@ -109,6 +116,48 @@ def register_method(name: str, term: type[Term]) -> None:
     except TypeError as error:
         raise DistillError(f"{term.__qualname__} cannot be built from a teacher and a student ({error})") from None
     METHODS[name] = term
+
+
+def load_methods(path: str | Path) -> None:
+    """Run a Python file of your own that calls `register_method`, here and in the processes of studies and `tune`.
+
+    Where it has changed since, it is run again. Runs of its methods keep its SHA-256, so that none is resumed with
+    another loss. Raises DistillError where there is no such file, where it fails, and where it registers nothing.
+    """
+    path = Path(path).resolve()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DistillError(
+            f"{path} cannot be read ({error.strerror}); give a Python file that registers methods"
+        ) from None
+    source = path, hashlib.sha256(content).hexdigest()
+    if source in _OWN.values():
+        return
+    before, name = dict(METHODS), f"own_methods_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    sys.modules[name] = module = ModuleType(name)  # under one name for each file, so that it may register them again
+    try:
+        exec(compile(content, str(path), "exec"), module.__dict__)
+    except DistillError:
+        raise
+    except Exception as error:
+        lines = [place.lineno for place in traceback.extract_tb(error.__traceback__) if place.filename == str(path)]
+        line = getattr(error, "lineno", None) or (lines or [1])[-1]
+        raise DistillError(f"{path}, line {line}: {type(error).__name__}: {error}; mend it, or leave it out") from error
+    registered = [method for method, term in METHODS.items() if before.get(method) is not term]
+    if not registered:
+        raise DistillError(f"{path} registers no method; call distill.register_method in it")
+    _OWN.update(dict.fromkeys(registered, source))
+
+
+def loaded_files() -> list[str]:
+    """What `load_methods` ran."""
+    return list(dict.fromkeys(str(path) for path, _ in _OWN.values()))
+
+
+def code_of(names: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of the files that `load_methods` ran, by the terms among `names` that are from there."""
+    return {name: _OWN[name][1] for name in names if name in _OWN}
 
 
 class Method(nn.Module):
@@ -166,9 +215,10 @@ class Method(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """JSON-able: the name, and every option of every term; `build_method(name, …, **terms)` builds it
-        again.
+        again. Where terms come from files of one's own, the SHA-256 of each is there too.
         """
-        return {"name": self.name, "terms": {name: _kept_options(term) for name, term in self.terms.items()}}
+        terms, code = {name: _kept_options(term) for name, term in self.terms.items()}, code_of(self.terms)
+        return {"name": self.name, "terms": terms, **({"code": code} if code else {})}
 
     def extra_repr(self) -> str:
         return self.name
@@ -286,13 +336,13 @@ def _kept_options(term: Term) -> dict[str, Any]:
     return {name: _plain(getattr(term, name)) for name in names}
 
 
-def check_shipped(names: Iterable[str]) -> None:
-    """DistillError for a method that was registered here: another process would not know it."""
+def check_known_elsewhere(names: Iterable[str]) -> None:
+    """DistillError for a method that was registered here, and in no file: another process would not know it."""
     for term in {term for name in names for term in method_terms(name)}:
-        if not getattr(METHODS[term], "__module__", "distill").startswith("distill."):
+        if not (getattr(METHODS[term], "__module__", "distill").startswith("distill.") or term in _OWN):
             raise DistillError(
-                f"the method {term} is known to this process alone, and its runs are trained in others; train them "
-                f"with fit, and compare their folders"
+                f"the method {term} is known to this process alone, and its runs are trained in others; register it in "
+                f"a file, and give that as --own-methods"
             )
 
 

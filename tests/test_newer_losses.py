@@ -286,7 +286,7 @@ def test_what_cannot_be_registered_is_told(registry: None, refused: Callable[...
     student = distill.make_student("resnet18", 3)
     built = build_method("own", distill.make_student("resnet18", 3, seed=1), student)
     refused("Forgetful", "self.power", call=built.describe)
-    refused("known to this process alone", call=lambda: methods.check_shipped(["kd+own"]))
+    refused("known to this process alone", call=lambda: methods.check_known_elsewhere(["kd+own"]))
     refused(
         "weight is '3'",
         call=lambda: build_method("kd", distill.make_student("resnet18", 3, seed=1), student, weight="3"),

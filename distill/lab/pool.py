@@ -28,6 +28,7 @@ import torch
 from tqdm.auto import tqdm
 
 from distill.errors import DistillError, check_number, enough_memory, first_line
+from distill.methods import load_methods, loaded_files
 from distill.training.parallel import pick_device
 
 
@@ -112,7 +113,7 @@ def _start(job: Job, slot: dict[str, str], threads: int | None) -> _Child:
         env={**os.environ, **slot, **({"OMP_NUM_THREADS": str(threads)} if threads else {})},
         start_new_session=True,  # which a terminal's Ctrl-C does not reach
     )
-    order = {"function": job.function, "keywords": job.keywords, "threads": threads}
+    order = {"function": job.function, "keywords": job.keywords, "threads": threads, "methods": loaded_files()}
     assert process.stdin is not None  # it is the pipe that was asked for
     process.stdin.write(json.dumps(order).encode() + b"\n")
     process.stdin.flush()  # and left open: its end is the parent's
@@ -161,6 +162,8 @@ def main() -> int:
         torch.set_num_threads(order["threads"])
     module, _, name = order["function"].rpartition(".")
     try:
+        for path in order["methods"]:
+            load_methods(path)
         with enough_memory("lower --jobs, or use a smaller network"):
             getattr(importlib.import_module(module), name)(**order["keywords"])
     except DistillError as error:

@@ -23,7 +23,7 @@ from distill.lab.comparison import STUDY_FILE, Findings, rows_of
 from distill.lab.plan import Planned, load_study, plan, plan_teacher, teacher_source
 from distill.lab.pool import Job, progress_bar, run_all, slots
 from distill.lab.tables import check_comparable, described, read_study, record
-from distill.methods import check_shipped
+from distill.methods import check_known_elsewhere, code_of, method_terms
 from distill.networks.teachers import fingerprint, load_teacher
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.parallel import pick_device
@@ -101,7 +101,7 @@ class Study:
         `threads` are each run's, on the CPU 1 by default. Raises DistillError when a run fails, and Interrupted at
         Ctrl-C; what was finished by then is recorded.
         """
-        check_shipped(run.keywords["method"] for run in self.runs)
+        check_known_elsewhere(run.keywords["method"] for run in self.runs)
         places = slots(self.device, jobs)
         if threads is not None:
             check_number("threads", threads, 1, 1000)
@@ -187,7 +187,8 @@ class Study:
         for run, entry in there:
             options = run.keywords["method_options"] or {}
             found = {term: {name: entry["terms"].get(term, {}).get(name) for name in options[term]} for term in options}
-            check_comparable([entry | {"name": f"the study {self.path}", "terms": options}, entry | {"terms": found}])
+            asked_for = {"terms": options, "code": code_of(method_terms(run.keywords["method"]))}
+            check_comparable([entry | asked_for | {"name": f"the study {self.path}"}, entry | {"terms": found}])
         teacher = self.teacher_run
         if teacher is not None and teacher.begun:
             check_comparable([self._asked(teacher), described(Run(teacher.folder)) | {"name": "its teacher's run"}])

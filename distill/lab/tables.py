@@ -86,6 +86,7 @@ def described(run: Run) -> dict[str, Any]:
         "parameters": config["parameters"],
         "method": config["method"]["name"],
         "terms": config["method"]["terms"],
+        **({"code": config["method"]["code"]} if "code" in config["method"] else {}),
         "seed": config["seed"],
         "start": config["start"],
         "images": config["images"],
@@ -166,6 +167,7 @@ def _in_common(entry: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], object]
     backbone, method = entry.get("backbone"), entry.get("method")
     yield from (((name, backbone), entry.get(name)) for name in ("model", "parameters"))
     yield ("terms", backbone, method), entry.get("terms")
+    yield from (((f"the code of {name}",), sha256) for name, sha256 in (entry.get("code") or {}).items())
     yield ("start", backbone, entry.get("seed")), entry.get("start")
 
 

@@ -22,7 +22,7 @@ from distill.data.sample import write_list
 from distill.errors import DistillError, Diverged, check_number
 from distill.files import checked, make_folder, read_json, write_json, write_text
 from distill.lab.pool import Job, progress_bar, run_all, slots
-from distill.methods import METHODS, check_shipped, method_terms, with_every_option
+from distill.methods import METHODS, check_known_elsewhere, method_terms, with_every_option
 from distill.networks.teachers import fingerprint, load_teacher
 from distill.training.loop import fit
 from distill.training.parallel import pick_device
@@ -63,7 +63,7 @@ def tune(
             f"{', '.join(list(METHODS)[1:])}"
         )
     methods = list(dict.fromkeys(methods))
-    check_shipped(methods)
+    check_known_elsewhere(methods)
     out, chosen = Path(out), choose_settings(preset or defaults_for(data).preset, "matched", settings, data)
     train = open_dataset(data, "train", data_root)
     asked = {"student": student, "teacher": fingerprint(load_teacher(teacher)), "seed": seed}

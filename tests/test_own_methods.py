@@ -1,0 +1,111 @@
+"""Methods in a file of one's own: in runs, studies and tuning, whose processes read it too."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from distill import Run, methods
+from distill.cli import main
+from distill.methods import METHODS, load_methods
+from distill.networks.saving import save_model
+
+OWN = """
+import distill
+
+
+class Gap(distill.methods.Term):
+    needs_logits = True
+
+    def __init__(self, teacher, student, *, weight=2.0):
+        super().__init__(weight, warmup=0, decay=0)
+
+    def forward(self, student, teacher, labels):
+        return (student.logits.softmax(1) - teacher.logits.softmax(1)).abs().mean()
+
+
+distill.register_method("gap", Gap)
+"""
+STUDY = """
+about = "A method of one's own beside one of the package."
+data = "sample"
+teacher = "{teacher}"
+students = ["resnet18"]
+methods = ["baseline", "kd+gap"]
+seeds = 1
+
+[settings]
+epochs = 1
+batch_size = 4
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(methods, "METHODS", dict(METHODS))
+    monkeypatch.setattr(methods, "_OWN", {})
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_a_study_and_a_tuning_train_it_in_processes_of_their_own(
+    own: Path, tiny_sample: Path, tiny_teacher: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = tmp_path / "teacher.safetensors"
+    save_model(tiny_teacher, teacher)
+    (tmp_path / "own.toml").write_text(STUDY.format(teacher=teacher))
+    where = ["--data-root", str(tiny_sample), "--device", "cpu", "--own-methods", str(own)]
+    asked = ["study", str(tmp_path / "own.toml"), "--runs", str(tmp_path / "runs"), *where]
+    assert main(asked) == 0, capsys.readouterr().err
+    assert "kd+gap" in capsys.readouterr().out
+    recorded = json.loads((tmp_path / "runs/own/results.json").read_text())["runs"][1]
+    assert recorded["method"] == "kd+gap" and recorded["terms"]["gap"] == {"weight": 2.0}
+    assert list(recorded["code"]) == ["gap"] and len(recorded["code"]["gap"]) == 64
+
+    tuned = ["tune", "--methods", "gap", "--budget", "2", "--epochs", "1", "--batch-size", "4", *where]
+    assert main([*tuned, "--teacher", str(teacher), "--out", str(tmp_path / "tune")]) == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "tune/tune.json").read_text())["best"]["gap"] > 0
+
+    # Two runs with another loss under one name are not one row, and neither goes on from the other.
+    own.write_text(OWN.replace(".abs()", ".square()"))
+    assert main(asked) == 2 and "the code of gap is" in capsys.readouterr().err
+    assert Run(tmp_path / "runs/own/resnet18/kd+gap/seed0").finished
+
+
+def test_without_its_file_the_method_is_not_there(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--method", "gap"]) == 2
+    assert "no method 'gap'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "registers no method"),
+        (OWN.replace("class Gap", "1 / 0\n\n\nclass Gap"), "line 5: ZeroDivisionError"),
+        (OWN.replace("def forward(", "def forward("[:-1]), "line 11: SyntaxError"),
+        (OWN.replace('"gap"', '"kd"'), "there is a method 'kd' already"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_sentence(text: str, word: str, own: Path, refused: Callable[..., str]) -> None:
+    own.write_text(text)
+    refused(word, call=lambda: load_methods(own))
+    own.write_text(OWN)
+    load_methods(own)  # mended
+    first = methods.METHODS["gap"]
+    load_methods(own)  # a cell that is run again
+    assert methods.METHODS["gap"] is first
+    own.write_text(OWN.replace("weight=2.0", "weight=3.0"))
+    before = methods.code_of(["gap", "kd"])
+    load_methods(own)
+    assert methods.METHODS["gap"].__init__.__kwdefaults__ == {"weight": 3.0}
+    assert list(before) == ["gap"] and before != methods.code_of(["gap"])
+
+
+def test_what_is_no_python_file_is_told(own: Path, refused: Callable[..., str]) -> None:
+    refused("nothing.py cannot be read (No such file", call=lambda: load_methods(own.with_name("nothing.py")))
+    refused("(Is a directory)", call=lambda: load_methods(own.parent))
+    own.write_bytes(b"\x89PNG\0")
+    refused("mine.py, line 1", call=lambda: load_methods(own))
