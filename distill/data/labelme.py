@@ -18,7 +18,7 @@ from pydantic import Field
 from tqdm.auto import tqdm
 from typing_extensions import NotRequired, TypedDict
 
-from distill.data.folders import IMAGE_ENDINGS, read_image
+from distill.data.folders import IMAGE_ENDINGS, read_image, repeated
 from distill.data.sample import mask_image
 from distill.data.transforms import IGNORE_INDEX
 from distill.errors import DistillError, first_line
@@ -50,17 +50,18 @@ def import_labelme(
     Images lie beside the JSON files in `source`. All are copied, those without a JSON file too: these have no mask, and
     belong to no split. Polygons, rectangles, circles and labelme's masks are painted in the order of the file, so that
     later ones cover earlier ones; where nothing is painted is background, and the label `__ignore__` is void.
-    `class_names` is the order of the classes, background first; without it, the labels in alphabetical order.
+    `class_names` is the order of the classes, background first, as in labelme's labels.txt, whose `__ignore__` may
+    stand before it; without it, the labels in alphabetical order.
 
     Raises DistillError for a folder without labels, a JSON file that is not labelme's or whose image is missing or of
-    another size, a shape that covers no area, and a label that is not in `class_names`.
+    another size, a shape that covers no area, a label that is not in `class_names`, and names that are no classes.
     """
     source, out = Path(source), Path(out)
     if out.exists():
         raise DistillError(f"{out} is there already; choose another folder, or delete it")
     images = _images(source)
     files = _files(source, images)
-    names = _class_names(source, files) if class_names is None else list(class_names)
+    names = _class_names(source, files) if class_names is None else _given_names(list(class_names))
     make_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         whole = Path(temporary) / out.name
@@ -102,12 +103,38 @@ def _files(source: Path, images: dict[str, Path]) -> dict[str, _File]:
 def _class_names(source: Path, files: dict[str, _File]) -> list[str]:
     """Background, and the labels in alphabetical order."""
     found = sorted({shape["label"] for file in files.values() for shape in file["shapes"]} - {BACKGROUND, IGNORE})
-    for name in found:
+    if not found:
+        raise DistillError(f"the files of {source} have 0 labels, and 1 to 254 are possible; label anew")
+    names = ["background", *(name for name in found if name != "background")]
+    _check_names(names, f"the files of {source} have")
+    return names
+
+
+def _given_names(names: list[str]) -> list[str]:
+    """The classes of a caller, less a first `__ignore__`, which `read_class_names` leaves out too."""
+    names = names[1:] if names[:1] == [IGNORE] else names
+    if names[:1] not in (["background"], [BACKGROUND]):
+        raise DistillError(
+            f"the classes begin with {names[0] if names else 'none'!r}, and what is not painted is the first of them; "
+            f"put background (or {BACKGROUND}) first"
+        )
+    misplaced = next((name for name in names[1:] if name in ("background", BACKGROUND, IGNORE)), None)
+    if misplaced:
+        raise DistillError(f"the classes hold {misplaced!r} after the first, which is no object; remove it")
+    _check_names(names, "the classes have")
+    return names
+
+
+def _check_names(names: list[str], found: str) -> None:
+    """DistillError for names that class_names.txt cannot hold, or not tell apart."""
+    for name in names:
         if name.splitlines() != [name] or name.strip() != name:
-            raise DistillError(f"{source} has the label {name!r}; rename it to one line without blanks at its ends")
-    if not 1 <= len(found) <= 254:
-        raise DistillError(f"the files of {source} have {len(found)} labels, and 1 to 254 are possible; label anew")
-    return ["background", *(name for name in found if name != "background")]
+            raise DistillError(f"{found} the label {name!r}; rename it to one line without blanks at its ends")
+    if len(names) > 255:
+        raise DistillError(f"{found} {len(names) - 1} labels beside the background, and 254 are possible; take fewer")
+    twice = repeated(names)
+    if twice:
+        raise DistillError(f"{found} the label {twice!r} twice; give every class a name of its own")
 
 
 def paint(file: _File, class_names: Sequence[str], size: tuple[int, int], path: Path) -> np.ndarray:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from distill import cli, fit, open_dataset
 from distill.data.check import check_dataset
+from distill.data.folders import read_class_names
 from distill.data.labelme import import_labelme
 
 SQUARE = [[2, 2], [9, 2], [9, 9], [2, 9]]
@@ -78,6 +79,36 @@ def test_images_without_a_file_are_kept_and_a_student_can_learn_on_them(folder: 
     teacher = fit("resnet18", "baseline", None, out, out=tmp_path / "teacher", **tiny).student()
     run = fit("resnet18", "kd", teacher, out, unlabelled=out / "JPEGImages", out=tmp_path / "run", **tiny)
     assert run.config["unlabelled"] == 4
+
+
+def test_classes_may_be_given_as_in_labelmes_own_list(folder: Path, tmp_path: Path) -> None:
+    label(folder, "a", shape("cat", SQUARE), shape("dog", [[12, 2], [15, 5]], "rectangle"))
+    out = import_labelme(folder, tmp_path / "out", ["__ignore__", "_background_", "cat", "dog"], progress=False)
+    names, mask = read_class_names(out), mask_of(out, "a")
+    assert (mask[0, 0], names[0]) == (0, "_background_")
+    assert (names[mask[5, 5]], names[mask[3, 13]]) == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (["cat", "dog"], "begin with 'cat'"),
+        ([], "begin with 'none'"),
+        (["__ignore__", "cat"], "begin with 'cat'"),
+        (["background", "cat", "cat"], "'cat' twice"),
+        (["background", "cat", "_background_"], "'_background_' after the first"),
+        (["background", "cat", ""], "''"),
+        (["background", "cat", " dog"], "' dog'"),
+        (["background", "cat", "two\nlines"], "'two\\nlines'"),
+        (["background", "cat", *map(str, range(254))], "255 labels beside"),
+    ],
+)
+def test_classes_that_masks_would_not_follow_are_refused(
+    names: list[str], words: str, folder: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    label(folder, "a", shape("cat", SQUARE))
+    refused(words, call=lambda: import_labelme(folder, tmp_path / "out", names, progress=False))
+    assert not (tmp_path / "out").exists()
 
 
 def test_mistakes_are_told(folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
