@@ -24,6 +24,7 @@ from distill.training.parallel import ALONE, Ranks
 from distill.training.runs import Run
 
 PROTOCOLS = ("native", "resize513")
+LARGEST_BATCH = 32 * 513 * 513  # pixels that a network scores at once: of a camera's 12 million, one image
 Pair = tuple[torch.Tensor, torch.Tensor]  # an image, or several, and the labels
 
 
@@ -100,7 +101,8 @@ def evaluate(
     `native`: every image at its own size; quote this one. `resize513`: short side 513, labels resized by nearest
     neighbour as Pillow does, as in the published table. How absent classes count: see `Scores`. Of several `ranks`
     each takes every so many batches, and all give the scores of all images. So many `workers` load images, which
-    changes no score. Raises DistillError when the classes differ, and for what is not a network or a data set.
+    changes no score; of large images fewer than `batch_size` go through the network at once. Raises DistillError when
+    the classes differ, and for what is not a network or a data set.
     """
     if protocol not in PROTOCOLS:
         raise DistillError(f"there is no protocol {protocol!r}; choose {' or '.join(PROTOCOLS)}")
@@ -287,6 +289,8 @@ def _same_size_batches(pairs: _Pairs, batch_size: int, progress: bool, ranks: Ra
     batches = [range(start, min(start + batch_size, len(pairs))) for start in starts]
     loaded = _load(pairs, [index for batch in batches for index in batch], workers)
     for batch in tqdm(batches, desc="evaluating", unit="batch", disable=not progress or not ranks.first):
-        for _, alike in groupby(islice(loaded, len(batch)), lambda pair: pair[0].shape):
-            images, labels = zip(*alike, strict=True)
-            yield torch.stack(images), torch.stack(labels)
+        for size, alike in groupby(islice(loaded, len(batch)), lambda pair: pair[0].shape):
+            most = max(1, LARGEST_BATCH // (size[-2] * size[-1]))
+            while part := list(islice(alike, most)):
+                images, labels = zip(*part, strict=True)
+                yield torch.stack(images), torch.stack(labels)

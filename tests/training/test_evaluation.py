@@ -164,6 +164,16 @@ def test_evaluate_agrees_with_predicting_one_by_one(network: DeepLabV3Plus) -> N
         assert np.array_equal(evaluate(network, dataset, batch_size=batch_size).confusion, scores.confusion)
 
 
+def test_large_images_are_scored_few_at_once(network: DeepLabV3Plus, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, seen = Listed(random_pairs([(20, 30)] * 5 + [(90, 90)], 3), NAMES), []
+    expected = evaluate(network, data)
+    monkeypatch.setattr(evaluation, "LARGEST_BATCH", 2 * 20 * 30)
+    counting = copy.deepcopy(network)
+    counting.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    assert np.array_equal(evaluate(counting, data).confusion, expected.confusion)
+    assert seen == [2, 2, 1, 1]
+
+
 def test_resize513_scores_at_a_short_side_of_513(network: DeepLabV3Plus) -> None:
     image, labels = torch.zeros(3, 10, 12, dtype=torch.uint8), torch.ones(10, 12, dtype=torch.long)
     labels[:, :6] = 255
