@@ -1,6 +1,7 @@
 """What the tests of `training.parallel` run in one process and, through torchrun, in two: two_ranks.py OUT SAMPLE"""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -8,8 +9,9 @@ from conftest import tiny_network
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distill import evaluate, fit, load_model, open_dataset
+from distill import build_model, evaluate, fit, load_model, open_dataset
 from distill.methods import build_method
+from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.teachers import freeze
 from distill.training.loop import _Step
 from distill.training.parallel import Ranks, join, shared_layers
@@ -20,13 +22,21 @@ RUNS = {
     "kd+sakd-crops": {"method": "kd+sakd", "augment": "crops"},
     "ofd-flip": {"method": "ofd", "connector_epochs": 1},
 }
+BACKBONES = ("resnet18", "mobilenetv2", *(["timm:mobilenetv3_small_050"] if find_spec("timm") else []))
 SETTINGS = {"optimizer": "sgd", "lr": 1e-3, "epochs": 2, "batch_size": 8, "evaluate_every": 1}
+
+
+def _student(backbone: str) -> DeepLabV3Plus:
+    if not backbone.startswith("timm:"):
+        return tiny_network(backbone)
+    torch.manual_seed(0)
+    return build_model(backbone, 21, head_width=0.0625, atrous_rates=(2, 3, 4))  # timm's have no width
 
 
 def gradients(backbone: str, ranks: Ranks) -> dict[str, Tensor]:
     """Loss, gradients and buffers after one step of kd+ofd+sakd on eight images, with dropout, in float64."""
     torch.set_default_dtype(torch.float64)
-    student, teacher = tiny_network(backbone).train(), freeze(tiny_network("resnet101", seed=7))
+    student, teacher = _student(backbone).train(), freeze(tiny_network("resnet101", seed=7))
     torch.manual_seed(1)
     images, labels = torch.randn(8, 3, 48, 48), torch.randint(0, 21, (8, 48, 48))
     labels[0] = 255  # so the two have different numbers of labelled pixels
@@ -40,7 +50,7 @@ def gradients(backbone: str, ranks: Ranks) -> dict[str, Tensor]:
         loss, _ = running(images[share], labels[share], answer, (labels != 255).sum() / ranks.world)
         loss.backward()
     torch.set_default_dtype(torch.float32)
-    assert not any(type(layer).__name__.startswith("Shared") for layer in student.modules())
+    assert not any("Shared" in type(layer).__name__ for layer in student.modules())
     weights = {name: weight.grad for name, weight in step.named_parameters()}
     return weights | dict(step.named_buffers()) | {"loss": ranks.sum(loss.detach().clone()) / ranks.world}
 
@@ -48,7 +58,7 @@ def gradients(backbone: str, ranks: Ranks) -> dict[str, Tensor]:
 def main(out: Path, sample: Path) -> None:
     torch.set_num_threads(1)
     ranks = join(torch.device("cpu"))
-    found: dict[str, dict] = {name: gradients(name, ranks) for name in ("resnet18", "mobilenetv2")}
+    found: dict[str, dict] = {name: gradients(name, ranks) for name in BACKBONES}
     model = load_model(out / "student.safetensors")
     for split in ("val", "test"):
         scores = evaluate(model, open_dataset("sample", split, sample), batch_size=4, ranks=ranks)

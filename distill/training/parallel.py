@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -158,6 +158,44 @@ class SharedBatchNorm(nn.BatchNorm2d):
         return (centred * scale + self.bias.view(1, -1, 1, 1)).to(x.dtype)
 
 
+class _ThenDropAndAct:
+    """What timm's BatchNormAct2d does after its norm."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))  # type: ignore[misc]  # of the norm that comes after this class
+
+
+class _SharedBatchNormAct(_ThenDropAndAct, SharedBatchNorm):
+    pass
+
+
+class _SyncBatchNormAct(_ThenDropAndAct, nn.SyncBatchNorm):
+    pass
+
+
+def _shared_norm(norm: nn.BatchNorm2d) -> type[Any]:
+    """The class with which a BatchNorm does the same for the whole batch; DistillError where there is none."""
+    kind, needed = type(norm), ("weight", "bias", "running_mean", "momentum")
+    lacking = [name for name in needed if getattr(norm, name) is None]
+    if lacking:
+        raise _unshared(f"without {lacking[0]}")
+    if kind.forward is nn.BatchNorm2d.forward:
+        return nn.SyncBatchNorm if norm.weight.is_cuda else SharedBatchNorm
+    if hasattr(norm, "drop") and hasattr(norm, "act"):
+        return _SyncBatchNormAct if norm.weight.is_cuda else _SharedBatchNormAct
+    raise _unshared(f"of the kind {kind.__name__}")
+
+
+def _unshared(what: str) -> DistillError:
+    return DistillError(
+        f"the network has a BatchNorm {what}, whose statistics several processes cannot share; add "
+        f"--no-sync-batchnorm (sync_batchnorm=False)"
+    )
+
+
 class SharedDropout(nn.Dropout):
     """Dropout that draws for the batch of all ranks and takes this rank's part, so that two ranks do not draw alike.
 
@@ -177,19 +215,23 @@ class SharedDropout(nn.Dropout):
 
 @contextmanager
 def shared_layers(ranks: Ranks, modules: list[nn.Module], norms: bool) -> Iterator[None]:
-    """Inside the block dropout, and with `norms` BatchNorm, are those of the whole batch; after it, what they were."""
+    """Inside the block dropout, and with `norms` BatchNorm, are those of the whole batch; after it, what they were.
+
+    Raises DistillError for a BatchNorm that cannot be.
+    """
     changed: list[tuple[nn.Module, type]] = []
-    for module in (layer for network in modules for layer in network.modules()) if ranks.world > 1 else ():
-        kind = type(module)
-        if norms and kind is nn.BatchNorm2d:
-            module.__class__ = nn.SyncBatchNorm if next(module.parameters()).is_cuda else SharedBatchNorm
-            vars(module)["process_group"] = None  # all ranks; nn.SyncBatchNorm asks for it
-        elif kind is nn.Dropout:
-            module.__class__ = SharedDropout
-        else:
-            continue
-        changed.append((module, kind))
+    layers = dict.fromkeys(layer for network in modules for layer in network.modules()) if ranks.world > 1 else ()
     try:
+        for module in layers:
+            kind = type(module)
+            if norms and isinstance(module, nn.BatchNorm2d):
+                module.__class__ = _shared_norm(module)
+                vars(module)["process_group"] = None  # all ranks; nn.SyncBatchNorm asks for it
+            elif kind is nn.Dropout:
+                module.__class__ = SharedDropout
+            else:
+                continue
+            changed.append((module, kind))
         yield
     finally:
         for module, kind in changed:

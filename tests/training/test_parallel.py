@@ -14,15 +14,15 @@ import pytest
 import torch
 from kill import command, family, finish, kill_and_resume, same_end, start
 from safetensors.torch import load_file
-from torch import Tensor
-from two_ranks import RUNS
+from torch import Tensor, nn
+from two_ranks import BACKBONES, RUNS
 
 from distill import Run, fit, open_dataset
 from distill.data.sample import make_sample
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import save_model
 from distill.training.batches import CroppedBatches, FlippedBatches
-from distill.training.parallel import Ranks, pick_device, shared_layers
+from distill.training.parallel import Ranks, SharedBatchNorm, pick_device, shared_layers
 from distill.training.settings import Settings
 
 TESTS = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ def found(both: Path, name: str) -> tuple[dict[str, Tensor], ...]:
     return tuple(torch.load(both / f"{file}.pt")[name] for file in ("1-0", "2-0", "2-1"))
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2"])
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_step_of_two_processes_is_that_of_one(backbone: str, both: Path) -> None:
     """In float64, so that nothing but rounding can differ; dropout, BatchNorm and the labelled pixels are shared."""
     alone, first, second = found(both, backbone)
@@ -67,15 +67,9 @@ def test_a_step_of_two_processes_is_that_of_one(backbone: str, both: Path) -> No
         assert torch.equal(first[name], second[name]), f"the processes differ in {name}"
         # Biases before another BatchNorm have no gradient but rounding: what counts is the size of all.
         assert (value - first[name]).double().norm() < 1e-9 * value.double().norm() + 1e-12 * size, name
-    assert (
-        alone["method.terms.kd.calls"] == 1
-        and alone[
-            "student.backbone.bn1.running_mean"
-            if backbone == "resnet18"
-            else "student.backbone.features.0.1.running_mean"
-        ].norm()
-        > 0
-    )
+    first_norm = {"resnet18": "bn1", "mobilenetv2": "features.0.1"}.get(backbone, "network.bn1")
+    assert alone["method.terms.kd.calls"] == 1
+    assert alone[f"student.backbone.{first_norm}.running_mean"].norm() > 0
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -204,6 +198,50 @@ def test_a_single_process_is_left_alone(make_student: Callable[..., DeepLabV3Plu
     with shared_layers(Ranks(), [student], True):
         assert [type(layer) for layer in student.modules()] == kinds
     assert Ranks().sum(torch.tensor(3.0)) == 3 and Ranks().agree("word") == "word"
+
+
+class OwnNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+@pytest.mark.parametrize(
+    "norm, word",
+    [
+        (nn.BatchNorm2d(4, affine=False), "without weight"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "without running_mean"),
+        (nn.BatchNorm2d(4, momentum=None), "without momentum"),
+        (OwnNorm(4), "of the kind OwnNorm"),
+    ],
+)
+def test_a_norm_that_cannot_be_shared_is_refused_and_all_layers_are_left_alone(
+    norm: nn.Module, word: str, refused: Callable[..., str]
+) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(), norm)
+    kinds = [type(layer) for layer in network]
+    refused(word, "--no-sync-batchnorm", call=lambda: shared_layers(Ranks(0, 2), [network], True).__enter__())
+    assert [type(layer) for layer in network] == kinds
+    with shared_layers(Ranks(0, 2), [network], False):
+        assert type(norm) is kinds[2]
+
+
+def test_a_norm_that_acts_is_shared_acts_once_and_is_restored() -> None:
+    norm, images = NormAct(4), torch.randn(2, 4, 8, 8)
+    expected = norm.eval()(images)
+    with shared_layers(Ranks(0, 2), [norm, nn.Sequential(norm)], True):
+        assert isinstance(norm, SharedBatchNorm) and torch.equal(norm(images), expected)
+    assert type(norm) is NormAct
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
