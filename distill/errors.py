@@ -55,20 +55,28 @@ def check_number(name: str, value: float, least: float, most: float, whole: bool
         raise DistillError(f"{name} is {value}; give {kind} from {least:,} to {most:,}")
 
 
+def lacking_memory(error: BaseException) -> str:
+    """Whose memory is not enough, where an error says so, as a GPU, the CPU or a worker does; else nothing."""
+    if isinstance(error, MemoryError):
+        return "of this machine"
+    if not isinstance(error, RuntimeError):
+        return ""
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+        return "of the GPU"
+    # Who kills a worker is the system, as a rule; "DataLoader worker process" tells of an error in one.
+    signs = ("DefaultCPUAllocator", "DataLoader worker (pid", "shared memory")
+    return "of this machine" if any(sign in str(error) for sign in signs) else ""
+
+
 @contextmanager
 def enough_memory(advice: str) -> Iterator[None]:
     """Turn "out of memory", as a GPU or the CPU says it, into a DistillError that ends with `advice`."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        reason = "of the GPU" if isinstance(error, torch.OutOfMemoryError) else "of this machine"
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error):
-            reason = "of this machine"
-        elif "DataLoader worker" in str(error):  # killed by the system, as a rule
-            reason, advice = "of this machine", f"lower --workers, or {advice}"
-        else:
+    except (MemoryError, RuntimeError) as error:
+        whose = lacking_memory(error)
+        if not whose:
             raise
-    else:
-        return
-    raise DistillError(f"the memory {reason} is not enough; {advice}")
+        if "DataLoader worker (pid" in str(error) or "shared memory" in str(error):
+            advice = f"lower --workers, or {advice}"
+        raise DistillError(f"the memory {whose} is not enough; {advice}") from None

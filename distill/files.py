@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from distill.errors import DistillError, first_line, shortened
+from distill.errors import DistillError, first_line, lacking_memory, shortened
 
 try:
     import fcntl
@@ -45,6 +45,8 @@ def replace_file(path: str | Path, lasting: bool = False) -> Iterator[Path]:
             _wait_for_folder(path.parent)
     # A full disk is an OSError for Python and Pillow, and something else for PyTorch and safetensors.
     except (OSError, RuntimeError, SafetensorError) as error:
+        if lacking_memory(error) or "DataLoader worker" in str(error):  # while what is written was made
+            raise
         reason = (error.strerror or first_line(error)) if isinstance(error, OSError) else "the disk took no more"
         raise DistillError(
             f"{path} could not be written ({reason}); its earlier content, if any, is kept; make room, or choose "

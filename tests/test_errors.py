@@ -31,11 +31,15 @@ def test_the_first_line_of_what_another_library_says() -> None:
 def test_a_lack_of_memory_is_told_from_other_errors() -> None:
     with pytest.raises(RuntimeError, match="shapes"), enough_memory("never said"):
         raise RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError, match="process 0"), enough_memory("never said"):
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
     killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
     for error, advice in (
         (MemoryError(), "of this machine is not enough; lower it"),
         (torch.OutOfMemoryError("CUDA out of memory"), "of the GPU is not enough; lower it"),
+        (RuntimeError("CUDA error: out of memory"), "of the GPU is not enough; lower it"),
         (killed, "lower --workers, or lower it"),
+        (RuntimeError("unable to allocate shared memory(shm) for file"), "lower --workers, or lower it"),
     ):
         with pytest.raises(DistillError, match=advice), enough_memory("lower it"):
             raise error

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from distill.errors import DistillError
+from distill.errors import DistillError, lacking_memory
 from distill.files import replace_file
 
 
@@ -46,7 +46,8 @@ def read_checkpoint(
 
     Gives its history, the best epoch, and where it was in an epoch. `content` is that of the file, if it is known.
 
-    The unpickler knows tensors and plain values only. Raises DistillError for everything that is not such a file.
+    The unpickler knows tensors and plain values only. Raises DistillError for everything that is not such a file, and
+    lets through that the memory is not enough, for which the file is not to blame.
     """
     try:
         source = path if content is None else io.BytesIO(content)
@@ -60,6 +61,8 @@ def read_checkpoint(
             torch.cuda.set_rng_state(state["random_on_device"].cpu(), device)
         return list(state["history"]), dict(state["best"]), dict(state.get("partial", {}))
     except Exception as error:  # a damaged file, or a stranger's, can raise anything
+        if lacking_memory(error):
+            raise
         raise DistillError(
             f"{path} cannot be read ({type(error).__name__}), so the run cannot resume; delete {path.parent} to start "
             f"again"

@@ -34,6 +34,7 @@ from distill.networks.saving import load_model
 from distill.terms import KD
 from distill.training import loop as training
 from distill.training import runs
+from distill.training.checkpoint import read_checkpoint
 from distill.training.interrupt import CtrlC, ctrl_c_after
 from studies.run_notebooks import Client
 
@@ -318,6 +319,33 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(failure: Exception, tmp_p
 
     refused(path, "make room", call=write)
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        RuntimeError("Caught RuntimeError in DataLoader worker process 0."),
+        RuntimeError("unable to allocate shared memory(shm) for file"),
+    ],
+)
+def test_what_fails_while_a_file_is_made_is_not_the_disks_fault(failure: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(failure), match=re.escape(str(failure))), replace_file(tmp_path / "file"):
+        raise failure
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_checkpoint_is_not_to_blame_for_a_lack_of_memory(
+    failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*words: object, **named: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(failure)):
+        read_checkpoint(tmp_path / "last.pt", {}, torch.device("cpu"))
 
 
 def test_a_folder_that_vanished_is_named(train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, refused) -> None:
