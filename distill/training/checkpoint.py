@@ -29,6 +29,8 @@ def write_checkpoint(
     state = {name: part.state_dict() for name, part in parts.items()} | told | {"random": torch.get_rng_state()}
     if device.type == "cuda":
         state["random_on_device"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["random_on_device"] = torch.mps.get_rng_state()
     if teacher is not None and teacher.training:
         state["teacher_statistics"] = dict(teacher.named_buffers())
     with replace_file(path, lasting=True) as temporary:
@@ -59,6 +61,8 @@ def read_checkpoint(
         torch.set_rng_state(state["random"].cpu())
         if "random_on_device" in state and device.type == "cuda":
             torch.cuda.set_rng_state(state["random_on_device"].cpu(), device)
+        elif "random_on_device" in state and device.type == "mps":
+            torch.mps.set_rng_state(state["random_on_device"].cpu())
         return list(state["history"]), dict(state["best"]), dict(state.get("partial", {}))
     except Exception as error:  # a damaged file, or a stranger's, can raise anything
         if lacking_memory(error):

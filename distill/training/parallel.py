@@ -262,12 +262,18 @@ def pick_device(device: str | int | torch.device) -> torch.device:
         )
     if device.startswith("mps") and not torch.backends.mps.is_available():
         raise DistillError(f"the device {device} was asked for and PyTorch finds no Apple GPU; use --device cpu")
-    if device.startswith("meta"):
-        raise DistillError(f"the device {device} computes nothing; choose auto, cpu or cuda")
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError:
         raise DistillError(f"PyTorch does not know the device {device!r}; choose auto, cpu or cuda") from None
+    if found.type not in ("cpu", "cuda", "mps"):
+        raise DistillError(f"this package cannot train on the device {device}; choose auto, cpu or cuda")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise DistillError(
+            f"the device {device} was asked for and PyTorch finds {torch.cuda.device_count()} GPUs, counted from 0; "
+            f"choose one of these, or use --device cpu"
+        )
+    return found
 
 
 def compiled(network: nn.Module) -> nn.Module:

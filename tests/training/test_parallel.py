@@ -259,11 +259,14 @@ def test_a_device_is_a_name_a_number_or_torchs_own(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refused("cuda:0", "no GPU", "--device cpu", call=lambda: pick_device(0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    refused("cuda:5", "finds 1 GPUs", "--device cpu", call=lambda: pick_device("cuda:5"))
     assert pick_device(0) == pick_device(torch.device("cuda", 0)) == torch.device("cuda:0")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     refused("mps", "Apple", "--device cpu", call=lambda: pick_device("mps"))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device("mps") == torch.device("mps")
-    refused("meta", "computes nothing", "cpu", call=lambda: pick_device("meta"))
+    for other in ("meta", "xpu", "hpu:0"):
+        refused("cannot train", other, "cpu", call=lambda other=other: pick_device(other))
     for wrong in (None, True, 1.5, -1):
         refused("cuda", call=lambda wrong=wrong: pick_device(wrong))
