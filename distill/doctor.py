@@ -47,7 +47,12 @@ def examine() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     """Those that this package needs, against their lower bounds."""
-    for needed in map(Requirement, requires("distill") or ()):
+    try:
+        own = requires("distill") or ()
+    except PackageNotFoundError:
+        yield Finding("distill", "not installed", "run, in the folder of the project: pip install -e .")
+        return
+    for needed in map(Requirement, own):
         if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):  # of an extra, or another Python
             continue
         try:

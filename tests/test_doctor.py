@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,15 @@ def test_an_old_package_is_named(there: str, advised: bool, monkeypatch: pytest.
     found = {finding.name: finding for finding in doctor._packages()}
     assert bool(found["pillow"].advice) is advised
     assert str(found["pillow"]).endswith("pip install 'pillow>=10.3'") is advised
+
+
+def test_a_clone_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> list[str]:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "requires", missing)
+    (finding,) = doctor._packages()
+    assert str(finding).startswith("[TO DO] distill: not installed") and "pip install -e ." in finding.advice
 
 
 def test_torch_and_torchvision_must_belong_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +233,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torchvision": version("torchvision"),
         "numpy": version("numpy"),
         "pillow": version("pillow"),
-        "distill": version("distill"),
+        "distill": _own_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -241,6 +241,14 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "commit": _commit(),
     }
+
+
+def _own_version() -> str | None:
+    """None where the clone runs without being installed."""
+    try:
+        return version("distill")
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:
@@ -252,16 +260,21 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the clone that this package runs from, with `+` where files were changed; None elsewhere."""
-    folder = PROJECT / "distill"
+    """The commit of the clone that this package runs from, with `+` where files were changed; None elsewhere.
+
+    Elsewhere may be within another repository, whose commit says nothing of this package.
+    """
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--", "."], cwd=folder, capture_output=True, text=True
-        )
-    except OSError:
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() != PROJECT:
+            return None
+        return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "") if commit.returncode == 0 else None
+
+
+def _git(*words: str) -> str:
+    folder = PROJECT / "distill"
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def config_of(

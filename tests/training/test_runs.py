@@ -2,13 +2,17 @@
 
 import json
 import math
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+import torch
 
 from distill.files import read_json
 from distill.lab.curves import interval95
 from distill.lab.tables import compare, markdown_table
+from distill.training import runs
 from distill.training.runs import Run, find_runs, run_folder
 
 
@@ -165,6 +169,36 @@ def test_finished_runs_are_found_at_any_depth(tmp_path: Path, refused) -> None:
     assert [run.path for run in find_runs(tmp_path)] == paths
     assert [run.path for run in find_runs(paths[0], tmp_path / "a")] == paths
     refused("nowhere", "train one first", call=lambda: find_runs(tmp_path / "nowhere"))
+
+
+def test_the_surroundings_of_a_clone_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        if name == "distill":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(runs, "version", missing)
+    found = runs.environment(torch.device("mps"))
+    assert found["distill"] is None and found["torchvision"] == version("torchvision") and found["device"] == "mps"
+
+
+def test_the_commit_is_that_of_the_clone_and_of_no_repository_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    inside = tmp_path / "site-packages"
+    for folder in (tmp_path, inside):
+        (folder / "distill").mkdir(parents=True)
+        (folder / "distill" / "file").write_text("a")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(runs, "PROJECT", tmp_path.resolve())
+    commit = runs._commit()
+    assert commit and len(commit) >= 4 and not commit.endswith("+")
+    (tmp_path / "distill" / "file").write_text("b")
+    assert runs._commit() == f"{commit}+"
+    monkeypatch.setattr(runs, "PROJECT", inside.resolve())
+    assert runs._commit() is None
 
 
 def test_the_folder_of_a_run_tells_what_it_is() -> None:
