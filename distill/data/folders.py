@@ -93,12 +93,17 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """16 hexadecimal digits that change when the list, the classes, an image or a mask of this split does.
 
         Of every file the size and both ends are read, which tells exports and drawings apart without reading gigabytes;
-        when a file was written, and where it lies, does not count.
+        when a file was written, and where it lies, does not count. Raises DistillError, as reading does, for a missing
+        file.
         """
         digest = hashlib.sha256(repr((self.class_names, self.ids)).encode())
         for index in range(len(self)):
-            for path in (self.image_path(index), self.mask_path(index)):
-                digest.update(_ends(path))
+            try:
+                for path in (self.image_path(index), self.mask_path(index)):
+                    digest.update(_ends(path))
+            except OSError:
+                self[index]  # which says what is missing
+                raise
         return digest.hexdigest()[:16]
 
     def check_proportions(self, index: int, labels: torch.Tensor) -> None:
@@ -127,14 +132,11 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def _ends(path: Path, length: int = 4096) -> bytes:
-    """The size of a file and its first and last bytes; of a missing one nothing, as reading it will say so."""
-    try:
-        with path.open("rb") as file:
-            first, size = file.read(length), file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - length))
-            return b"%d " % size + first + file.read()
-    except OSError:
-        return b"missing"
+    """The size of a file and its first and last bytes."""
+    with path.open("rb") as file:
+        first, size = file.read(length), file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - length))
+        return b"%d " % size + first + file.read()
 
 
 def _check_link(path: Path, name: str) -> None:
@@ -268,7 +270,7 @@ def read_split(root: Path, split: str) -> list[str]:
             f"there is no folder {root}{f' (did you mean {close[0]!r}?)' if close else ''}; give the folder that holds "
             f"JPEGImages, SegmentationClass and ImageSets"
         )
-    path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    path = _list_path(root, split)
     if not path.exists():
         there = sorted(p.stem for p in path.parent.glob("*.txt"))
         if not there and split in ("train", "val"):
@@ -285,6 +287,10 @@ def read_split(root: Path, split: str) -> list[str]:
     for name in names:
         _check_name(path, name)
     return names
+
+
+def _list_path(root: Path, split: str) -> Path:
+    return root / "ImageSets" / "Segmentation" / f"{split}.txt"
 
 
 def repeated(names: Iterable[str]) -> str | None:
@@ -420,11 +426,11 @@ def open_dataset(
 
 def scored_splits(data: str | Path, root: str | Path | None = None) -> Iterator[tuple[str, VOCFolder]]:
     """What a network is scored on: val, and test where there is one whose masks are there (VOC's come without)."""
-    yield "val", open_dataset(data, "val", root)
-    try:
-        test = open_dataset(data, "test", root)
-    except DistillError:  # most folders have none
+    val = open_dataset(data, "val", root)
+    yield "val", val
+    if not _list_path(val.root, "test").exists():  # as in most folders
         return
+    test = open_dataset(data, "test", root)
     if test.mask_path(0).exists():
         yield "test", test
 

@@ -114,7 +114,8 @@ def fit(
         built = build_method(method, teacher, student, **choose_options(terms, data, method_options))
     if target.type == "cpu":
         check_width(student)
-    val = open_dataset(data, "val", data_root)
+    scored = dict(scored_splits(data, data_root))
+    val = scored["val"]
     config = config_of(data, train, val, student, teacher, built, seed, preset, chosen, ranks)
     folder = Path(out) if out else run_folder("runs", config["data"], config["model"]["backbone"], built.name, seed)
     if ranks.agree(ranks.first and is_finished(folder, config, resume)):
@@ -131,7 +132,7 @@ def fit(
             if ranks.agree(finished):  # by another process, while this one waited
                 return _done(folder, given)
             loop.run(val)
-            scores = _final_scores(loop, data, data_root)
+            scores = _final_scores(loop, scored)
             with ranks.first_alone():
                 if ranks.first:
                     write_json(folder / "scores.json", scores)
@@ -421,8 +422,8 @@ def _as_teacher(teacher: str | Path | nn.Module | None, device: torch.device) ->
     return freeze(teacher).float().to(device) if isinstance(teacher, nn.Module) else load_teacher(teacher, device)
 
 
-def _final_scores(loop: _Loop, data: str | Path, data_root: str | Path | None) -> dict[str, Any]:
+def _final_scores(loop: _Loop, scored: dict[str, VOCFolder]) -> dict[str, Any]:
     scores = {"protocol": "native", "epoch": loop.settings.epochs, "best": loop.best}
-    for split, dataset in scored_splits(data, data_root):
+    for split, dataset in scored.items():
         scores[split] = evaluate(loop.student, dataset, ranks=loop.ranks, workers=loop.settings.workers).to_json()
     return scores

@@ -330,7 +330,10 @@ def name_of(data: str | Path) -> str:
 
 
 def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
-    """Whether the folder holds this run, finished; DistillError if it holds another, or one not to be resumed."""
+    """Whether the folder holds this run, finished; DistillError if it holds another, or one not to be resumed.
+
+    Another that was stopped before anything was saved, as by an image that had to be mended, makes room for this one.
+    """
     if not is_whole(folder / "config.json"):
         return False
     there, config = ({"processes": 1, **found} for found in (Run(folder).config, _as_json(config)))
@@ -340,6 +343,8 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
         found["method"] = {**found["method"], "terms": with_every_option(found["method"]["terms"])}
     config["content"] = config["content"] if "content" in there else None  # runs of before do not tell
     different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
+    if different and _keeps_nothing(folder):
+        return False
     if different:
         what = ", ".join("content of the images" if key == "content" else key for key in different)
         raise DistillError(f"{folder} holds a run whose {what} differ from what is asked for; choose another --out")
@@ -347,6 +352,10 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
     if not finished and not resume:
         raise DistillError(f"{folder} holds an unfinished run; resume it, or choose another --out")
     return finished
+
+
+def _keeps_nothing(folder: Path) -> bool:
+    return not any((folder / name).exists() for name in ("last.pt", "student.safetensors", "scores.json"))
 
 
 @contextmanager
@@ -371,7 +380,7 @@ def begun(
 
 
 def _write_config(folder: Path, config: dict[str, Any], data_root: Path, device: torch.device, ranks: Ranks) -> None:
-    if not is_whole(folder / "config.json"):
+    if not is_whole(folder / "config.json") or _keeps_nothing(folder):
         about = {**environment(device), "processes": ranks.world, "data_root": str(data_root.resolve())}
         write_json(folder / "environment.json", about)
         write_json(folder / "config.json", config)

@@ -12,7 +12,15 @@ from PIL import Image
 
 from distill.data import folders as datasets
 from distill.data.check import check_dataset
-from distill.data.folders import VOC_CLASSES, VOCFolder, augmented_ids, data_root, open_dataset
+from distill.data.folders import (
+    VOC_CLASSES,
+    VOCFolder,
+    augmented_ids,
+    data_root,
+    open_dataset,
+    read_picture,
+    scored_splits,
+)
 from distill.data.sample import SAMPLE_CLASSES
 
 CAMVID_LIKE = ("sky", "building", "pole", "road")
@@ -99,6 +107,25 @@ def test_a_missing_image_is_named(own: Path, refused) -> None:
 def test_a_missing_mask_is_named(own: Path, refused) -> None:
     (own / "SegmentationClass/train0.png").unlink()
     refused("train0.png", "missing", call=lambda: VOCFolder(own)[0])
+
+
+@pytest.mark.parametrize("name", ["JPEGImages/train1.jpg", "SegmentationClass/train1.png"])
+def test_data_with_a_missing_file_have_no_fingerprint(own: Path, name: str, refused) -> None:
+    before = VOCFolder(own).fingerprint()
+    content = (own / name).read_bytes()
+    (own / name).unlink()
+    message = refused(own / name, "split list names it", call=VOCFolder(own).fingerprint)
+    assert message == refused(call=lambda: VOCFolder(own)[1])
+    (own / name).write_bytes(content)
+    assert VOCFolder(own).fingerprint() == before
+
+
+def test_a_faulty_list_of_the_test_split_is_told(own: Path, refused) -> None:
+    assert [split for split, _ in scored_splits(own)] == ["val"]
+    (own / "ImageSets/Segmentation/test.txt").write_text("val0\nval0\n")
+    refused("test.txt", "'val0' twice", call=lambda: list(scored_splits(own)))
+    (own / "ImageSets/Segmentation/test.txt").write_text("val0\n")
+    assert [split for split, _ in scored_splits(own)] == ["val", "test"]
 
 
 def test_a_truncated_image_is_named(own: Path, refused) -> None:

@@ -940,6 +940,42 @@ def test_other_images_of_the_same_names_are_another_run(
     refused("content of the images", call=lambda: train(data_root=again))
 
 
+@pytest.mark.parametrize("folder, lost", [("JPEGImages", True), ("JPEGImages", False), ("SegmentationClass", True)])
+def test_a_run_begins_once_a_faulty_file_is_mended(
+    folder: str, lost: bool, train: Callable[..., Run], tiny_sample: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    data = shutil.copytree(tiny_sample, tmp_path / "data")
+    path = [path for path in sorted((data / folder).iterdir()) if path.stem.startswith("train")][9]
+    content = path.read_bytes()
+    path.unlink() if lost else path.write_bytes(content[:-200])
+    refused(path, call=lambda: train(data_root=data, **CROPS))
+    assert (tmp_path / "run" / "config.json").exists() is not lost
+    path.write_bytes(content)
+    assert train(data_root=data, **CROPS).finished
+
+
+def test_a_run_that_saved_nothing_makes_room_for_another_and_one_that_did_does_not(
+    train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patched, step=1)
+        train(lr=0.1)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patched, step=3)
+        train(epochs=2)
+    refused("settings differ", "--out", call=lambda: train(epochs=2, lr=0.1))
+    assert same(weights(train(epochs=2)), weights(train(epochs=2, out="whole")))
+
+
+def test_a_faulty_list_of_the_test_split_is_told_before_training(
+    train: Callable[..., Run], tiny_sample: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    data = shutil.copytree(tiny_sample, tmp_path / "data")
+    (data / "ImageSets" / "Segmentation" / "test.txt").write_text("")
+    refused("test.txt", "lists no images", call=lambda: train(data_root=data))
+    assert not (tmp_path / "run").exists()
+
+
 def test_runs_that_were_made_before_content_was_recorded_are_still_theirs(train: Callable[..., Run]) -> None:
     run = train()
     config = json.loads((run.path / "config.json").read_text())
