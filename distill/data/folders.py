@@ -73,8 +73,7 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """
 
     def __init__(self, root: str | Path, split: str = "train", limit: int | None = None) -> None:
-        if limit is not None:
-            check_number("limit", limit, 1, 10**9)
+        _check_limit(limit)
         self.root, self.split = Path(root), split
         self.class_names = read_class_names(self.root)
         self.num_classes = len(self.class_names)
@@ -129,6 +128,11 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
             tv_tensors.Mask(torch.from_numpy(labels).long()),
         )
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None:
+        check_number("limit", limit, 1, 10**9)
 
 
 def _ends(path: Path, length: int = 4096) -> bytes:
@@ -345,6 +349,7 @@ class AugmentedVOC(VOCFolder):
     """
 
     def __init__(self, root: str | Path, sbd: str | Path | None = None, limit: int | None = None) -> None:
+        _check_limit(limit)
         super().__init__(root, "train")
         self.sbd = Path(sbd) if sbd else None
         self.own = frozenset(self.ids)
@@ -406,9 +411,10 @@ def open_dataset(
     """The split of a data set: `"sample"`, `"pascal"`, `"pascal+sbd"`, or a folder in VOC layout.
 
     The sample lies in `root`, or by default in `data_root()/sample`, where it is made on first use. Pascal VOC is
-    looked for under `root`, in the folder that its archive unpacks to (VOCdevkit/VOC2012) or directly; SBD beside it,
-    in `sbd` or the folder that its own archive unpacks to (benchmark_RELEASE/dataset). These names count as a `Path`
-    too, so a folder of your own that has one of them is given as the string `"./sample"`, or by its whole path.
+    looked for under `root`, in the folder that its archive unpacks to (VOCdevkit/VOC2012) or directly; SBD beside
+    VOCdevkit, in `sbd` or the folder that its own archive unpacks to (benchmark_RELEASE/dataset). These names count as
+    a `Path` too, so a folder of your own that has one of them is given as the string `"./sample"`, or by its whole
+    path.
 
     Raises DistillError when the data are not there, and as `VOCFolder` does.
     """
@@ -418,8 +424,7 @@ def open_dataset(
         folder = Path(root) if root else data_root()
         voc = _find_voc(folder)
         if str(data) == "pascal+sbd" and split == "train":
-            places = (folder / "sbd", folder / "benchmark_RELEASE" / "dataset")
-            return AugmentedVOC(voc, next((place for place in places if place.is_dir()), None), limit)
+            return AugmentedVOC(voc, _find_sbd(folder), limit)
         return VOCFolder(voc, split, limit)
     return VOCFolder(Path(root) if root else Path(data), split, limit)
 
@@ -445,6 +450,14 @@ def _find_voc(folder: Path) -> Path:
         f"Pascal VOC is neither in {inside} nor in {folder} itself; fetch it with "
         f"`python -m distill data download voc --root {folder}`, or give --data-root the folder where it is"
     )
+
+
+def _find_sbd(folder: Path) -> Path | None:
+    """SBD's folder under `folder`; or beside VOCdevkit where `folder` is VOC's own in there, as runs record it."""
+    whole = Path(os.path.abspath(folder))
+    homes = [folder, *([whole.parents[1]] if whole.parts[-2:] == ("VOCdevkit", "VOC2012") else [])]
+    places = [home / name for home in homes for name in ("sbd", "benchmark_RELEASE/dataset")]
+    return next((place for place in places if place.is_dir()), None)
 
 
 def make_default_sample(root: str | Path | None = None) -> Path:

@@ -313,6 +313,24 @@ def test_sbd_may_lie_as_its_archive_unpacks_and_bring_its_own_images(voc_with_sb
     assert len([labels for _, labels in open_dataset("pascal+sbd", "train", voc_with_sbd)]) == 4
 
 
+@pytest.mark.parametrize("home", ["sbd", "benchmark_RELEASE/dataset"])
+def test_sbd_is_found_from_the_folder_that_a_run_records(
+    voc_with_sbd: Path, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (voc_with_sbd / home).parent.mkdir(exist_ok=True)
+    (voc_with_sbd / "sbd").rename(voc_with_sbd / home)
+    dataset = open_dataset("pascal+sbd", "train", voc_with_sbd)
+    again = open_dataset("pascal+sbd", "train", dataset.root)
+    assert again.ids == dataset.ids and len(list(again)) == 4
+    monkeypatch.chdir(dataset.root)
+    assert open_dataset("pascal+sbd", "train", ".").ids == dataset.ids
+
+
+@pytest.mark.parametrize("limit", [-2, 0, 1.5])
+def test_a_limit_is_checked_for_sbd_too(voc_with_sbd: Path, limit: float, refused) -> None:
+    refused("limit", call=lambda: open_dataset("pascal+sbd", "train", voc_with_sbd, limit=limit))
+
+
 @pytest.mark.parametrize("line", ["{}\n", "/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png\n"])
 def test_masks_handed_on_as_segmentation_class_aug(voc_with_sbd: Path, line: str) -> None:
     voc = voc_with_sbd / "VOCdevkit" / "VOC2012"
