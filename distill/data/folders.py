@@ -183,10 +183,26 @@ def read_picture(image: Image.Image) -> np.ndarray:
 
 
 def _upright(image: Image.Image, name: str | Path) -> np.ndarray:
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(("I", "F")) or _is_deep(image):
         raise DistillError(f"{name} has more than 8 bits per channel (mode {image.mode}); save it with 8 bits")
     image = ImageOps.exif_transpose(image)  # a new one: the caller may go on with theirs
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether a PNG or TIFF file has more than 8 bits per channel, of which Pillow may keep 8 without a word."""
+    bits = getattr(image, "tag_v2", {}).get(258, ())  # TIFF's BitsPerSample
+    return _raw_mode(image).endswith(";16B") or max(bits, default=8) > 8
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the file holds its pixels, as "L;4" for grey of 4 bits; nothing where Pillow does not say, or not any more.
+
+    It says so until the pixels are read.
+    """
+    given = next((tile[3] for tile in getattr(image, "tile", ())), "")
+    given = given[0] if isinstance(given, tuple) and given else given
+    return given if isinstance(given, str) else ""
 
 
 def read_mask(path: Path, num_classes: int) -> np.ndarray:
@@ -199,6 +215,12 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     else:
         missing = f"{path} is missing, though the split list names it; add the mask or remove its name"
         with _opened(path, "a mask", missing) as picture:
+            few = re.match("L;([24])", _raw_mode(picture))  # what Pillow stretches to 0 to 255
+            if few:
+                raise DistillError(
+                    f"{path} is grey of {few[1]} bits, whose values would be read as others; export it again as a "
+                    f"palette or 8-bit grey PNG"
+                )
             mode, mask = picture.mode, np.array(picture)
     if mode not in ("P", "L") or mask.ndim != 2:
         raise DistillError(

@@ -1,6 +1,8 @@
 """Reading VOC layout: what is read, and what is said of folders with faults."""
 
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -405,6 +407,58 @@ def test_16_bits_a_channel_are_refused_in_one_sentence(own: Path, refused) -> No
     Image.fromarray(np.full((3, 4), 40_000, np.uint16)).save(own / "JPEGImages/train0.png")
     message = refused("train0.png", "8 bits", call=lambda: VOCFolder(own)[0])
     assert "cannot be read" not in message
+
+
+def png(bits: int, colour: int, rows: bytes, size: tuple[int, int]) -> bytes:
+    """A PNG file as its own standard writes it: Pillow writes neither 16-bit colour nor grey of few bits."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def planar_tiff(pixels: np.ndarray) -> bytes:
+    """A TIFF file of 16-bit channels one after the other."""
+    (height, width, channels), start = pixels.shape, 8
+    content, plane = pixels.transpose(2, 0, 1).astype("<u2").tobytes(), 2 * height * width
+    lists = [[16] * channels, [start + plane * index for index in range(channels)], [plane] * channels]
+    after = start + len(content)
+    places = [after, after + 2 * channels, after + 6 * channels]
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, places[0]), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, 3, places[1]), (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 3, places[2]), (284, 3, 1, 2)]
+    content += b"".join(struct.pack(f"<3{kind}", *values) for kind, values in zip("HII", lists, strict=True))
+    listed = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return b"II" + struct.pack("<HI", 42, start + len(content)) + content + listed
+
+
+@pytest.mark.parametrize("kind", ["RGB.png", "RGBA.png", "LA.png", "planar.tif"])
+def test_16_bits_a_channel_that_pillow_cuts_off_are_refused(own: Path, kind: str, refused) -> None:
+    (own / "JPEGImages/train0.jpg").unlink()
+    channels, colour = {"RGB.png": (3, 2), "RGBA.png": (4, 6), "LA.png": (2, 4), "planar.tif": (3, 0)}[kind]
+    pixels = np.full((3, 4, channels), 4000, np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    path = own / f"JPEGImages/train0{kind[-4:]}"
+    path.write_bytes(planar_tiff(pixels) if colour == 0 else png(16, colour, rows, (4, 3)))
+    assert "cannot be read" not in refused(path.name, "8 bits", call=lambda: VOCFolder(own)[0])
+    with Image.open(path) as picture:
+        refused("8 bits", call=lambda: read_picture(picture))
+
+
+@pytest.mark.parametrize("bits, row", [(4, b"\0\x01\x23"), (2, b"\0\x1b")])
+def test_a_mask_of_grey_of_few_bits_is_refused_and_a_palette_of_few_is_read(
+    own: Path, bits: int, row: bytes, refused
+) -> None:
+    path = own / "SegmentationClass/train0.png"
+    path.write_bytes(png(bits, 0, 3 * row, (4, 3)))
+    refused(f"grey of {bits} bits", "8-bit grey PNG", call=lambda: VOCFolder(own)[0])
+    picture = Image.new("P", (4, 3))
+    picture.putdata([0, 1, 2, 3] * 3)
+    picture.putpalette(range(3 * 2**bits))
+    picture.save(path, bits=bits)
+    assert VOCFolder(own)[0][1].tolist() == [[0, 1, 2, 3]] * 3
+    assert path.read_bytes()[24] == bits
 
 
 @pytest.fixture
