@@ -137,6 +137,8 @@ def test_a_folder_is_copied_with_smaller_images(voc_folder: Callable[..., Path],
     blocks = np.arange(4).reshape(2, 2)
     masks = {"train": [blocks.repeat(25, 0).repeat(15, 1), blocks.repeat(8, 0).repeat(6, 1)]}
     source = voc_folder({**masks, "val": [blocks.repeat(20, 0).repeat(20, 1)]})
+    (source / "JPEGImages" / "more").mkdir()
+    Image.new("RGB", (40, 30), "red").save(source / "JPEGImages" / "more" / "unlabelled.jpg")
     out = resize_dataset(source, tmp_path / "small", 20, progress=False)
     for split in ("train", "val"):
         large, small = VOCFolder(source, split), VOCFolder(out, split)
@@ -144,6 +146,10 @@ def test_a_folder_is_copied_with_smaller_images(voc_folder: Callable[..., Path],
         for (image, labels), (_, whole) in zip(small, large, strict=True):
             assert image.shape[1:] == labels.shape and max(labels.shape) == min(20, max(whole.shape))
             assert set(labels.unique().tolist()) <= set(whole.unique().tolist())
+    assert {path.suffix for path in (out / "JPEGImages").iterdir()} == {".png", ""}
+    with Image.open(out / "JPEGImages" / "more" / "unlabelled.png") as picture:
+        assert picture.size == (20, 15)
+    assert len(list((out / "SegmentationClass").rglob("*.png"))) == 3
     untouched = resize_dataset(source, tmp_path / "same", 5000, progress=False)
     assert torch.equal(VOCFolder(untouched, "train")[0][1], VOCFolder(source, "train")[0][1])
     refused("is there already", call=lambda: resize_dataset(source, out, 20))
