@@ -167,7 +167,8 @@ def cut_on_device(
     """`cut` for a whole batch, on the device where the images are: (N, 3, S, S) and (N, S, S), both uint8.
 
     Scaling, cutting, mirroring and blurring are linear, so along each side they are one matrix per image, and the crop
-    is the product of the image with the two. Values may differ from `cut`'s by 1, which rounds in between.
+    is the product of the image with the two. Pixels may differ from `cut`'s by 1, which rounds in between; labels may
+    differ in whole rows or columns, where the nearest pixel is one of two that are equally near.
     """
     device, stack = images[0].device, _stacked(images, 0)
     # Nothing here may ask the device for a value: that would wait until it has done all that it was given to do.
