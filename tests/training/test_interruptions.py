@@ -34,7 +34,7 @@ from distill.networks.saving import load_model
 from distill.terms import KD
 from distill.training import loop as training
 from distill.training import runs
-from distill.training.checkpoint import read_checkpoint
+from distill.training.checkpoint import read_checkpoint, write_checkpoint
 from distill.training.interrupt import CtrlC, ctrl_c_after
 from studies.run_notebooks import Client
 
@@ -346,6 +346,17 @@ def test_a_checkpoint_is_not_to_blame_for_a_lack_of_memory(
     monkeypatch.setattr(torch, "load", load)
     with pytest.raises(type(failure)):
         read_checkpoint(tmp_path / "last.pt", {}, torch.device("cpu"))
+
+
+def test_a_checkpoint_keeps_the_random_numbers_of_an_apple_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, given, load, mps = torch.arange(4, dtype=torch.uint8), [], torch.load, torch.device("mps")
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: kept)
+    monkeypatch.setattr(torch.mps, "set_rng_state", given.append)
+    monkeypatch.setattr(torch, "load", lambda source, map_location, **named: load(source, **named))
+    write_checkpoint(tmp_path / "last.pt", {}, {"history": [], "best": {}}, mps, None)
+    with torch.random.fork_rng(devices=[]):
+        read_checkpoint(tmp_path / "last.pt", {}, mps)
+    assert torch.equal(given[0], kept)
 
 
 def test_a_folder_that_vanished_is_named(train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, refused) -> None:
