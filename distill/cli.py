@@ -86,6 +86,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"distill: {message}; see {self.prog} --help\n")
 
 
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds a default where there is one and the text does not say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = not action.default or "default" in (action.help or "")
+        return action.help if said else super()._get_help_string(action)
+
+
 Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
@@ -93,7 +101,7 @@ def _command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], None], help: str, defaults: bool = False
 ) -> _Parser:
     """A command that `run` does; with `defaults`, its help says what every option is by default."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter if defaults else argparse.HelpFormatter
+    formatter = _Defaults if defaults else argparse.HelpFormatter
     command = commands.add_parser(name, help=help, formatter_class=formatter)
     command.set_defaults(command=run)
     return command
@@ -362,7 +370,8 @@ def _study(options: argparse.Namespace) -> None:
         print(study.to_do())
     else:
         print(markdown(study.run(options.jobs, options.threads)))
-        print(f"recorded in {study.results}", file=sys.stderr)
+        stays = f"{study.results} holds more runs than are there yet, and stays as it is until they are"
+        print(f"recorded in {study.results}" if study.is_recorded else stays, file=sys.stderr)
 
 
 def _add_tune(commands: Commands) -> None:
@@ -426,6 +435,8 @@ def _diagnose(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     found = read_findings(options.runs)
+    if options.markdown:
+        make_folder(options.markdown.parent)
     if options.json:
         rows = [{"variant": name, **row} for name, table in tables(found).items() for row in table]
         print(json.dumps([_no_nan(row) for row in rows], indent=1))
@@ -498,7 +509,7 @@ def _add_bench(commands: Commands) -> None:
         nargs="+",
         metavar="RUN",
         help="instead: what one image takes in these networks, in PyTorch and exported (takes --crop-size, --compile, "
-        "--data for int8, --json)",
+        "--preset, --steps, --data for int8, --json; on the CPU)",
     )
     command.add_argument("--steps", type=int, default=5, help="number of measurements (default: 5)")
     command.add_argument("--seed", type=int, default=0, help="of images and weights (default: 0)")

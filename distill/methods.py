@@ -136,6 +136,9 @@ def load_methods(path: str | Path) -> None:
         return
     before, name = dict(METHODS), f"own_methods_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     sys.modules[name] = module = ModuleType(name)  # under one name for each file, so that it may register them again
+    module.__file__ = str(path)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # for imports of what lies beside it, last, so that nothing else is hidden
     try:
         exec(compile(content, str(path), "exec"), module.__dict__)
     except DistillError:

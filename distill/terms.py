@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill import losses
-from distill.errors import DistillError, nearest
+from distill.errors import DistillError, check_number, nearest
 from distill.networks.backbones import POSITIONS
 
 # How OFD and SAKD divide each position's loss: the early, large maps count less.
@@ -53,7 +53,9 @@ class Term(nn.Module):
         super().__init__()
         if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
             raise DistillError(f"weight is {weight!r}; give a finite number that is not negative.")
-        if warmup < 0 or decay < 0 or 0 < decay <= warmup:
+        for name, calls in (("warmup", warmup), ("decay", decay)):
+            check_number(name, calls, 0, 10**9)
+        if 0 < decay <= warmup:
             raise DistillError(f"warmup is {warmup} and decay is {decay}; give decay = 0 or more calls than warmup.")
         self.weight, self.warmup, self.decay = weight, warmup, decay
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
@@ -454,7 +456,7 @@ def _check_positions(positions: Sequence[str]) -> tuple[str, ...]:
     positions = (positions,) if isinstance(positions, str) else tuple(positions)
     for position in positions:
         if position not in POSITIONS:
-            raise DistillError(f"There is no position {position!r}{nearest(position, POSITIONS)}.")
+            raise DistillError(f"There is no position {position!r}{nearest(str(position), POSITIONS)}.")
     if not positions or len(set(positions)) < len(positions):
         raise DistillError(f"positions is {positions}; name at least one of {', '.join(POSITIONS)}, none twice.")
     return positions

@@ -1,6 +1,7 @@
 """Methods in a file of one's own: in runs, studies and tuning, whose processes read it too."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +73,19 @@ def test_a_study_and_a_tuning_train_it_in_processes_of_their_own(
     # Two runs with another loss under one name are not one row, and neither goes on from the other.
     own.write_text(OWN.replace(".abs()", ".square()"))
     assert main(asked) == 2 and "the code of gap is" in capsys.readouterr().err
+    assert main([*tuned, "--teacher", str(teacher), "--out", str(tmp_path / "tune")]) == 2
+    assert "was trained with other code of gap" in capsys.readouterr().err
     assert Run(tmp_path / "runs/own/resnet18/kd+gap/seed0").finished
+
+
+def test_a_file_may_import_what_lies_beside_it(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    own.with_name("gap_of.py").write_text("from pathlib import Path\n\nHOME = Path(__file__).parent\n")
+    own.write_text(
+        f"from pathlib import Path\n\nfrom gap_of import HOME\n\nassert HOME == Path(__file__).parent\n{OWN}"
+    )
+    load_methods(own)
+    assert "gap" in methods.METHODS
 
 
 def test_without_its_file_the_method_is_not_there(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ A study's folder of runs holds a study.json beside them: the study file's conten
 size. A recorded file holds the same, and what `runs.record` gives for every run.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,7 @@ from distill.lab.tables import (
     markdown_table,
     read_study,
     record,
+    teacher_weights,
 )
 from distill.show import charts, plots
 from distill.training.presets import RECIPES
@@ -66,18 +68,37 @@ class Findings:
 
     records: list[dict[str, Any]] = field(default_factory=list)
     variants: list[dict[str, Any]] = field(default_factory=list)  # as in the study file; none where it has none
-    teacher: dict[str, Any] | None = None
-    image_size: tuple[int, int] | None = None
+    teachers: list[dict[str, Any]] = field(default_factory=list)  # scores, of every study that has one
+    sizes: set[tuple[int, int]] = field(default_factory=set)  # of the studies' images
+
+    @property
+    def teacher(self) -> dict[str, Any] | None:
+        """The teacher of all studies, where it is one."""
+        return self.teachers[0] if self.teachers and all(one == self.teachers[0] for one in self.teachers) else None
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        return next(iter(self.sizes)) if len(self.sizes) == 1 else None
+
+    def teacher_of(self, name: str) -> dict[str, Any] | None:
+        """The scores of the teacher that taught a variant's runs."""
+        taught = {teacher_weights(entry.get("teacher")) for entry in rows_of(self, name)} - {None}
+        return next((one for one in self.teachers if one.get("weights") in taught), self.teacher)
 
     def add(self, records: Sequence[dict[str, Any]], described: dict[str, Any], path: Path) -> None:
         """Further records, and what a study file or a recorded study at `path` says about them."""
         checked(described, _Described, path, _WHAT)
         self.records += records
-        known = [entry["name"] for entry in self.variants]
-        self.variants += [variant for variant in _variants(described) if variant["name"] not in known]
-        self.teacher = described.get("teacher") or self.teacher
+        known = {entry["name"]: entry for entry in self.variants}
+        for variant in _variants(described):
+            if known.setdefault(variant["name"], variant) != variant:
+                raise DistillError(
+                    f"{path} has another variant {variant['name']!r} than the study before; compare one at a time"
+                )
+        self.variants = list(known.values())
+        self.teachers += [teacher] if (teacher := described.get("teacher")) else []
         if size := described.get("image_size"):
-            self.image_size = (size[0], size[1])
+            self.sizes.add((size[0], size[1]))
 
 
 def read_findings(paths: Sequence[Path]) -> Findings:
@@ -174,12 +195,11 @@ def tables(findings: Findings) -> dict[str, list[dict[str, Any]]]:
 
     Raises DistillError where runs of one table are not comparable: see `check_comparable`.
     """
-    miou = _teacher_miou(findings)
-    return {name: compare(rows_of(findings, name), miou) for name in _names(findings)}
+    return {name: compare(rows_of(findings, name), _miou(findings.teacher_of(name))) for name in _names(findings)}
 
 
-def _teacher_miou(findings: Findings) -> float | None:
-    return findings.teacher["miou"] if findings.teacher else None
+def _miou(teacher: dict[str, Any] | None) -> float | None:
+    return teacher["miou"] if teacher else None
 
 
 def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
@@ -226,7 +246,7 @@ def report(findings: Findings, pictures: Sequence[tuple[Path, str]], folder: Pat
             parts.append(
                 f"Gain over the baseline by class, mean over seeds, in points of IoU:\n\n{_class_table(gains)}"
             )
-    if findings.teacher:
+    if findings.teacher:  # of several each has its tables
         parts.insert(0, f"The teacher has {100 * findings.teacher['miou']:.1f} mIoU.")
     parts += [f"![{alt}]({_relative(path, folder)})" for path, alt in pictures]
     return "\n\n".join(parts) + "\n"
@@ -242,8 +262,7 @@ def _class_table(gains: dict[tuple[str, str], dict[str, float]]) -> str:
 
 
 def _relative(path: Path, folder: Path) -> Path:
-    path, folder = path.resolve(), folder.resolve()
-    return path.relative_to(folder) if path.is_relative_to(folder) else path
+    return Path(os.path.relpath(path.resolve(), folder.resolve()))
 
 
 # ----------------------------------------------------------------------------------------------- figures
@@ -270,7 +289,7 @@ def figures(findings: Findings) -> Iterator[tuple[str, Figure | str, str]]:
         yield "variants", charts.variant_chart(found), "Gains of each method with 95 % intervals, variant by variant."
     if lines := by_labels(findings):
         alt = "Mean mIoU against the number of labelled images, by method."
-        yield "labels", charts.label_chart(lines, _teacher_miou(findings)), alt
+        yield "labels", charts.label_chart(lines, _miou(findings.teacher)), alt
     for name, rows in found.items():
         prefix = f"{variant_folder(name)}/" if name else ""
         of = f" of the variant {name}" if name else ""
@@ -335,8 +354,7 @@ def _over_time(findings: Findings, name: str, rows: Sequence[dict[str, Any]]) ->
     if not records or not all(map(scored, records)):
         return f"no scores over time{f' of {name}' if name else ''}: the record holds no history of some runs"
     seconds = {(row["backbone"], row["method"]): row["seconds"] for row in rows}
-    teacher = findings.teacher.get("val_miou") if findings.teacher else None
-    return charts.time_chart(_histories(records), seconds, teacher)
+    return charts.time_chart(_histories(records), seconds, (findings.teacher_of(name) or {}).get("val_miou"))
 
 
 def _curves(findings: Findings, name: str) -> Figure | str:
@@ -377,8 +395,9 @@ class _Costs:
             costs = self._costs(entry.get("parameters"), entry.get("model"))
             points.append({"network": row["backbone"], "method": row["method"], "miou": row["miou"], **costs})
         taught = next((entry["teacher"] for entry in records.values() if entry.get("teacher")), None)
-        if self.findings.teacher and taught:
-            score, config = self.findings.teacher, _config(taught)
+        score = self.findings.teacher_of(name)
+        if score and taught:
+            config = _config(taught)
             about = {"network": taught.get("backbone", "teacher"), "method": "teacher", "miou": score["miou"]}
             points.append(about | self._costs(score.get("parameters"), config))
         points = [

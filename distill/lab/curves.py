@@ -113,15 +113,16 @@ def gain_at_equal_time(
     return None if own is None or other is None else own - other
 
 
+_ALIKE = ("data", "backbone", "model", "method", "seed", "images", "unlabelled", "terms", "teacher")
+
+
 def twice_as_long(entry: dict[str, Any], others: Sequence[dict[str, Any]], score: str = "val_miou") -> float | None:
     """What twice the epochs add to a score, that on val, all else being equal; None if no such run is among the others.
 
     The better test of convergence: each run has a whole schedule, and a rate that falls to zero raises the end of any.
     """
     for other in others:
-        same = all(
-            other.get(key) == entry.get(key) for key in ("data", "backbone", "method", "seed", "images", "terms")
-        )
+        same = all(other.get(key) == entry.get(key) for key in _ALIKE)
         twice = other["settings"]["epochs"] == 2 * entry["settings"]["epochs"]
         if same and twice and _but_epochs(other) == _but_epochs(entry):
             return float(other[score] - entry[score])

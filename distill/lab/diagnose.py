@@ -93,9 +93,11 @@ class _Case:
         if not self.baselines or not self.methods:
             lacking = "baseline" if not self.baselines else "run of a method"
             raise DistillError(f"there is no {lacking} among these runs; a diagnosis needs a baseline and a method")
-        asked = {(run.config["model"]["backbone"], run.config["data"], run.config["images"]) for run in runs}
+        asked = {(run.config["model"]["backbone"], run.config["data"], _with_labels(run.config)) for run in runs}
         if len(asked) > 1:
-            which = " and ".join(sorted(f"{backbone} on {images} images of {data}" for backbone, data, images in asked))
+            which = " and ".join(
+                sorted(f"{backbone} on {images} labelled images of {data}" for backbone, data, images in asked)
+            )
             raise DistillError(f"these are runs of {which}; diagnose one student on the same images at a time")
         self.config = self.baselines[0].config
         root = data_root or self.baselines[0].data_root
@@ -106,8 +108,7 @@ class _Case:
         self.scores = {"val": evaluate(self.teacher, self.some["val"])}
         self.own = [evaluate(run, self.some["val"]) for run in self.baselines]
         self.own_miou = float(np.mean([score.miou for score in self.own]))
-        labelled = self.config["settings"].get("labelled") or len(self.train)
-        self.learned_from = _evenly(self.train, most, labelled)
+        self.learned_from = _evenly(self.train, most, _with_labels(self.config))
         self.own_train = evaluate(self.baselines[0], self.learned_from)
 
     def _teacher(self, given: str | Path | nn.Module | None) -> nn.Module:
@@ -117,10 +118,12 @@ class _Case:
             raise DistillError(f"{first.path} does not say where its teacher is; name it with --teacher")
         source = source or "sample"
         teacher = freeze(source) if isinstance(source, nn.Module) else load_teacher(source)
-        if fingerprint(teacher) != (first.config.get("teacher") or {}).get("weights"):
+        weights = fingerprint(teacher)
+        other = [run for run in self.methods.values() if (run.config.get("teacher") or {}).get("weights") != weights]
+        if other:
             raise DistillError(
                 f"{source if isinstance(source, str | Path) else 'the network that was given'} is not the teacher of "
-                f"{first.path}, whose weights were others; name that one with --teacher"
+                f"{other[0].path}, whose weights were others; name that one with --teacher, and runs that it taught"
             )
         return teacher
 
@@ -129,15 +132,16 @@ class _Case:
     def teacher_is_better(self) -> Finding:
         own, miou = self.own, self.own_miou
         teacher = self.scores["val"]
+        alone = {name: float(np.mean([score.per_class_iou[name] for score in own])) for name in teacher.per_class_iou}
+        # NaN where a class is absent, and nobody found it: there is nothing to be better at.
         lead = {
-            name: iou - float(np.mean(np.nan_to_num([score.per_class_iou[name] for score in own])))
-            for name, iou in teacher.per_class_iou.items()
-            if not np.isnan(iou)
+            name: iou - alone[name] for name, iou in teacher.per_class_iou.items() if np.isfinite(iou - alone[name])
         }
         behind = sorted((name for name in lead if lead[name] < 0), key=lambda name: lead[name])
+        ahead = sum(value > 0 for value in lead.values())
         found = (
             f"On val the teacher has {_points(teacher.miou)} mIoU and the baseline {_points(miou)}; the teacher is "
-            f"better on {len(lead) - len(behind)} of {len(lead)} classes{_worst(behind, lead)}"
+            f"better on {ahead} of {len(lead)} classes{_worst(behind, lead)}"
         )
         if teacher.miou - miou > POINT:
             return Finding("teacher", True, found)
@@ -186,7 +190,7 @@ class _Case:
             )
         if self.own_train.miou < teacher.miou - POINT:
             return Finding("labels", True, found)
-        further = min(run.config.get("unlabelled", 0) for run in self.methods.values())
+        further = min(_without_labels(run.config) for run in self.methods.values())
         if further:
             return Finding("labels", True, f"{found}; the methods also learn from {further} images without labels")
         return Finding(
@@ -207,7 +211,7 @@ class _Case:
     def classes_agree(self) -> Finding:
         pairs = exchanged_classes(self.scores["val"])
         if not pairs:
-            return Finding("classes", True, "Every class of the teacher is the one of that name in the data")
+            return Finding("classes", True, "No two classes of the teacher look exchanged")
         told = ", ".join(f"{truth!r} {answer!r}" for truth, answer in pairs[:5])
         return Finding(
             "classes",
@@ -265,6 +269,14 @@ def _evenly(dataset: VOCFolder, most: int, first: int | None = None) -> Subset[t
     images = min(len(dataset), first or len(dataset))
     places = np.linspace(0, images - 1, min(most, images)).round().astype(int)
     return Subset(dataset, places.tolist())
+
+
+def _with_labels(config: dict[str, Any]) -> int:
+    return config["settings"].get("labelled") or config["images"]
+
+
+def _without_labels(config: dict[str, Any]) -> int:
+    return config["images"] - _with_labels(config) + config.get("unlabelled", 0)
 
 
 def _points(share: float) -> str:

@@ -111,7 +111,8 @@ def export(
         content = torch_of(program, metadata)
         check = check_logits(network, torch.export.load(io.BytesIO(content)).module(), size)
     else:
-        content = onnx_of(program, size)
+        with _explained(network, size):
+            content = onnx_of(program, size)
         check = check_logits(network, answer_of(content), size)
         if train and val:
             content = quantised(content, train, size)
@@ -162,14 +163,19 @@ def traced(network: nn.Module, size: Size) -> ExportedProgram:
     count, height, width = (1, *size) if size else _TRACED
     image = torch.zeros(count, 3, height, width, dtype=torch.uint8)
     free = {INPUT: dict.fromkeys(_FREE, Dim.DYNAMIC)}
+    with _explained(network, size), _quiet(), torch.no_grad():
+        return torch.export.export(network, (image,), dynamic_shapes=None if size else free)
+
+
+@contextmanager
+def _explained(network: nn.Module, size: Size) -> Iterator[None]:
     try:
-        with _quiet(), torch.no_grad():
-            return torch.export.export(network, (image,), dynamic_shapes=None if size else free)
-    except Exception as error:  # whatever a network of another library does that cannot be recorded
+        yield
+    except Exception as error:  # whatever a network of another library does that cannot be recorded, or not in ONNX
         inner: Any = network.network
         name = type(getattr(inner, "network", inner)).__name__  # another library's is wrapped
         advice = "give another network" if size else "give --size H W"
-        images = f"of {height} x {width} pixels" if size else "of any size"
+        images = f"of {size[0]} x {size[1]} pixels" if size else "of any size"
         raise DistillError(
             f"the {name} cannot be exported for images {images} ({first_line(error)}); {advice}"
         ) from error

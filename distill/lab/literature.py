@@ -82,7 +82,7 @@ def gains_here(name: str = "sample.json") -> dict[str, str]:
     for row in rows:
         if "gain" in row:
             gain = plus_minus(row["gain"], row["gain_interval"], "+")
-            text = f"{gain} on {row['backbone']} ({len(row['seeds'])} seeds; {verdict_of(row, unfinished)})"
+            text = f"{gain} on {row['backbone']} ({len(row['seeds'])} seeds): {verdict_of(row, unfinished)}"
             said.setdefault(row["method"], []).append(text)
     return {method: "<br>".join(texts) for method, texts in said.items()}
 

@@ -9,6 +9,7 @@ trains and scores the teacher. All shards write one record, each time with all t
 """
 
 import datetime
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,10 @@ class Study:
         self.number, self.of = _shard(shard, len(self.runs)) if shard is not None else (1, 1)
         self.own = self.runs[self.number - 1 :: self.of]
         self.shard = shard
-        self.before = self._recorded()
+        self.before, self.keep_recorded = self._recorded(), keep_recorded
         self.records: dict[Path, dict[str, Any]] = self._kept() if keep_recorded else {}
         self.environments: list[dict[str, Any]] = _environments(self.before) if self.records else []
+        self.is_recorded = False
         self.weights: str | None = None  # the teacher's fingerprint
         self.image_size: list[int] | None = None
 
@@ -84,7 +86,9 @@ class Study:
 
     def _kept(self) -> dict[Path, dict[str, Any]]:
         """By their folders, the runs of the plan that the record holds and that are not here."""
-        known = {_key(entry): entry for entry in read_study(self.results)[0]} if self.before else {}
+        if self.before:
+            read_study(self.results)  # which checks it; the marks that it adds do not belong into the file
+        known = {_key(entry): entry for entry in self.before.get("runs", ())}
         there = {run.folder: known.get(_key_of(run)) for run in self.runs if not run.begun}
         return {folder: entry for folder, entry in there.items() if entry is not None}
 
@@ -102,6 +106,7 @@ class Study:
         Ctrl-C; what was finished by then is recorded.
         """
         check_known_elsewhere(run.keywords["method"] for run in self.runs)
+        self._check_nothing_is_lost()
         places = slots(self.device, jobs)
         if threads is not None:
             check_number("threads", threads, 1, 1000)
@@ -109,8 +114,12 @@ class Study:
             threads = 1
         self._check_teacher_is_there()
         everything = [*self._own_teacher(), *self.own]
-        self._look_at_data()
         make_folder(self.folder)
+        if self.keep_recorded and all(map(self.done, self.runs)):
+            self.check()
+            self.record()
+            return self.findings()
+        self._look_at_data()
         total = sum(run.settings.epochs for run in everything)
         done = sum(run.settings.epochs for run in everything if self.done(run))
         log = "failed.txt" if self.shard is None else f"failed-{self.number}.txt"
@@ -123,15 +132,31 @@ class Study:
         self.record()
         return self.findings()
 
+    def _check_nothing_is_lost(self) -> None:
+        """Before a study file that names fewer runs than it did takes the others out of the record."""
+        planned = {_key_of(run) for run in self.runs}
+        lost = [entry for entry in self.before.get("runs", ()) if _key(entry) not in planned]
+        if lost:
+            name = "/".join(str(part) for part in _key(lost[0]) if part != "")
+            raise DistillError(
+                f"{self.results} records {len(lost)} runs that {self.path} does not name, such as {name}; give another "
+                f"file with --results, or delete this one"
+            )
+
     def _so_far(self) -> str:
         """Record what there is, and say how much it is."""
         self.record()
         return f"after {sum(map(self.done, self.own))} of {len(self.own)} runs; the same command continues"
 
     def _own_teacher(self) -> list[Planned]:
-        return [self.teacher_run] if self.teacher_run is not None and self.number == 1 else []
+        teacher = self.teacher_run
+        if teacher is None or self.number > 1:
+            return []
+        return [teacher] if teacher.finished or not all(map(self.done, self.runs)) else []  # nothing left to teach
 
     def _check_teacher_is_there(self) -> None:
+        if all(map(self.done, self.own)):
+            return
         if self.number > 1 and self.teacher_run is not None and not self.teacher_run.finished:
             first = f"--shard 1/{self.of}"
             raise DistillError(
@@ -154,7 +179,8 @@ class Study:
         """Scoring the teacher, which takes no epochs, and then the runs that are not finished."""
         jobs = []
         source = teacher_source(self.content, self.folder)
-        if source is not None and any(run.keywords["teacher"] for run in self.runs):
+        there = self.teacher_run is None or self.teacher_run.finished  # not where nothing is left to be taught
+        if source is not None and there and any(run.keywords["teacher"] for run in self.runs):
             teacher = load_teacher(source)
             check_classes("teacher", teacher, open_dataset(self.content.data, "train", self.root))
             self.weights = fingerprint(teacher)
@@ -250,7 +276,8 @@ class Study:
     def _write(self, runs: list[dict[str, Any]], described: dict[str, Any]) -> None:
         write_json(self.folder / STUDY_FILE, described)
         recorded = len(self.before.get("runs", ()))
-        if not runs or (len(runs) < len(self.runs) and len(runs) < recorded):
+        self.is_recorded = bool(runs) and (len(runs) == len(self.runs) or len(runs) >= recorded)
+        if not self.is_recorded:
             return
         content = {
             "command": f"python -m distill study {self._shown_path()}",
@@ -260,21 +287,28 @@ class Study:
             **described,
         }
         kept = {key: value for key, value in self.before.items() if key not in (*content, "environments", "runs")}
+        whole = {**content, **kept, "runs": runs}
+        if {**json.loads(json.dumps(whole)), "date": ""} == {**self.before, "date": ""}:
+            return  # nothing is new, nor is the date
         make_folder(self.results.parent)
-        write_json(self.results, {**content, **kept, "runs": runs})
+        write_json(self.results, whole)
 
     def _shown_path(self) -> str:
         path = self.path.resolve()
         return path.relative_to(PROJECT).as_posix() if path.is_relative_to(PROJECT) else path.name
 
     def _described(self) -> dict[str, Any]:
-        return {"study": self.content.as_written(), "image_size": self.image_size, "teacher": self._teacher_scores()}
+        size = self.image_size or (self.before.get("image_size") if self.keep_recorded else None)
+        return {"study": self.content.as_written(), "image_size": size, "teacher": self._teacher_scores()}
 
     def _teacher_scores(self) -> dict[str, Any] | None:
         """What `score_teacher` found, if it was this teacher."""
         path = self.folder / "teacher.json"
         found = read_json(path) if path.exists() else {}
-        return found if found.get("weights") == self.weights and found else None
+        if found and found.get("weights") == self.weights:
+            return found
+        recorded = self.before.get("teacher") if self.keep_recorded else None
+        return recorded if recorded and self.weights in (None, recorded.get("weights")) else None
 
     def _finished(self) -> list[dict[str, Any]]:
         for run in self.runs:

@@ -65,7 +65,8 @@ def results_file(name: str) -> Path:
 def read_study(path: Path) -> tuple[list[dict[str, Any]], float | None]:
     """A recorded study: what `record` gave for each of its runs, and the teacher's mIoU where it is known.
 
-    Runs on a CPU that have wall-clock seconds only, which other programs lengthened, are marked `shared_clock`.
+    Runs on a CPU that have wall-clock seconds only, which other programs lengthened, are marked `shared_clock`, as
+    `record` does.
     """
     study = checked(read_json(path), _RecordedStudy, path, "a recorded study")
     on_cpu = (study.get("environment") or {}).get("device") == "cpu"
@@ -89,6 +90,7 @@ def described(run: Run) -> dict[str, Any]:
         **({"code": config["method"]["code"]} if "code" in config["method"] else {}),
         "seed": config["seed"],
         "start": config["start"],
+        **({"content": config["content"]} if config.get("content") else {}),
         "images": config["images"],
         **({"unlabelled": config["unlabelled"]} if "unlabelled" in config else {}),
         "samples": (config["images"] + config.get("unlabelled", 0)) * config["settings"]["epochs"],
@@ -110,14 +112,16 @@ def record(run: Run) -> dict[str, Any]:
         "val_miou": scores["val"]["miou"],
         "best_val_miou": scores["best"]["val_miou"],
         "seconds": round(sum(line["seconds"] for line in history), 1),
-        **_cpu_seconds(history),
+        **_clock(run, history),
         "history": _in_short(history),
     }
 
 
-def _cpu_seconds(history: list[dict[str, Any]]) -> dict[str, float]:
-    known = bool(history) and all("cpu_seconds" in line for line in history)
-    return {"cpu_seconds": round(sum(line["cpu_seconds"] for line in history), 1)} if known else {}
+def _clock(run: Run, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The processor's seconds; where a run on a CPU has none, a mark that its seconds are of a clock that all share."""
+    if history and all("cpu_seconds" in line for line in history):
+        return {"cpu_seconds": round(sum(line["cpu_seconds"] for line in history), 1)}
+    return {"shared_clock": True} if run.environment.get("device") == "cpu" else {}
 
 
 def _in_short(history: list[dict[str, Any]], most: int = 50) -> list[dict[str, Any]]:
@@ -158,11 +162,15 @@ def _in_common(entry: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], object]
     every = with_every_setting(entry["settings"]) if isinstance(entry.get("settings"), dict) else {}
     shared = {name: entry.get(name) for name in ("data", "class_names", "preset", "images", "split")}
     shared |= {f"settings.{name}": value for name, value in every.items() if name not in NEUTRAL}
-    shared |= {"teacher": _weights(entry.get("teacher"))}
+    shared |= {"teacher": teacher_weights(entry.get("teacher"))}
+    content = entry.get("content") or {}
+    shared |= {"the content of val": content.get("val")}
     yield from (((name,), value) for name, value in shared.items())
     # Images without labels are no use to a baseline, which then takes fewer steps in as many epochs.
     taught = entry.get("method") != "baseline"
     yield ("samples", entry.get("unlabelled") is not None), entry.get("samples")
+    extra = (entry.get("unlabelled") or 0) if taught else 0
+    yield ("the content of train", entry.get("images"), extra), content.get("train")
     yield ("unlabelled", taught), (entry.get("unlabelled") or 0) if taught else None
     backbone, method = entry.get("backbone"), entry.get("method")
     yield from (((name, backbone), entry.get(name)) for name in ("model", "parameters"))
@@ -171,7 +179,7 @@ def _in_common(entry: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], object]
     yield ("start", backbone, entry.get("seed")), entry.get("start")
 
 
-def _weights(teacher: object) -> object:
+def teacher_weights(teacher: object) -> object:
     return teacher.get("weights") if isinstance(teacher, dict) else None
 
 
@@ -244,7 +252,7 @@ def _gains(
 ) -> dict[str, Any]:
     """What a row has over its baseline: pairs of runs of one seed."""
     gains = [own["miou"] - other["miou"] for own, other in pairs]
-    found: dict[str, Any] = {"gain": float(np.mean(gains)), "gain_interval": interval95(gains)}
+    found: dict[str, Any] = {"gain": float(np.mean(gains)), "gain_interval": interval95(gains), "pairs": len(pairs)}
     found |= {"verdict": verdict(gains), "seeds_to_settle": seeds_to_settle(gains), "p": p_value(gains)}
     # One time for all seeds of a row: that of a single run depends on what else the machine did.
     own, other = (float(np.mean([run[clock] for run in runs])) for runs in zip(*pairs, strict=True))
@@ -252,9 +260,10 @@ def _gains(
         own = max(own, other)  # a term takes no time off a step: that is the clock's noise
     shared = any(run.get("shared_clock") for pair in pairs for run in pair)
     timed = [gain for pair in pairs if (gain := gain_at_equal_time(*pair, own, other)) is not None]
-    if len(timed) == len(pairs) and not shared:
+    all_timed = len(timed) == len(pairs) and not shared
+    if all_timed:
         found |= {"gain_at_equal_time": float(np.mean(timed)), "gain_at_equal_time_interval": interval95(timed)}
-    found["as_fast"] = not shared and (own <= other or (bool(timed) and verdict(timed) == "better"))
+    found["as_fast"] = not shared and (own <= other or (all_timed and verdict(timed) == "better"))
     start = float(np.mean([other["miou"] for _, other in pairs]))
     if teacher_miou is not None and teacher_miou > start:
         closed = {"closed": found["gain"], "closed_interval": found["gain_interval"]}
@@ -302,7 +311,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             _equal_time(row),
             f"{row['closed']:.0%}" if "closed" in row else "",
             verdict_of(row, unfinished),
-            str(len(row["seeds"])),
+            _seeds(row),
             str(row.get("epochs", "")),
             f"{row['seconds']:.0f}",
         ]
@@ -359,6 +368,12 @@ def _equal_epochs(rows: list[dict[str, Any]]) -> bool:
     return all(row.get("epochs") == epochs.get(row["backbone"], row.get("epochs")) for row in rows)
 
 
+def _seeds(row: dict[str, Any]) -> str:
+    """How many; where the baseline has not all of them, of how many the gain is."""
+    seeds, pairs = len(row["seeds"]), row.get("pairs")
+    return str(seeds) if pairs in (None, seeds) else f"{seeds}, gain of {pairs}"
+
+
 def _equal_time(row: dict[str, Any]) -> str:
     known = "gain_at_equal_time" in row
     return plus_minus(row["gain_at_equal_time"], row["gain_at_equal_time_interval"], "+") if known else ""
@@ -379,7 +394,7 @@ def verdict_of(row: dict[str, Any], unfinished: dict[str, float]) -> str:
             return "not settled: one seed"
         if abs(row["gain"]) + row["gain_interval"] <= POINT:
             return "less than a point"  # whichever sign it has
-        if needed <= len(row["seeds"]):
+        if needed <= row["pairs"]:
             return "not settled"
         seeds = f"{MANY:,} seeds or more" if needed == MANY else f"about {needed} seeds"
         return f"not settled (± 1 point would take {seeds})"

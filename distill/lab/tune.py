@@ -22,7 +22,7 @@ from distill.data.sample import write_list
 from distill.errors import DistillError, Diverged, check_number
 from distill.files import checked, make_folder, read_json, write_json, write_text
 from distill.lab.pool import Job, progress_bar, run_all, slots
-from distill.methods import METHODS, check_known_elsewhere, method_terms, with_every_option
+from distill.methods import METHODS, check_known_elsewhere, code_of, method_terms, with_every_option
 from distill.networks.teachers import fingerprint, load_teacher
 from distill.training.loop import fit
 from distill.training.parallel import pick_device
@@ -81,15 +81,17 @@ def tune(
         for keep, epochs in rungs:
             alive = {method: weights[:keep] for method, weights in alive.items()}
             planned = {(m, w): out / m / f"{w:g}" / str(epochs) for m, weights in alive.items() for w in weights}
+            _check_code(planned)
             todo = [_job(m, w, epochs, data, path, common) for (m, w), path in planned.items() if not _done(path)]
             bar.update(sum(epochs for path in planned.values() if _done(path)))
             run_all(todo, slots(device, jobs), threads, bar, out / "failed.txt")
             scores = {row: _score(path) for row, path in planned.items()}
             runs += [{"method": m, "weight": w, "epochs": epochs, "val_miou": s} for (m, w), s in scores.items()]
             for method, weights in alive.items():
-                alive[method] = sorted(weights, key=lambda weight, m=method: -(scores[m, weight] or -1.0))  # type: ignore[misc]
-                if scores[method, alive[method][0]] is None:
+                known = {weight: score for weight in weights if (score := scores[method, weight]) is not None}
+                if not known:
                     raise DistillError(f"training diverges with every weight of {method}; lower --spread, or --lr")
+                alive[method] = sorted(known, key=known.__getitem__, reverse=True)
     some = next(path for path in planned.values() if (path / "scores.json").exists())
     record = {
         "command": "python -m distill tune",
@@ -151,6 +153,13 @@ def train_candidate(**keywords: Any) -> None:
         fit(**keywords)
     except Diverged as error:
         write_text(Path(keywords["out"]) / "diverged.txt", f"{error}\n")
+
+
+def _check_code(planned: dict[tuple[str, float], Path]) -> None:
+    """DistillError where a candidate that is there has another loss, of a file that has changed since."""
+    for (method, _), path in planned.items():
+        if _done(path) and Run(path).config["method"].get("code", {}) != code_of([method]):
+            raise DistillError(f"{path} was trained with other code of {method}; choose another --out")
 
 
 def _done(path: Path) -> bool:

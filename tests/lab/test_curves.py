@@ -46,6 +46,14 @@ def test_a_curve_scored_too_rarely_says_nothing(scores: dict[int, float]) -> Non
     assert late_rise({"history": None}) is None
 
 
+def test_a_row_says_of_how_many_seeds_its_gain_is() -> None:
+    runs = [run({2: 0.5, 4: 0.6}, seed=seed) for seed in range(2)]
+    runs += [run({2: 0.5, 4: 0.65 + seed / 1000}, "kd", seed) for seed in range(5)]
+    assert "| 5, gain of 2 |" in markdown_table(compare(runs)) and compare(runs)[1]["pairs"] == 2
+    alone = markdown_table(compare(runs[1:]))
+    assert "| not settled: one seed | 5, gain of 1 |" in alone
+
+
 def test_at_equal_time_both_curves_are_read_when_the_faster_run_is_finished() -> None:
     slow, fast = run({5: 0.4, 10: 0.6}), run({5: 0.3, 10: 0.5})
     assert gain_at_equal_time(slow, fast, 20.0, 19.0) == pytest.approx(0.58 - 0.5)

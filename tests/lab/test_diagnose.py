@@ -15,7 +15,7 @@ from distill.cli import main
 from distill.data.sample import make_sample
 from distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
 from distill.files import read_json, write_json
-from distill.lab.diagnose import Finding, confidence, diagnose, exchanged_classes, gradient_ratios
+from distill.lab.diagnose import Finding, _without_labels, confidence, diagnose, exchanged_classes, gradient_ratios
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import save_model
 from distill.training.evaluation import Scores
@@ -80,6 +80,19 @@ def test_of_a_good_teacher_nothing_is_said_against_it(train: Callable[..., Path]
     assert list(found) == order
     assert all(found[check].fine for check in order if check != "convergence"), found
     assert "better on" in found["teacher"].sentence and "pulls" in found["gradient"].sentence
+
+
+def test_images_whose_labels_are_not_used_are_images_without_labels(
+    train: Callable[..., Path], scenes: Path, make_student: Callable
+) -> None:
+    """Of kd on 16 images of which 8 keep their labels, beside a baseline on these 8."""
+    folder, asked = train(weight=1.0), {"data_root": scenes, **SETTINGS}
+    fit(make_student(), "baseline", None, "sample", limit=8, out=folder / "few" / "seed0", **asked)
+    fit(make_student(), "kd", "sample", "sample", labelled=8, out=folder / "half" / "seed0", **asked)
+    found = {finding.check: finding for finding in diagnose([folder / "few", folder / "half"])}
+    assert "8 training images that have labels" in found["labels"].sentence
+    baseline, distilled = (Run(folder / name / "seed0").config for name in ("few", "half"))
+    assert (_without_labels(baseline), _without_labels(distilled)) == (0, 8)
 
 
 def test_exchanged_classes_are_named(train: Callable[..., Path]) -> None:
@@ -210,7 +223,7 @@ def test_runs_on_other_images_are_not_pooled(train: Callable[..., Path], refused
     folder = train(weight=1.0)
     config = read_json(folder / "kd" / "seed0" / "config.json")
     write_json(folder / "kd" / "seed0" / "config.json", {**config, "images": 8})
-    refused("on 16 images", "on 8 images", call=lambda: by_check(folder))
+    refused("on 16 labelled images", "on 8 labelled images", call=lambda: by_check(folder))
 
 
 def test_baselines_of_other_variants_are_left_out(train: Callable[..., Path], tmp_path: Path, refused) -> None:

@@ -208,7 +208,12 @@ def test_a_network_that_cannot_be_traced_says_so(tmp_path: Path, refused: Callab
         def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
             return super().forward(images) if images.mean() < 1e9 else {}
 
+    class Bessel(Foreign):  # which torch can record, and ONNX has not
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return super().forward(torch.special.bessel_j0(images))
+
     refused("Branching", "cannot be exported", call=lambda: export(Branching(), tmp_path / "x.onnx"))
+    refused("Bessel", "cannot be exported", call=lambda: export(Bessel(), tmp_path / "x.onnx"))
     assert not list(tmp_path.iterdir())
 
 

@@ -672,12 +672,15 @@ ROW = {"data": "sample", "backbone": "resnet18", "seed": 0, "start": "a", "image
         ({}, {"start": "b"}, "start is 'a' in the one and 'b'"),
         ({"model": {"width": 1}}, {"model": {"width": 2}, "seed": 1}, "model"),
         ({"method": "kd", "terms": {"kd": 1}}, {"method": "kd", "terms": {"kd": 2}, "seed": 1}, "terms"),
+        ({"content": {"val": "a"}}, {"content": {"val": "b"}}, "the content of val is 'a'"),
+        ({"content": {"train": "a"}}, {"content": {"train": "b"}}, "the content of train is 'a'"),
+        ({"code": {"own": "a"}}, {"code": {"own": "b"}}, "the code of own is 'a'"),
     ],
 )
 def test_runs_that_differ_in_more_than_they_may_are_refused(first: dict, second: dict, word: str, refused) -> None:
     pair = [{**ROW, "method": "baseline", **first}, {**ROW, "method": "sakd", **second}]
     refused(word, "resnet18/", "/seed0", "in one table", call=lambda: check_comparable(pair))
-    check_comparable(pair, apart=word.split(" ")[:1])
+    check_comparable(pair, apart=[word.partition(" is ")[0]])
 
 
 @pytest.mark.parametrize(
@@ -687,6 +690,7 @@ def test_runs_that_differ_in_more_than_they_may_are_refused(first: dict, second:
         {"seed": 1, "start": "b"},
         {"teacher": {"weights": "a"}},
         {"terms": {"kd": 3}},
+        {"content": {"train": "a"}},  # of which the baseline's record tells nothing
         {"settings": {"workers": 4, "precision": "float32"}},  # does not count; what all had before there was a choice
     ],
 )
@@ -722,6 +726,29 @@ def test_a_record_with_more_runs_stays_until_all_are_there(write: Callable[..., 
     assert len(study.runs) == 14
 
 
+def test_a_record_is_not_shortened_by_a_shorter_study_file(write: Callable[..., Path], tmp_path: Path, refused) -> None:
+    there = [
+        {"variant": v, "backbone": "resnet18", "method": "kd", "seed": s} for v in ("8 labels", "9") for s in (0, 1)
+    ]
+    write_json(tmp_path / "old.json", {"runs": there})
+    study = Study(write("seeds = 2", "seeds = 1"), tmp_path / "runs", tmp_path / "old.json", device="cpu")
+    refused("old.json records 3 runs", "8 labels/resnet18/kd/1", "--results", call=lambda: study.run(jobs=1))
+
+
+def test_a_record_that_is_whole_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Date, teacher and all, though neither runs nor a teacher's score are there."""
+    study = "own-teacher"
+    shutil.copy(PROJECT / "results" / f"{study}.json", tmp_path / "record.json")
+    words = ["study", PROJECT / "studies" / f"{study}.toml", "--results", tmp_path / "record.json", "--keep-recorded"]
+    words += ["--runs", tmp_path / "runs"]
+    assert main([*map(str, words), "--dry-run"]) == 0
+    assert "6 runs, 6 of them finished" in (said := capsys.readouterr().out) and "  teacher" not in said
+    for more in ([], ["--shard", "2/2"]):
+        assert main([*map(str, words), *more]) == 0
+        assert f"recorded in {tmp_path / 'record.json'}" in capsys.readouterr().err
+        assert read_json(tmp_path / "record.json") == read_json(PROJECT / "results" / f"{study}.json")
+
+
 def test_runs_of_other_machines_are_told(write: Callable[..., Path], tmp_path: Path) -> None:
     study = Study(write(), tmp_path / "runs", tmp_path / "new.json", device="cpu")
     study.folder.mkdir(parents=True)
@@ -741,6 +768,21 @@ def test_a_study_of_the_clone_is_recorded_in_its_results(tmp_path: Path) -> None
 
 
 # ------------------------------------------------------------------------------------------------ what it shows
+
+
+def test_every_table_has_the_gap_to_its_own_teacher(tmp_path: Path, refused) -> None:
+    """Whichever studies are compared in one call, and in whichever order."""
+    alone = tables(read_findings([PROJECT / "results" / "camvid.json"]))[""]
+    paths = [PROJECT / "results" / name for name in ("camvid.json", "label-noise.json")]
+    for order in (paths, paths[::-1]):
+        found = read_findings(order)
+        assert tables(found)[""] == alone and found.teacher is None
+    write_json(tmp_path / "other.json", recorded("sample-few-labels", lambda run: 0.0))
+    other = read_json(tmp_path / "other.json")
+    other["study"]["variants"][0]["limit"] = 32
+    write_json(tmp_path / "another.json", other)
+    pair = [tmp_path / "other.json", tmp_path / "another.json"]
+    refused("another.json", "'64 labels'", call=lambda: read_findings(pair))
 
 
 def test_lines_by_labels_meet_where_all_images_have_labels(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from distill import cli
 from distill.data.folders import VOCFolder
 from distill.lab import tune as module
+from distill.lab.pool import Job
 from distill.lab.tune import hold_out, tune
 from distill.networks import save_model
 
@@ -77,6 +78,32 @@ def test_a_candidate_that_diverges_is_out_and_another_question_is_refused(
     assert "100000 (2): diverged" in module.table(record)
     refused("student differs", "another --out", call=lambda: tune(["mse"], "mobilenetv2", **asked))
     refused("settings differs", call=lambda: tune(["mse"], **{**asked, "lr": 0.2}))
+
+
+def test_of_several_candidates_those_that_diverge_are_not_trained_longer(
+    tiny_sample: Path, tiny_teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tiny_teacher, tmp_path / "teacher.safetensors")
+
+    def trained(jobs: list[Job], *_: object) -> None:
+        for job in jobs:
+            fine = job.keywords["method_options"]["kd"]["weight"] == 1
+            (out := Path(job.keywords["out"])).mkdir(parents=True)
+            (out / ("scores.json" if fine else "diverged.txt")).touch()
+
+    monkeypatch.setattr(module, "run_all", trained)
+    monkeypatch.setattr(module, "Run", Fake)
+    asked = {"teacher": str(tmp_path / "teacher.safetensors"), "data_root": str(tiny_sample), "budget": 3, "epochs": 8}
+    record = tune(["kd"], out=tmp_path / "out", device="cpu", **asked)
+    assert [(run["weight"], run["epochs"]) for run in record["runs"]] == [(1, 4), (10, 4), (100, 4), (1, 8)]
+    assert record["best"] == {"kd": 1}
+
+
+class Fake:
+    """A run with nothing but what `tune` looks at."""
+
+    def __init__(self, path: Path) -> None:
+        self.config, self.environment, self.scores = {"method": {}}, {}, {"val": {"miou": 0.0}}
 
 
 def test_mistakes_are_told(tmp_path: Path, refused: Callable[..., str]) -> None:
