@@ -22,6 +22,7 @@ docs/commands
 docs/own
 docs/methods
 docs/voc
+docs/glossary
 ```
 
 ```{toctree}

@@ -35,7 +35,8 @@ def converged() -> str:
         f"the labelled ones alone, in as many steps. The weight decay differs ({decay[more[0]]}, the usual one, and "
         f"{decay[few[0]]} on 128 images) and may be part of the difference. `Without labels` is meant for the student: "
         f"these images are among those that the teacher was trained on, with their labels. A student that learns from "
-        f"the teacher's masks as if they were labels would be the control; it is not recorded. The baselines' decays "
+        f"the teacher's masks as if they were labels would be the control; it is recorded with wrong labels, below, "
+        f"and not with few. The baselines' decays "
         f"were chosen by single runs, 0.3 among four at half the length and 0.2 at the whole one, where the shorter "
         f"baseline was not tried with it; the weights of kd and ofd are those of the study `speed`. README.md has the "
         f"same runs, all of them over the longer baseline."
@@ -66,8 +67,8 @@ def unlabelled() -> str:
         f"poor one on 128 images: there kd leads by {miou[few[0], 'kd'] - miou[few[0], 'baseline']:.1f} points, and "
         f"yet the student alone has {100 * sum(better) / len(better):.1f} with the decay of the study above. Images "
         f"without labels are worth much where labels are few, {miou[few[1], 'kd'] - miou[few[0], 'kd']:+.1f} for kd, "
-        f"and with 500 labels {miou[all_of_them[1], 'kd'] - miou[all_of_them[0], 'kd']:+.1f}. With a decay of 0.3 and "
-        f"186 epochs on the 128 images, one run each scores on val: {other}."
+        f"and with 500 labels {miou[all_of_them[1], 'kd'] - miou[all_of_them[0], 'kd']:+.1f}. On val, with a decay of "
+        f"0.3 and 186 epochs on the 128 images, one run each: {other}."
     )
     title = "## sample-unlabelled: the same with the usual decay, and with 500 labels"
     return "\n\n".join([title, head, "\n".join(lines)])
@@ -295,9 +296,10 @@ def long_quirks() -> str:
     head = (
         f"## quirks-long: the faults of the published protocol after {epochs} epochs\n\nThe gain over the baseline "
         f"without and with each fault, and what the fault adds, paired by seed, in points of test mIoU, with "
-        f"{charts.network_name('resnet18')}. The rows without a fault are those of the study `sample`, over baselines "
-        f"that twice the epochs still improve; after {read('quirks.json')['runs'][0]['settings']['epochs']} epochs the "
-        f"study `quirks`, below, has more faults.{so_far('quirks-long')}"
+        f"{charts.network_name('resnet18')}; a row has the seeds that both have. The rows without a fault "
+        f"are those of the study `sample`, over baselines that twice the epochs still improve; after "
+        f"{read('quirks.json')['runs'][0]['settings']['epochs']} epochs the study `quirks`, below, has more faults."
+        f"{so_far('quirks-long')}"
     )
     return "\n\n".join([head, faults(found), recorded_on(study)])
 
@@ -487,9 +489,10 @@ def weights(name: str = "sample", where: str = "val") -> str:
     edge, far, below = [], [], []
     for method in dict.fromkeys(run["method"] for run in runs if run is not alone):
         tried = [run for run in runs if run["method"] == method]
-        cells = [f"{run['terms'][method]['weight']:g}: {100 * run['val_miou']:.1f}" for run in tried]
-        lines.append(f"| {method} | {', '.join(cells)} |")
         best = max(tried, key=lambda run: run["val_miou"])
+        cells = [f"{run['terms'][method]['weight']:g}: {100 * run['val_miou']:.1f}" for run in tried]
+        marked = [f"**{c}**" if run is best else c for run, c in zip(tried, cells, strict=True)]
+        lines.append(f"| {method} | {', '.join(marked)} |")
         edge += [method] if best is min(tried, key=lambda run, m=method: run["terms"][m]["weight"]) else []
         far += [method] if best is max(tried, key=lambda run, m=method: run["terms"][m]["weight"]) else []
         below += [method] if best["val_miou"] < alone["val_miou"] else []
@@ -513,9 +516,9 @@ def camvid_schedule() -> str:
         cells = [f"{100 * run['val_miou']:.1f}", f"{100 * (late_rise(run) or 0):+.1f}", f"{run['cpu_seconds']:.0f}"]
         lines.append(f"| {run['variant']} | {' | '.join(cells)} |")
     head = (
-        "Much longer schedules, at half size, scored on training images held out, with one seed. Rate 0.032 and the "
-        "published scales unless the row says otherwise; narrow scales are from 0.8 to 1.4 times the image's size. "
-        "Photographs need a lower rate than the sample, more epochs than were tried, and scales near that of the image:"
+        "The runs that chose the schedule, shorter ones, scored on training images held out, with one seed. Rate 0.032 "
+        "and the published scales unless the row says otherwise; narrow scales are from 0.8 to 1.4 times the image's "
+        "size. Photographs need a lower rate than the sample, more epochs, and scales near that of the image:"
     )
     return head + "\n\n" + "\n".join(lines)
 
@@ -541,7 +544,8 @@ def page() -> str:
         f"{len(next(iter(visits))['load_seconds'])} loads, from a server on the same machine). Per network: the median "
         f"of one pass over an image of 64 x 64 pixels, in brackets the shortest, and the share of the pixels of "
         f"{record['scenes']} test scenes that get the same class from onnxruntime in Python, from the same file, and "
-        f"from PyTorch, from the shipped weights; in the worst image {100 * least:.3f} %."
+        f"from PyTorch, from the shipped weights; in the worst image {100 * least:.3f} %. The "
+        f"student alone takes fewer MB because its weight decay left most of its weights at zero, which packs well."
     )
     busy = f" Other programs ran too (load average {record['load_average']}), so the times are too long."
     foot = (

@@ -15,7 +15,7 @@ from distill.lab.tables import compare, markdown_table, plus_minus, read_study, 
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
 from studies import blocks, conditions
-from studies.blocks import average, mean_of, over_longer, paired, read, recorded_on, said
+from studies.blocks import average, gain_of, mean_of, over_longer, paired, read, recorded_on, said
 from studies.prose import fill
 
 RESULTS = PROJECT / "results"
@@ -31,19 +31,22 @@ def readme_with_results(readme: str) -> str:
 def results_page() -> str:
     """results/README.md: every recorded study."""
     head = (
-        "# All recorded results\n\n`python -m studies.report` writes this page from the JSON files beside it; each "
-        "names the command that made it. mIoU and gains are in points; the number after ± is half the width of the "
-        "95 % confidence interval over seeds, which with three seeds is itself rough. A gain is over the baseline of "
-        "the same seed, which starts from the same weights and, where images and epochs are the same, sees the same "
-        "images in the same order.\n\nColumns. *mIoU* and *gain*: on the images that the heading names. *Gain on val, "
-        "equal time*: the lead on val when the faster run ends; empty where the slower one is by then not through 85 % "
-        "of its schedule, as a score in the middle of a schedule says nothing of a shorter one. *Gap closed*: "
-        "the gain as a share of the teacher's lead over that baseline. *Verdict*: better or worse where the interval "
-        "excludes zero; *at equal epochs* where the method takes longer, and the interval at equal "
-        "time includes zero or is not known; *so far* where "
-        "the baseline's mIoU on val still rose by more than a point over the last quarter (*still rising*). The number "
-        "of seeds is a guess from their scatter: from three seeds, 12 may mean 5 or 300. *Processor seconds* are those "
-        "that the run itself took; other programs lengthen plain seconds far more."
+        "# All recorded results\n\n`python -m studies.report` writes this page from the JSON files beside it; "
+        "those of runs name the command that made them. mIoU and gains are in points, and differences are taken before "
+        "rounding; the number after ± is half the width of the 95 % confidence interval over seeds, which with three "
+        "seeds is itself rough. A gain is over the baseline of the same seed, which starts from the same weights and, "
+        "where images and epochs are the same, sees the same images in the same order.\n\nColumns:\n\n"
+        "- *mIoU* and *gain*: on the images that the heading names.\n"
+        "- *Gain on val, equal time*: the lead on val when the faster run ends; empty where the slower one is by then "
+        "not through 85 % of its schedule, as a score in the middle of a schedule says nothing of a shorter one.\n"
+        "- *Gap closed*: the gain as a share of the teacher's lead over that baseline.\n"
+        "- *Verdict*: *better* or *worse* where the interval excludes zero; *at equal epochs* where the method takes "
+        "longer, and the interval at equal time includes zero or is not known; *so far* where the baseline's mIoU on "
+        "val still rose by more than a point over the last quarter (*still rising*); *less than a point* where the "
+        "whole interval lies within a point of zero; *not settled* otherwise, with the number of seeds, those that "
+        "there are included, that would bring ± down to a point. That is a guess from their scatter: from three seeds, "
+        "12 may mean 5 or 300.\n"
+        "- *Processor seconds*: those that the run itself took; other programs lengthen plain seconds far more."
     )
     converged = [
         better(),
@@ -115,12 +118,13 @@ def few() -> str:
         above &= not gains or sum(gains) / len(gains) > interval95(gains)
     head = (
         f"### Few labels: a student with a teacher is ahead\n\nSynthetic scenes of 64 x 64 pixels, "
-        f"{charts.network_name('resnet18')}, test split, "
-        f"{len(runs[what])} seeds. mIoU is the mean overlap of true and predicted areas, over the classes, in percent. "
-        f"The weight decay was chosen for the baselines by one run of each value, that of the shorter one at half its "
-        f"length ([how](results/README.md)); the last row has the default. The teacher learned from "
+        f"{charts.network_name('resnet18')}, test split. mIoU is the mean overlap of true and predicted areas, over "
+        f"the classes, in percent. A baseline is the student without a teacher. A gain is a difference in mIoU, in "
+        f"points, between runs of one seed, which start from the same weights; ± is half of a 95 % confidence interval "
+        f"over seeds, here {len(runs[what])}, which is a rough one. The baselines' weight decay was chosen on val, one "
+        f"run a value ([how](results/README.md)); the last row has the usual one. The teacher learned from "
         f"{read('teacher.json')['config']['images']:,} images with labels, these among them: labels are scarce for the "
-        f"student only. A teacher that had few labels itself, and its masks used as labels, were not tried here."
+        f"student only. A teacher that had few labels itself was not tried here, nor its masks as the student's labels."
     )
     foot = "The interval of every gain lies above zero." if above else "Not every interval lies above zero."
     longer = paired(found, [FEW["the same, twice as long"], FEW["128 images with labels"]])
@@ -132,40 +136,44 @@ def few() -> str:
 
 
 def in_short() -> str:
-    """What the main study and the short one say, in a sentence each."""
+    """What the main study, the conditions and the short study say, a point each."""
     study = read("sample.json")
     rows = tables(read_findings([results_file("sample.json")]))[""]
+    seeds, images = len({run["seed"] for run in study["runs"]}), study["runs"][0]["images"]
+    settled = [row for row in rows if row.get("verdict") in ("better", "worse")]
     early = compare(*read_study(results_file("speed.json")))
     best = max((row for row in early if "gain" in row), key=lambda row: row["gain"])
-    epochs = study["runs"][0]["settings"]["epochs"]
+    points = [
+        f"After {study['runs'][0]['settings']['epochs']} epochs, gains of {seeds} seeds whose interval excludes zero: "
+        f"{_list(settled)}. {corrected(rows)}",
+        _longer(study["runs"][0]["settings"]["epochs"]),
+        f"Short baselines make large gains. After only {early[0]['epochs']} epochs `{best['method']}` leads by "
+        f"{gain_of(best)} on {charts.network_name(best['backbone'])}: a student with a teacher learns in fewer epochs, "
+        f"which is not the same as becoming better. {blocks.half_schedule()}",
+        conditions.in_short(),
+    ]
+    lines = "\n".join(f"- {point}" for point in points)
+    return f"**With all {images} labels** ([every table, chart and cost](results/README.md)):\n\n{lines}"
+
+
+def _longer(epochs: int) -> str:
+    """What is left of the gains over baselines of twice the epochs."""
     longer = over_longer("sample")
-    added = [
-        f"{plus_minus(-row['gain'], row['gain_interval'], '+')} to "
-        f"{charts.network_name(row['backbone'])} (seeds: {len(row['scores'])})"
-        for row in longer
-        if row["method"] == "baseline" and "gain" in row
-    ]
-    ahead = said([row for row in longer if row["epochs"] == epochs and row.get("verdict") == "better"])
-    equal = [
-        f"{plus_minus(row['gain'], row['gain_interval'], '+')} (`{row['method']}`, "
-        f"{charts.network_name(row['backbone'])}, seeds: {len(row['scores'])})"
-        for row in longer
-        if row["epochs"] > epochs and row["method"] != "baseline"
-    ]
-    settled = [row for row in rows if row.get("verdict") in ("better", "worse")]
-    as_many = f"With as many epochs as they have, the lead over them is {' and '.join(equal)}. " if equal else ""
+    added = [row | {"gain": -row["gain"]} for row in longer if row["method"] == "baseline" and "gain" in row]
+    ahead = [row for row in longer if row["epochs"] == epochs and row.get("verdict") == "better"]
+    as_many = [row for row in longer if row["epochs"] > epochs and row["method"] != "baseline"]
+    told = f" Given as many epochs as they have, the method that val chose leads by {_list(as_many)}."
     return (
-        f"**With all {study['runs'][0]['images']} labels** a run has {epochs} epochs. {said(settled)} "
-        f"All other intervals include zero. {corrected(rows)} "
-        f"But twice the epochs, for about twice the seconds, add {' and '.join(added)} alone. "
-        f"Over these longer baselines {ahead or f'no method is ahead after {epochs} epochs.'} {as_many}"
-        f"{blocks.half_schedule()} "
-        f"In one run each, {charts.network_name('resnet18')} alone has {doublings()}. "
-        f"{conditions.in_short()} **After only {early[0]['epochs']} epochs** the largest gain is "
-        f"{plus_minus(best['gain'], best['gain_interval'], '+')} (`{best['method']}`, "
-        f"{charts.network_name(best['backbone'])}): a student with a teacher learns in fewer epochs, which is not "
-        f"the same as becoming better.\n\nEvery table and chart, with settings, seeds and costs: "
-        f"[results/README.md](results/README.md)."
+        f"Twice the epochs, for about twice the seconds, add {_list(added, of='')} to the student alone. Over these "
+        f"longer baselines {_list(ahead) + ' leads' if ahead else 'no method leads'} after {epochs} epochs."
+        f"{told if as_many else ''} Nor have they converged: in one run each, {charts.network_name('resnet18')} alone "
+        f"has {doublings()}."
+    )
+
+
+def _list(rows: list[dict], of: str = "`{method}` on ") -> str:
+    return ", ".join(
+        f"{gain_of(row)} ({of.format(method=row['method'])}{charts.network_name(row['backbone'])})" for row in rows
     )
 
 
