@@ -110,7 +110,12 @@ BREAKS = (
         "kept[rank * images : (rank + 1) * images]",
         "kept[:images]",
     ),
-    Break("statistics of one process", "training/parallel", "if norms and kind is nn.BatchNorm2d:", "if False:"),
+    Break(
+        "statistics of one process",
+        "training/parallel",
+        "if norms and isinstance(module, nn.BatchNorm2d):",
+        "if False:",
+    ),
     Break("all processes score all images", "training/evaluation", "range(ranks.rank * batch_size,", "range(0,"),
     Break(
         "crops mirrored without labels", "data/transforms", "pixels.flip(1), classes.flip(1)", "pixels.flip(1), classes"

@@ -455,7 +455,8 @@ def scored_splits(data: str | Path, root: str | Path | None = None) -> Iterator[
     """What a network is scored on: val, and test where there is one whose masks are there (VOC's come without)."""
     val = open_dataset(data, "val", root)
     yield "val", val
-    if not _list_path(val.root, "test").exists():  # as in most folders
+    path = _list_path(val.root, "test")
+    if not path.exists() or not _read_lines(path):  # as in most folders, and in a sample that was made without
         return
     test = open_dataset(data, "test", root)
     if test.mask_path(0).exists():

@@ -851,7 +851,10 @@ def test_a_condition_stands_beside_the_usual_setting(tmp_path: Path, monkeypatch
     (noise,) = [one for one in conditions.CONDITIONS if one.record == "label-noise"]
     block = conditions.section(noise)
     assert "| as in the study sample | ofd | 96 | 0.02 | 1 | 62.0 ± 2.0 | +10.0 ± 0.0 | +6.0 ± 0.0 | 5 |" in block
-    assert "| as in the study sample | baseline | 192 | 0.02 | 1 | 56.0 ± 2.0 |  | the best | 5 |" in block
+    assert (
+        "| as in the study sample | baseline, twice the epochs | 192 | 0.02 | 1 | 56.0 ± 2.0 |  | the best | 5 |"
+        in block
+    )
     assert "| three labels in ten wrong | ofd | 96 | 0.02 | 1 | 61.0 ± 2.5 | +10.0 ± 0.0 | +4.0 ± 0.0 | 3 |" in block
     assert "lies above zero for ofd (as in the study sample); ofd (three labels in ten wrong)" in block
     assert "| three labels in ten wrong | teacher's masks as labels | 96 | 0.02 | 1 | 51.0 ± 2.5 | +0.0" in block

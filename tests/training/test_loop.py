@@ -971,9 +971,11 @@ def test_a_faulty_list_of_the_test_split_is_told_before_training(
     train: Callable[..., Run], tiny_sample: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     data = shutil.copytree(tiny_sample, tmp_path / "data")
-    (data / "ImageSets" / "Segmentation" / "test.txt").write_text("")
-    refused("test.txt", "lists no images", call=lambda: train(data_root=data))
+    (data / "ImageSets" / "Segmentation" / "test.txt").write_text("test_00000\ntest_00000\n")
+    refused("test.txt", "'test_00000' twice", call=lambda: train(data_root=data))
     assert not (tmp_path / "run").exists()
+    (data / "ImageSets" / "Segmentation" / "test.txt").write_text("\n")  # as of a sample without test images
+    assert "test" not in train(data_root=data).scores
 
 
 def test_runs_that_were_made_before_content_was_recorded_are_still_theirs(train: Callable[..., Run]) -> None:
