@@ -112,6 +112,22 @@ def schedule() -> str:
     return "\n\n".join(["## sample-schedule: what is the baseline worth?", head, "\n".join(lines)])
 
 
+def small_schedule() -> str:
+    """The runs that looked for better settings of the smallest student's baseline."""
+    study = read("student-size-schedule.json")
+    usual = next(run["settings"] for run in study["runs"] if run["variant"] == "96 epochs")
+    lines = ["| setting | mIoU, val | rise in the last quarter | seconds |", "|---|---|---|---|"]
+    for run in sorted(study["runs"], key=lambda run: -run["val_miou"]):
+        cells = [f"{100 * run['val_miou']:.1f}", f"{100 * (late_rise(run) or 0):+.1f}", f"{run['cpu_seconds']:.0f}"]
+        lines.append(f"| {run['variant']} | {' | '.join(cells)} |")
+    head = (
+        f"## student-size-schedule: the settings of the smallest baseline\n\n{study['study']['about']} One run each, "
+        f"with a seed that no table reports; unless the row says otherwise {usual['epochs']} epochs, decay "
+        f"{usual['weight_decay']:g}, rate {usual['lr']:g} and batches of {usual['batch_size']}."
+    )
+    return "\n\n".join([head, "\n".join(lines), recorded_on(study)])
+
+
 def speed() -> str:
     study, teacher = read("speed.json"), read("teacher.json")
     run = study["runs"][0]

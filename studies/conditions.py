@@ -13,7 +13,7 @@ from distill.files import PROJECT
 from distill.lab.curves import interval95
 from distill.lab.tables import plus_minus
 from distill.show import charts
-from studies.blocks import average, gain_of, lead_row, read, recorded_on
+from studies.blocks import average, gain_of, lead_row, read, recorded_on, so_far
 
 RESULTS = PROJECT / "results"
 LONGER = "baseline, twice the epochs"
@@ -107,6 +107,7 @@ def best_baseline(runs: dict[str, list[dict]]) -> str:
 
 
 USUAL = Setting("as in the study sample", ("sample", ""), ("sample-long", ""))
+QUARTER = "a quarter of the channels"
 CONDITIONS = [
     Condition(
         "label-noise",
@@ -128,9 +129,11 @@ CONDITIONS = [
         "Does a smaller student gain more?",
         [
             USUAL,
-            *(
-                Setting(share, ("student-size", share), ("student-size", f"{share}, twice as long"))
-                for share in ("half the channels", "a quarter of the channels")
+            Setting(
+                QUARTER,
+                ("student-size", QUARTER),
+                ("student-size", f"{QUARTER}, twice as long"),
+                others={"four times the epochs": ("student-size", f"{QUARTER}, four times as long")},
             ),
         ],
     ),
@@ -169,6 +172,7 @@ def section(condition: Condition) -> str:
         if study["teacher"]["miou"] == usual
         else f", that of the study `sample` {100 * usual:.1f}."
     )
+    head += so_far(condition.record)
     picture = f"![mIoU on validation images against processor seconds]({condition.record}.png)"
     return "\n\n".join([head, condition.table(), condition.read_out(), recorded_on(study), picture])
 

@@ -57,6 +57,7 @@ def results_page() -> str:
         blocks.unlabelled(),
         blocks.schedule(),
         *map(conditions.section, conditions.recorded()),
+        blocks.small_schedule(),
         blocks.long_quirks(),
     ]
     short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), blocks.few_labels(), blocks.quirks()]
