@@ -112,17 +112,23 @@ def schedule() -> str:
     return "\n\n".join(["## sample-schedule: what is the baseline worth?", head, "\n".join(lines)])
 
 
+def tried_alone(what: str, runs: list[dict]) -> list[str]:
+    """The rows of runs of a baseline that differ in their settings."""
+    lines = [f"| {what} | mIoU | rise in the last quarter | seconds |", "|---|---|---|---|"]
+    for run in runs:
+        cells = [f"{100 * run['val_miou']:.1f}", f"{100 * (late_rise(run) or 0):+.1f}", f"{run['cpu_seconds']:.0f}"]
+        lines.append(f"| {run['variant']} | {' | '.join(cells)} |")
+    return lines
+
+
 def small_schedule() -> str:
     """The runs that looked for better settings of the smallest student's baseline."""
     study = read("student-size-schedule.json")
     usual = next(run["settings"] for run in study["runs"] if run["variant"] == "96 epochs")
-    lines = ["| setting | mIoU, val | rise in the last quarter | seconds |", "|---|---|---|---|"]
-    for run in sorted(study["runs"], key=lambda run: -run["val_miou"]):
-        cells = [f"{100 * run['val_miou']:.1f}", f"{100 * (late_rise(run) or 0):+.1f}", f"{run['cpu_seconds']:.0f}"]
-        lines.append(f"| {run['variant']} | {' | '.join(cells)} |")
+    lines = tried_alone("setting", sorted(study["runs"], key=lambda run: -run["val_miou"]))
     head = (
         f"## student-size-schedule: the settings of the smallest baseline\n\n{study['study']['about']} One run each, "
-        f"with a seed that no table reports; unless the row says otherwise {usual['epochs']} epochs, decay "
+        f"on val, with a seed that no table reports; unless the row says otherwise {usual['epochs']} epochs, decay "
         f"{usual['weight_decay']:g}, rate {usual['lr']:g} and batches of {usual['batch_size']}."
     )
     return "\n\n".join([head, "\n".join(lines), recorded_on(study)])
@@ -527,10 +533,7 @@ def weights(name: str = "sample", where: str = "val") -> str:
 
 def camvid_schedule() -> str:
     """The baseline alone at half size: the first step of a comparison whose baseline has converged."""
-    lines = ["| ResNet-18, alone | mIoU | still rising | seconds |", "|---|---|---|---|"]
-    for run in read("camvid-schedule.json")["runs"]:
-        cells = [f"{100 * run['val_miou']:.1f}", f"{100 * (late_rise(run) or 0):+.1f}", f"{run['cpu_seconds']:.0f}"]
-        lines.append(f"| {run['variant']} | {' | '.join(cells)} |")
+    lines = tried_alone("ResNet-18, alone", read("camvid-schedule.json")["runs"])
     head = (
         "The runs that chose the schedule, shorter ones, scored on training images held out, with one seed. Rate 0.032 "
         "and the published scales unless the row says otherwise; narrow scales are from 0.8 to 1.4 times the image's "

@@ -134,6 +134,7 @@ CONDITIONS = [
                 ("student-size", QUARTER),
                 ("student-size", f"{QUARTER}, twice as long"),
                 others={"four times the epochs": ("student-size", f"{QUARTER}, four times as long")},
+                but=" (every doubling of its epochs still adds points to the student alone)",
             ),
         ],
     ),
@@ -187,7 +188,8 @@ def in_short() -> str:
         control = "".join(f"; {what}: {gain_of(leads[what])}" for what in setting.controls)
         better = any(leads[method]["verdict"] == "better" for method in METHODS)
         (ahead if better else others).append(f"{setting.name}, {gains}{control}{setting.but}")
-    told = [f"ahead with {'; '.join(ahead)}."] * bool(ahead) + [f"Not ahead with {'; '.join(others)}."] * bool(others)
+    told = [f"one of the two is ahead, or both, with {'; '.join(ahead)}."] * bool(ahead)
+    told += [f"Neither is with {'; '.join(others)}."] * bool(others)
     return f"Other conditions, each against the best of its baselines, longer ones included: {' '.join(told)}"
 
 

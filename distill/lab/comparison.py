@@ -246,7 +246,7 @@ def report(findings: Findings, pictures: Sequence[tuple[Path, str]], folder: Pat
             parts.append(
                 f"Gain over the baseline by class, mean over seeds, in points of IoU:\n\n{_class_table(gains)}"
             )
-    if findings.teacher:  # of several each has its tables
+    if findings.teacher:
         parts.insert(0, f"The teacher has {100 * findings.teacher['miou']:.1f} mIoU.")
     parts += [f"![{alt}]({_relative(path, folder)})" for path, alt in pictures]
     return "\n\n".join(parts) + "\n"

@@ -135,7 +135,8 @@ class Study:
     def _check_nothing_is_lost(self) -> None:
         """Before a study file that names fewer runs than it did takes the others out of the record."""
         planned = {_key_of(run) for run in self.runs}
-        lost = [entry for entry in self.before.get("runs", ()) if _key(entry) not in planned]
+        there = read_study(self.results)[0] if self.before else []  # which says what is wrong with a damaged one
+        lost = [entry for entry in there if _key(entry) not in planned]
         if lost:
             name = "/".join(str(part) for part in _key(lost[0]) if part != "")
             raise DistillError(

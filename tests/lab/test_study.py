@@ -732,6 +732,11 @@ def test_a_record_is_not_shortened_by_a_shorter_study_file(write: Callable[..., 
     ]
     write_json(tmp_path / "old.json", {"runs": there})
     study = Study(write("seeds = 2", "seeds = 1"), tmp_path / "runs", tmp_path / "old.json", device="cpu")
+    refused(
+        "old.json is not a recorded study: data is missing", call=lambda: study.run(jobs=1)
+    )  # a record that lacks scores
+    scored = [{**entry, "data": "sample", "split": "val", "miou": 0.5, "seconds": 1.0} for entry in there]
+    write_json(tmp_path / "old.json", {"runs": scored})
     refused("old.json records 3 runs", "8 labels/resnet18/kd/1", "--results", call=lambda: study.run(jobs=1))
 
 
