@@ -21,8 +21,9 @@ from distill.data.check import check_dataset
 from distill.data.download import download
 from distill.data.folders import make_default_sample, open_dataset, read_class_names, read_image, repeated
 from distill.data.labelme import import_labelme
+from distill.data.layout import mask_image
 from distill.data.resize import resize_dataset
-from distill.data.sample import SAMPLE_SIZES, make_sample, mask_image
+from distill.data.sample import SAMPLE_SIZES, make_sample
 from distill.doctor import examine
 from distill.errors import DistillError, enough_memory, first_line, nearest
 from distill.files import make_folder, replace_file, write_json, write_text

@@ -26,7 +26,8 @@ from PIL import Image
 
 from distill import load_model, load_teacher
 from distill.cli import explained
-from distill.data.sample import FAMILIES, SAMPLE_CLASSES, VOID, scene, shape_pieces, voc_palette
+from distill.data.layout import voc_palette
+from distill.data.sample import FAMILIES, SAMPLE_CLASSES, VOID, scene, shape_pieces
 from distill.errors import DistillError
 from distill.files import PROJECT, make_folder, replace_file
 from distill.lab.export import export

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from distill import DistillError, build_model
-from distill.data.sample import make_sample, voc_palette
+from distill.data.layout import voc_palette
+from distill.data.sample import make_sample
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.teachers import freeze
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from distill import Run, evaluate, open_dataset, save_model
 from distill.cli import main
-from distill.data.sample import voc_palette
+from distill.data.layout import voc_palette
 from distill.files import PROJECT
 from distill.networks.deeplab import DeepLabV3Plus
 

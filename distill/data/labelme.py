@@ -7,7 +7,6 @@ labelme, and keeps the images that nobody has labelled yet, from which a student
 import base64
 import io
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -19,10 +18,10 @@ from tqdm.auto import tqdm
 from typing_extensions import NotRequired, TypedDict
 
 from distill.data.folders import IMAGE_ENDINGS, read_image, repeated
-from distill.data.sample import mask_image
+from distill.data.layout import IMAGES, MASKS, mask_image, new_folder, write_class_names
 from distill.data.transforms import IGNORE_INDEX
 from distill.errors import DistillError, first_line
-from distill.files import Number, checked, make_folder, read_json, write_text
+from distill.files import Number, checked, read_json
 
 BACKGROUND, IGNORE = "_background_", "__ignore__"  # labelme's names for what is no object, and for void
 
@@ -57,23 +56,16 @@ def import_labelme(
     another size, a shape that covers no area, a label that is not in `class_names`, and names that are no classes.
     """
     source, out = Path(source), Path(out)
-    if out.exists():
-        raise DistillError(f"{out} is there already; choose another folder, or delete it")
     images = _images(source)
     files = _files(source, images)
     names = _class_names(source, files) if class_names is None else _given_names(list(class_names))
-    make_folder(out.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        whole = Path(temporary) / out.name
-        for folder in ("JPEGImages", "SegmentationClass"):
-            make_folder(whole / folder)
+    with new_folder(out) as whole:
         for stem, image in tqdm(images.items(), desc="importing", unit="image", disable=not progress):
             if stem in files:
                 mask = paint(files[stem], names, read_image(image).shape[:2], source / f"{stem}.json")
-                mask_image(mask).save(whole / "SegmentationClass" / f"{stem}.png")
-            shutil.copyfile(image, whole / "JPEGImages" / image.name)
-        write_text(whole / "class_names.txt", "\n".join(names) + "\n")
-        whole.rename(out)
+                mask_image(mask).save(whole / MASKS / f"{stem}.png")
+            shutil.copyfile(image, whole / IMAGES / image.name)
+        write_class_names(whole, names)
     return out
 
 

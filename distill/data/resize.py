@@ -1,6 +1,5 @@
 """A copy of a folder in VOC layout with smaller images."""
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,9 +8,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from distill.data.folders import IMAGE_ENDINGS, VOCFolder, read_image
-from distill.data.sample import mask_image, write_list
-from distill.errors import DistillError, check_number
-from distill.files import make_folder, write_text
+from distill.data.layout import IMAGES, MASKS, mask_image, new_folder, write_class_names, write_list
+from distill.errors import check_number
+from distill.files import make_folder
 
 
 def resize_dataset(source: str | Path, out: str | Path, side: int, progress: bool = True) -> Path:
@@ -23,33 +22,25 @@ def resize_dataset(source: str | Path, out: str | Path, side: int, progress: boo
     """
     source, out = Path(source), Path(out)
     check_number("side", side, 8, 100_000)
-    if out.exists():
-        raise DistillError(f"{out} is there already; choose another folder, or delete it")
     listed = [path.stem for path in (source / "ImageSets" / "Segmentation").glob("*.txt")]
     chosen = [split for split in ("train", "val", "test") if split in (listed or ("train", "val"))]
     splits = {split: VOCFolder(source, split) for split in chosen or ["train"]}
-    others = _others(source / "JPEGImages", splits.values())
+    others = _others(source / IMAGES, splits.values())
     total = sum(map(len, splits.values())) + len(others)
-    make_folder(out.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        whole = Path(temporary) / out.name
-        for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-            make_folder(whole / folder)
-        with tqdm(total=total, desc="resizing", unit="image", disable=not progress) as bar:
-            for split, dataset in splits.items():
-                for index, name in enumerate(dataset.ids):
-                    image, labels = (tensor.numpy() for tensor in dataset[index])
-                    mask = mask_image(labels.astype(np.uint8))
-                    _save(mask, whole / "SegmentationClass" / f"{name}.png", side, Image.Resampling.NEAREST)
-                    _save_image(image.transpose(1, 2, 0), whole, name, side)
-                    bar.update()
-                write_list(whole, split, dataset.ids)
-            for name, path in others.items():
-                _save_image(read_image(path), whole, name, side)
+    bar = tqdm(total=total, desc="resizing", unit="image", disable=not progress)
+    with new_folder(out) as whole, bar:
+        for split, dataset in splits.items():
+            for index, name in enumerate(dataset.ids):
+                image, labels = (tensor.numpy() for tensor in dataset[index])
+                mask = mask_image(labels.astype(np.uint8))
+                _save(mask, whole / MASKS / f"{name}.png", side, Image.Resampling.NEAREST)
+                _save_image(image.transpose(1, 2, 0), whole, name, side)
                 bar.update()
-        names = next(iter(splits.values())).class_names
-        write_text(whole / "class_names.txt", "\n".join(names) + "\n")
-        whole.rename(out)
+            write_list(whole, split, dataset.ids)
+        for name, path in others.items():
+            _save_image(read_image(path), whole, name, side)
+            bar.update()
+        write_class_names(whole, next(iter(splits.values())).class_names)
     return out
 
 
@@ -62,7 +53,7 @@ def _others(folder: Path, splits: Iterable[VOCFolder]) -> dict[str, Path]:
 
 
 def _save_image(image: np.ndarray, out: Path, name: str, side: int) -> None:
-    _save(Image.fromarray(image), out / "JPEGImages" / f"{name}.png", side, Image.Resampling.BOX)
+    _save(Image.fromarray(image), out / IMAGES / f"{name}.png", side, Image.Resampling.BOX)
 
 
 def _save(picture: Image.Image, path: Path, side: int, how: Image.Resampling) -> None:

@@ -6,7 +6,7 @@ light, shadows and occlusion are drawn independently of the class.
 """
 
 import colorsys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
+from distill.data.layout import IMAGES, LISTS, MASKS, mask_image, write_class_names, write_list
 from distill.errors import DistillError, check_number
 from distill.files import replace_file, write_text
 
@@ -343,22 +344,6 @@ def _mark_void(mask: np.ndarray) -> np.ndarray:
 # --------------------------------------------------------------------------------------------- writing
 
 
-def voc_palette() -> list[int]:
-    """The 256 colours of VOC's masks, flat RGB: bit k of a label sets bit 7 - k // 3 of a channel."""
-    palette = np.zeros((256, 3), dtype=int)
-    for label in range(256):
-        for bit in range(8):
-            palette[label, bit % 3] |= (label >> bit & 1) << (7 - bit // 3)
-    return palette.ravel().tolist()
-
-
-def mask_image(labels: np.ndarray) -> Image.Image:
-    """Labels (H, W) uint8 as a palette image in VOC's colours."""
-    image = Image.fromarray(labels).convert("P")
-    image.putpalette(voc_palette())
-    return image
-
-
 def scene(split: str, index: int, size: int = 64, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Image and mask `index` of a split: the same on every machine, and different for every split and seed."""
     return draw_scene(np.random.default_rng([seed, SPLITS.index(split), index]), size)
@@ -401,18 +386,13 @@ def make_sample(
         raise DistillError(f"{root} is not empty and holds no sample; choose another folder")
     root.mkdir(parents=True, exist_ok=True)
     write_text(root / "sample.partial", recipe)
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+    for folder in (IMAGES, MASKS, LISTS):
         (root / folder).mkdir(parents=True, exist_ok=True)
     _write_images(root, counts, size, seed, label_noise, progress)
-    write_text(root / "class_names.txt", "\n".join(SAMPLE_CLASSES) + "\n")
+    write_class_names(root, SAMPLE_CLASSES)
     write_text(stamp, recipe)  # last, so that an interrupted making starts again
     (root / "sample.partial").unlink(missing_ok=True)
     return root
-
-
-def write_list(root: Path, split: str, names: Iterable[str]) -> None:
-    """The images of a split, as a folder in VOC layout has them."""
-    write_text(root / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{name}\n" for name in names))
 
 
 def _mislabelled(mask: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:

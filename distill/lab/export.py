@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from distill.data.folders import VOCFolder, open_dataset
-from distill.data.sample import voc_palette
+from distill.data.layout import voc_palette
 from distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from distill.errors import DistillError, check_number, first_line, nearest
 from distill.files import make_folder, replace_file

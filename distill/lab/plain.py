@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torch import Tensor
 
 from distill.data.folders import VOC_CLASSES, VOCFolder
-from distill.data.sample import voc_palette
+from distill.data.layout import voc_palette
 from distill.data.transforms import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, View, draw_view
 from distill.files import write_text
 from distill.methods import Method

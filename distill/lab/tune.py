@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.folders import MASK_FOLDERS, VOCFolder, open_dataset
-from distill.data.sample import write_list
+from distill.data.layout import LISTS, write_class_names, write_list
 from distill.errors import DistillError, Diverged, check_number
 from distill.files import checked, make_folder, read_json, write_json, write_text
 from distill.lab.pool import Job, progress_bar, run_all, slots
@@ -189,12 +189,12 @@ def hold_out(train: VOCFolder, out: Path) -> Path:
     val = [name for name in train.ids if zlib.crc32(name.encode()) % 5 == 0]
     if not val or len(val) == len(train.ids):
         raise DistillError(f"{train.root} has {len(train.ids)} training images, too few to hold some out")
-    make_folder(out / "ImageSets" / "Segmentation")
+    make_folder(out / LISTS)
     for folder in ("JPEGImages", *MASK_FOLDERS):
         target = (train.root / folder).resolve()
         if target.is_dir() and not (out / folder).exists():
             os.symlink(target, out / folder, target_is_directory=True)
     for split, names in {"train": [n for n in train.ids if n not in set(val)], "val": val}.items():
         write_list(out, split, names)
-    write_text(out / "class_names.txt", "\n".join(train.class_names) + "\n")
+    write_class_names(out, train.class_names)
     return out

@@ -20,7 +20,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from distill.data.sample import voc_palette
+from distill.data.layout import voc_palette
 from distill.files import replace_file
 
 Picture: TypeAlias = np.ndarray | tuple[np.ndarray, np.ndarray]  # an array, or an image and the mask to lay over it

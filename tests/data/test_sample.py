@@ -9,7 +9,8 @@ from PIL import Image
 
 from distill.data import sample
 from distill.data.folders import VOCFolder
-from distill.data.sample import SAMPLE_CLASSES, VOID, make_sample, scene, voc_palette
+from distill.data.layout import voc_palette
+from distill.data.sample import SAMPLE_CLASSES, VOID, make_sample, scene
 
 # SHA-256 of three masks, so that a change of the drawing (which spoils every recorded score) does not pass unseen.
 RECORDED = "76d88b70b062fe1698077d826c24534f9c278f3e477b65205f8d9db4173b6e58"

@@ -13,7 +13,8 @@ from torch import nn
 
 import distill
 from distill.cli import main
-from distill.data.sample import SAMPLE_CLASSES, voc_palette
+from distill.data.layout import voc_palette
+from distill.data.sample import SAMPLE_CLASSES
 from distill.data.transforms import normalise
 from distill.lab import export as module
 from distill.lab.export import Export, export

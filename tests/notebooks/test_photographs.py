@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from distill.data.camvid import CLASSES
-from distill.data.sample import mask_image, write_list
-from distill.files import PROJECT, write_text
+from distill.data.layout import mask_image, write_class_names, write_list
+from distill.files import PROJECT
 
 NOTEBOOK = PROJECT / "notebooks" / "07b_real_photographs.ipynb"
 
@@ -42,7 +42,7 @@ def make_folder(root: Path, street: np.ndarray) -> None:
         for name in listed:
             Image.fromarray(street).save(root / "JPEGImages" / f"{name}.png")
             mask_image(stripes).save(root / "SegmentationClass" / f"{name}.png")
-    write_text(root / "class_names.txt", "\n".join(CLASSES) + "\n")
+    write_class_names(root, CLASSES)
 
 
 def test_runs_live_where_camvid_is_and_takes_a_photograph_of_ones_own(

@@ -1,0 +1,57 @@
+"""Writing a folder in VOC layout: its palette, masks, lists and class names, and the folder whole or not at all."""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from distill.errors import DistillError
+from distill.files import make_folder, write_text
+
+IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
+
+
+def voc_palette() -> list[int]:
+    """The 256 colours of VOC's masks, flat RGB: bit k of a label sets bit 7 - k // 3 of a channel."""
+    palette = np.zeros((256, 3), dtype=int)
+    for label in range(256):
+        for bit in range(8):
+            palette[label, bit % 3] |= (label >> bit & 1) << (7 - bit // 3)
+    return palette.ravel().tolist()
+
+
+def mask_image(labels: np.ndarray) -> Image.Image:
+    """Labels (H, W) uint8 as a palette image in VOC's colours."""
+    image = Image.fromarray(labels).convert("P")
+    image.putpalette(voc_palette())
+    return image
+
+
+def write_list(root: Path, split: str, names: Iterable[str]) -> None:
+    """The images of a split, one name a line."""
+    write_text(root / LISTS / f"{split}.txt", "".join(f"{name}\n" for name in names))
+
+
+def write_class_names(root: Path, names: Iterable[str]) -> None:
+    """The names of the classes 0, 1, …, one a line."""
+    write_text(root / "class_names.txt", "".join(f"{name}\n" for name in names))
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder that has those of images, masks and lists; it becomes `out`, or is removed after an error.
+
+    Raises DistillError when `out` exists.
+    """
+    if out.exists():
+        raise DistillError(f"{out} is there already; choose another folder, or delete it")
+    make_folder(out.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+        whole = Path(temporary) / out.name
+        for folder in (IMAGES, MASKS, LISTS):
+            make_folder(whole / folder)
+        yield whole
+        whole.rename(out)
