@@ -121,8 +121,9 @@ def register_method(name: str, term: type[Term]) -> None:
 def load_methods(path: str | Path) -> None:
     """Run a Python file of your own that calls `register_method`, here and in the processes of studies and `tune`.
 
-    Where it has changed since, it is run again. Runs of its methods keep its SHA-256, so that none is resumed with
-    another loss. Raises DistillError where there is no such file, where it fails, and where it registers nothing.
+    Where it has changed since, it is run again, and what it no longer registers is forgotten. Runs of its methods keep
+    its SHA-256, so that none is resumed with another loss. Raises DistillError where there is no such file, where it
+    fails, and where it registers nothing; then the methods are those of before.
     """
     path = Path(path).resolve()
     try:
@@ -134,7 +135,27 @@ def load_methods(path: str | Path) -> None:
     source = path, hashlib.sha256(content).hexdigest()
     if source in _OWN.values():
         return
-    before, name = dict(METHODS), f"own_methods_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    before, places = dict(METHODS), list(sys.path)
+    for method in (method for method, (file, _) in _OWN.items() if file == path):
+        METHODS.pop(method, None)
+    try:
+        _run(path, content)
+        registered = [method for method, term in METHODS.items() if before.get(method) is not term]
+        if not registered:
+            raise DistillError(f"{path} registers no method; call distill.register_method in it")
+    except DistillError:
+        METHODS.clear()
+        METHODS.update(before)
+        sys.path[:] = places
+        raise
+    for method in [method for method, (file, _) in _OWN.items() if file == path]:
+        del _OWN[method]
+    _OWN.update(dict.fromkeys(registered, source))
+
+
+def _run(path: Path, content: bytes) -> None:
+    """A Python file, as a module of its own. Raises DistillError with the line where it fails."""
+    name = f"own_methods_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     sys.modules[name] = module = ModuleType(name)  # under one name for each file, so that it may register them again
     module.__file__ = str(path)
     if str(path.parent) not in sys.path:
@@ -147,10 +168,6 @@ def load_methods(path: str | Path) -> None:
         lines = [place.lineno for place in traceback.extract_tb(error.__traceback__) if place.filename == str(path)]
         line = getattr(error, "lineno", None) or (lines or [1])[-1]
         raise DistillError(f"{path}, line {line}: {type(error).__name__}: {error}; mend it, or leave it out") from error
-    registered = [method for method, term in METHODS.items() if before.get(method) is not term]
-    if not registered:
-        raise DistillError(f"{path} registers no method; call distill.register_method in it")
-    _OWN.update(dict.fromkeys(registered, source))
 
 
 def loaded_files() -> list[str]:

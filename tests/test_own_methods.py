@@ -117,6 +117,22 @@ def test_a_mistake_in_the_file_is_one_sentence(text: str, word: str, own: Path, 
     assert list(before) == ["gap"] and before != methods.code_of(["gap"])
 
 
+def test_a_file_that_fails_changes_nothing_and_one_that_changed_forgets(own: Path, refused: Callable[..., str]) -> None:
+    load_methods(own)
+    known, places, code = dict(methods.METHODS), list(sys.path), methods.code_of(["gap"])
+    own.write_text(OWN + '\ndistill.register_method("second", Gap)\n1 / 0\n')
+    refused("ZeroDivisionError", call=lambda: load_methods(own))
+    other = own.parent / "elsewhere" / "theirs.py"
+    other.parent.mkdir()
+    other.write_text("1 / 0\n")
+    refused("theirs.py, line 1", call=lambda: load_methods(other))
+    assert (methods.METHODS, sys.path, methods.code_of(["gap"])) == (known, places, code)
+
+    own.write_text(OWN.replace('"gap"', '"gulf"'))
+    load_methods(own)
+    assert "gulf" in methods.METHODS and "gap" not in methods.METHODS and not methods.code_of(["gap"])
+
+
 def test_what_is_no_python_file_is_told(own: Path, refused: Callable[..., str]) -> None:
     refused("nothing.py cannot be read (No such file", call=lambda: load_methods(own.with_name("nothing.py")))
     refused("(Is a directory)", call=lambda: load_methods(own.parent))

@@ -8,8 +8,7 @@ Images and weights are random, and nothing is learnt.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 from distill.data.folders import VOC_CLASSES, VOCFolder
 from distill.errors import DistillError, check_number, first_line
 from distill.lab import plain
-from distill.lab.steps import PARTS, Batch, Ours, Plain, Step, saved_for_backward, seconds
+from distill.lab.steps import PARTS, Batch, Ours, Plain, Step, in_threads, saved_for_backward, seconds
 from distill.losses import IGNORE_INDEX
 from distill.methods import method_terms
 from distill.networks.deeplab import build_model
@@ -189,7 +188,7 @@ def _warm(make: Callable[[], Step], device: torch.device, compiled: bool) -> tup
 
 def measure_loading(bench: Bench, data: str | Path | None = None) -> list[dict[str, Any]]:
     """Images per second that one process with one thread loads, at the crop of the steps and at the published one."""
-    with tempfile.TemporaryDirectory() as folder, _one_thread():
+    with tempfile.TemporaryDirectory() as folder, in_threads(1):
         dataset = VOCFolder(data or plain.write_pictures(Path(folder), 24, VOC_SIZE, bench.seed), "train", limit=24)
         sizes = sorted({bench.settings.crop_size, VOC_CROP})
         bar = tqdm(sizes, desc="loading", leave=False, disable=not bench.progress)
@@ -219,16 +218,6 @@ def _loading(bench: Bench, dataset: VOCFolder, crop_size: int) -> dict[str, Any]
         decode = median(times[f"{name}_decode"]) / len(dataset)
         row[name] |= {"decode_seconds": decode, "transform_seconds": row[name]["seconds"] / loaded - decode}
     return row | {"ratio": _quotient(row["plain"], row["ours"])}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ----------------------------------------------------------------------------------------------------- cache

@@ -6,9 +6,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError, first_line
 from distill.lab.export import Export, FromPixels, export, from_pixels
+from distill.lab.steps import in_threads
 from distill.networks.deeplab import build_model
 from distill.networks.onnx_file import INPUT, OUTPUT, session_of
 from distill.training.runs import Run, open_network
@@ -103,7 +103,7 @@ def measure_files(
     weights = sum(value.nbytes for value in network.state_dict().values())
     peaks = {way: peak_bytes(network, files.get(way), way, size) for way in ways if way != "compiled"}
     for threads in dict.fromkeys((1, os.cpu_count() or 1)):
-        with _threads(threads), torch.inference_mode():
+        with in_threads(threads), torch.inference_mode():
             asks = {way: _ask(way, network, files.get(way)) for way in ways}
             found = latencies({way: partial(ask, image) for way, ask in asks.items()}, seconds)
         for way, latency in found.items():
@@ -111,16 +111,6 @@ def measure_files(
             row["bytes"] = files[way].path.stat().st_size if way in files else weights
             rows.append(row | ({"peak_bytes": peaks[way]} if threads == 1 and peaks.get(way) else {}))
     return rows
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _ask(way: str, network: FromPixels | None, file: Export | None) -> Callable[[Tensor], object]:
