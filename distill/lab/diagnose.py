@@ -65,7 +65,7 @@ def diagnose(
     Networks are asked about `most` images of a split, evenly chosen. Raises DistillError where a baseline or a method
     is missing, for another teacher than that of the runs, and for runs that have not the same student and data. Of a
     study's variants it looks at that of the methods, with the baselines that belong to it; DistillError where there are
-    methods of several.
+    methods of several, or only baselines of several others.
     """
     case = _Case(find_runs(*folders), teacher, data_root, most)
     yield case.teacher_is_better()
@@ -204,9 +204,10 @@ class _Case:
         for name, run in self.methods.items():
             for term, ratio in gradient_ratios(run, self.teacher, self.train).items():
                 found = f"In the finished run of {name}, {term} pulls {ratio:.3g} times as hard as cross-entropy"
-                advice = ". Raise its weight" if ratio < WEAK else ". Lower its weight" if ratio > STRONG else ""
-                found += advice or f" (from {WEAK:g} to {STRONG:g} counts as fine)"
-                yield Finding("gradient", not advice, found)
+                other = "larger" if ratio < WEAK else "smaller" if ratio > STRONG else ""
+                advice = f". Unless its weight was chosen on val, try {other} ones: python -m distill tune"
+                found += advice if other else f" (from {WEAK:g} to {STRONG:g} counts as fine)"
+                yield Finding("gradient", not other, found)
 
     def classes_agree(self) -> Finding:
         pairs = exchanged_classes(self.scores["val"])
@@ -261,6 +262,12 @@ def _of_one_variant(runs: Sequence[Run]) -> list[Run]:
     own = variants[methods[0].path]
     wanted = (own.get("baseline"), own.get("name", ""))
     found = [[run for run in baselines if variants[run.path].get("name", "") == name] for name in wanted]
+    there = dict.fromkeys(variants[run.path].get("name", "") for run in baselines)
+    if not any(found) and len(there) > 1:
+        raise DistillError(
+            f"the baselines here are of {len(there)} variants of a study, {' and '.join(map(repr, there))}, and none "
+            f"belongs to {own.get('name', '')!r}; name the folder of one of them beside that of the methods"
+        )
     return [*(found[0] or found[1] or baselines), *methods]
 
 

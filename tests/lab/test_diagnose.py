@@ -108,7 +108,7 @@ def test_another_normalisation_is_found(train: Callable[..., Path]) -> None:
     assert not found["normalisation"].fine and "from 0 to 1 and not normalised" in found["normalisation"].sentence
 
 
-@pytest.mark.parametrize("weight, advice", [(1e-4, "Raise its weight"), (1e4, "Lower its weight")])
+@pytest.mark.parametrize("weight, advice", [(1e-4, "try larger ones"), (1e4, "try smaller ones")])
 def test_a_weight_out_of_all_proportion_is_found(train: Callable[..., Path], weight: float, advice: str) -> None:
     found = by_check(train(weight=weight))["gradient"]
     assert not found.fine and advice in found.sentence
@@ -245,6 +245,13 @@ def test_baselines_of_other_variants_are_left_out(train: Callable[..., Path], tm
     variants[0]["baseline"] = "decay 0.1"
     write_json(study / "study.json", {"study": {"variants": variants, "teacher": "sample"}})
     assert rise in {finding.check: finding for finding in diagnose([study])}["convergence"].sentence
+
+    shutil.copytree(study / "as-usual" / "resnet18" / "baseline", study / "third" / "resnet18" / "baseline")
+    variants[0]["baseline"], variants[0]["name"], variants[2]["name"] = "fourth", "as usual, again", "third"
+    shutil.move(study / "as-usual", study / "as-usual-again")
+    shutil.rmtree(study / "as-usual-again" / "resnet18" / "baseline")
+    write_json(study / "study.json", {"study": {"variants": variants, "teacher": "sample"}})
+    refused("2 variants", "none belongs to 'as usual, again'", call=lambda: list(diagnose([study])))
 
 
 def test_a_weight_that_fell_to_nothing_is_read_at_its_full_size(train: Callable[..., Path], scenes: Path) -> None:
