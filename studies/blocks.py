@@ -5,7 +5,7 @@ from statistics import median
 
 from distill.files import PROJECT, read_json
 from distill.lab import latency
-from distill.lab.comparison import Findings, markdown, read_findings, tables
+from distill.lab.comparison import Findings, read_findings, tables
 from distill.lab.curves import interval95, late_rise, twice_as_long, verdict
 from distill.lab.plan import load_study, plan
 from distill.lab.tables import class_gains, compare, markdown_table, plus_minus, read_study, results_file
@@ -14,64 +14,6 @@ from distill.show import charts
 
 def read(name: str) -> dict:
     return read_json(results_file(name))
-
-
-def converged() -> str:
-    """What a teacher is worth where labels are few, against a baseline whose settings were chosen for it."""
-    study, found = read("sample-128.json"), read_findings([results_file("sample-128.json")])
-    seeds = len({entry["seed"] for entry in study["runs"]})
-    head = (
-        f"Sample data, test split. {study['study']['about']} The teacher, trained on "
-        f"{read('teacher.json')['config']['images']:,} images with labels, has "
-        f"**{100 * study['teacher']['miou']:.1f}** mIoU. Mean and 95 % interval over {seeds} seeds, in points."
-    )
-    few, more = ("128 labels", "kd"), ("128 labels, 2,000 images", "kd")
-    decay = {run["variant"]: run["settings"]["weight_decay"] for run in study["runs"]}
-    longer = paired(found, [("128 labels, twice as long", "baseline"), ("128 labels", "baseline")])
-    read_out = (
-        f"The tables differ in more than the teacher. Twice as many epochs, with the better of two decays, add "
-        f"{mean_of(longer)} points to the baseline; whether a still longer one would catch up is not recorded, so part "
-        f"of every gain may be speed. Images without labels add {mean_of(paired(found, [more, few]))} points to kd on "
-        f"the labelled ones alone, in as many steps. The weight decay differs ({decay[more[0]]}, the usual one, and "
-        f"{decay[few[0]]} on 128 images) and may be part of the difference. `Without labels` is meant for the student: "
-        f"these images are among those that the teacher was trained on, with their labels. A student that learns from "
-        f"the teacher's masks as if they were labels would be the control; it is recorded with wrong labels, below, "
-        f"and not with few. The baselines' decays "
-        f"were chosen by single runs, 0.3 among four at half the length and 0.2 at the whole one, where the shorter "
-        f"baseline was not tried with it; the weights of kd and ofd are those of the study `speed`. README.md has the "
-        f"same runs, all of them over the longer baseline."
-    )
-    title = "## sample-128: few labels, against a baseline whose settings were chosen for it"
-    return "\n\n".join([title, head, markdown(found), read_out, recorded_on(study)])
-
-
-def unlabelled() -> str:
-    """The same question with the usual decay, and with all labels: runs that temper the rows above."""
-    runs = read("sample-unlabelled.json")["runs"]
-    lines = ["| images | method | mIoU, val | mIoU, test | epochs | processor seconds |", f"|{'---|' * 6}"]
-    for run in runs:
-        cells = [run["variant"], run["method"], *(f"{100 * run[score]:.1f}" for score in ("val_miou", "miou"))]
-        lines.append(f"| {' | '.join(cells)} | {run['settings']['epochs']} | {run['cpu_seconds']:.0f} |")
-    miou = {(run["variant"], run["method"]): 100 * run["miou"] for run in runs}
-    few, all_of_them = ("128 labels", "128 labels, 2,000 images"), ("500 labels", "500 labels, 5,000 images")
-    tried = {
-        run["method"]: run
-        for run in [*read("sample-schedule.json")["runs"], *read("sample-128-decay.json")["runs"]]
-        if run["variant"] in ("186 epochs, decay 0.3", "128 labels, decay 0.3")
-    }
-    rows = [run for run in read("sample-128.json")["runs"] if run["variant"] == few[0] and run["method"] == "baseline"]
-    better = [run["miou"] for run in rows]
-    other = ", ".join(f"{method} {100 * run['val_miou']:.1f}" for method, run in tried.items())
-    head = (
-        f"One run each, with a weight decay of {runs[0]['settings']['weight_decay']:g}, the usual one, which is a "
-        f"poor one on 128 images: there kd leads by {miou[few[0], 'kd'] - miou[few[0], 'baseline']:.1f} points, and "
-        f"yet the student alone has {100 * sum(better) / len(better):.1f} with the decay of the study above. Images "
-        f"without labels are worth much where labels are few, {miou[few[1], 'kd'] - miou[few[0], 'kd']:+.1f} for kd, "
-        f"and with 500 labels {miou[all_of_them[1], 'kd'] - miou[all_of_them[0], 'kd']:+.1f}. On val, with a decay of "
-        f"0.3 and 186 epochs on the 128 images, one run each: {other}."
-    )
-    title = "## sample-unlabelled: the same with the usual decay, and with 500 labels"
-    return "\n\n".join([title, head, "\n".join(lines)])
 
 
 def schedule() -> str:
@@ -238,54 +180,6 @@ def controls() -> str:
         "study. No network has converged by then, so this does not tell what the gap after many epochs consists of:"
     )
     return head + "\n\n" + "\n".join(lines)
-
-
-def few_labels() -> str:
-    """mIoU by the number of labels, and what distilling on unlabelled images adds, seed by seed."""
-    study, found = read("sample-few-labels.json"), read_findings([results_file("sample-few-labels.json")])
-    rows = {(name, row["method"]): row for name, table in tables(found).items() for row in table}
-    head = (
-        f"## sample-few-labels: short runs with fewer labels\n\n{charts.network_name(study['study']['students'][0])} "
-        f"on the first of the {max(entry['images'] for entry in study['runs'])} training images alone, and with "
-        f"distillation on the others too, without their labels. Test mIoU, mean and 95 % interval over "
-        f"{len({entry['seed'] for entry in study['runs']})} seeds, in points. Gains are over the baseline with as many "
-        f"labels. All runs take equally many steps, half of those of the study `speed`."
-    )
-    lines = [
-        "| labels | method | mIoU | gain | mIoU, distilled on all | gain | added by images without labels |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, method in ((name, method) for name, method in rows if "distilled on" not in name):
-        row, wider = rows[name, method], next((v for v in found.variants if v.get("baseline") == name), {"name": ""})
-        cells = [name.removesuffix(" labels"), method, plus_minus(row["miou"], row["miou_interval"]), gain_of(row)]
-        if method != "baseline" and (more := rows.get((wider["name"], method))):
-            added = paired(found, [(wider["name"], method), (name, method)])
-            cells += [plus_minus(more["miou"], more["miou_interval"]), gain_of(more), mean_of(added)]
-        lines.append(f"| {' | '.join(cells + [''] * (7 - len(cells)))} |")
-    picture = "![mIoU against the number of labelled images](few-labels.png)"
-    return "\n\n".join([head, "\n".join(lines), few_labels_read(found, rows), recorded_on(study), picture])
-
-
-def few_labels_read(found: Findings, rows: dict[tuple[str, str], dict]) -> str:
-    """Which gains, and which additions of images without labels, are more than scatter."""
-    gains = {f"{method} with {name}": row for (name, method), row in rows.items() if "gain" in row}
-    added = {}
-    for variant in found.variants:
-        for method in ("kd", "ofd"):
-            pair = [(variant["name"], method), (variant.get("baseline"), method)]
-            if variant.get("baseline") and all(key in rows for key in pair):
-                added[f"{method} with {variant['baseline']}"] = paired(found, pair)
-    noise = [name for name, row in gains.items() if abs(row["gain"]) <= row["gain_interval"]]
-    kept = [name for name, values in added.items() if abs(sum(values) / len(values)) > interval95(values)]
-    last = [row for (_, method), row in rows.items() if method == "baseline"][-1]
-    later = next(row for row in compare(read("sample.json")["runs"]) if row["method"] == "baseline")
-    return (
-        f"The 95 % interval of the gain includes zero for {'; '.join(noise) or 'no row'}, and excludes it for every "
-        f"other row, none of it corrected for the number of rows. What images without labels add has an interval that "
-        f"excludes zero for {'; '.join(kept) or 'no row'}, and includes it elsewhere. **These leads are about speed "
-        f"too**: the student alone with all labels has {100 * last['miou']:.1f} here, and {100 * later['miou']:.1f} "
-        f"after {later['epochs']} epochs; and the decay is the usual one, a poor one where labels are few."
-    )
 
 
 # Each fault: the variants that its distilled runs and its baselines are of, and the variant without it.

@@ -38,11 +38,11 @@ class Setting:
 
     def found(self) -> dict[str, list[dict]]:
         """Its runs by method, baselines first, each other baseline under a name that begins so."""
-        runs = {"baseline": _runs(self.baselines or self.runs, "baseline")}
-        runs |= {LONGER: _runs(self.longer, "baseline")} if self.longer else {}
-        runs |= {f"baseline, {what}": _runs(place, "baseline") for what, place in self.others.items()}
-        runs |= {method: _runs(self.runs, method) for method in METHODS}
-        return runs | {what: _runs(place, "baseline") for what, place in self.controls.items()}
+        runs = {"baseline": runs_of(self.baselines or self.runs, "baseline")}
+        runs |= {LONGER: runs_of(self.longer, "baseline")} if self.longer else {}
+        runs |= {f"baseline, {what}": runs_of(place, "baseline") for what, place in self.others.items()}
+        runs |= {method: runs_of(self.runs, method) for method in METHODS}
+        return runs | {what: runs_of(place, "baseline") for what, place in self.controls.items()}
 
     def teacher(self) -> float:
         return read(f"{self.runs[0]}.json")["teacher"]["val_miou"]
@@ -74,7 +74,7 @@ class Condition:
         for setting in self.settings:
             runs = setting.found()
             for method in METHODS:
-                said[_lead(runs[method], runs[best_baseline(runs)])["verdict"]].append(f"{method} ({setting.name})")
+                said[lead_over(runs[method], runs[best_baseline(runs)])["verdict"]].append(f"{method} ({setting.name})")
         words = {"better": "lies above zero for", "worse": "lies below zero for", "not settled": "includes zero for"}
         told = [f"{words[verdict]} {'; '.join(rows)}" for verdict, rows in said.items() if rows]
         return f"The 95 % interval of the lead over the best baseline {', '.join(told)}. {self.stopping()}"
@@ -107,7 +107,7 @@ def best_baseline(runs: dict[str, list[dict]]) -> str:
 
 
 USUAL = Setting("as in the study sample", ("sample", ""), ("sample-long", ""))
-QUARTER = "a quarter of the channels"
+HALF, QUARTER = "half the channels", "a quarter of the channels"
 CONDITIONS = [
     Condition(
         "label-noise",
@@ -129,6 +129,11 @@ CONDITIONS = [
         "Does a smaller student gain more?",
         [
             USUAL,
+            Setting(
+                HALF,
+                ("student-size", HALF),
+                ("student-size", f"{HALF}, twice as long"),
+            ),
             Setting(
                 QUARTER,
                 ("student-size", QUARTER),
@@ -183,7 +188,7 @@ def in_short() -> str:
     ahead, others = [], []
     for setting in (setting for condition in recorded() for setting in condition.settings if setting is not USUAL):
         runs = setting.found()
-        leads = {name: _lead(own, runs[best_baseline(runs)]) for name, own in runs.items()}
+        leads = {name: lead_over(own, runs[best_baseline(runs)]) for name, own in runs.items()}
         gains = " and ".join(f"{gain_of(leads[method])} (`{method}`)" for method in METHODS)
         control = "".join(f"; {what}: {gain_of(leads[what])}" for what in setting.controls)
         better = any(leads[method]["verdict"] == "better" for method in METHODS)
@@ -193,7 +198,7 @@ def in_short() -> str:
     return f"Other conditions, each against the best of its baselines, longer ones included: {' '.join(told)}"
 
 
-def _runs(place: Place, method: str) -> list[dict]:
+def runs_of(place: Place, method: str) -> list[dict]:
     """Of one student; by seed, so that curves and tables of several records are in the same order."""
     record, variant = place
     runs = [run for run in read(f"{record}.json")["runs"] if run["backbone"] == STUDENT]
@@ -201,7 +206,7 @@ def _runs(place: Place, method: str) -> list[dict]:
     return sorted(runs, key=lambda run: run["seed"])
 
 
-def _lead(runs: list[dict], over: list[dict]) -> dict:
+def lead_over(runs: list[dict], over: list[dict]) -> dict:
     """The row of `lead_row`, of the seeds that both have."""
     alone = {run["seed"]: run for run in over}
     return lead_row([run for run in runs if run["seed"] in alone], alone)
@@ -209,8 +214,8 @@ def _lead(runs: list[dict], over: list[dict]) -> dict:
 
 def _cells(own: list[dict], runs: dict[str, list[dict]], method: str) -> list[str]:
     best, settings = best_baseline(runs), own[0]["settings"]
-    gain = "" if method.startswith("baseline") else gain_of(_lead(own, runs["baseline"]))
-    lead = "the best" if method == best else gain_of(_lead(own, runs[best]))
+    gain = "" if method.startswith("baseline") else gain_of(lead_over(own, runs["baseline"]))
+    lead = "the best" if method == best else gain_of(lead_over(own, runs[best]))
     cells = [method, f"{settings['epochs']}", f"{settings['weight_decay']:g}"]
     cells += [
         f"{average(own, 'cpu_seconds'):.0f}",

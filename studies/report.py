@@ -10,12 +10,11 @@ from matplotlib.figure import Figure
 from distill import load_model, load_teacher, open_dataset, predict
 from distill.files import PROJECT, replace_file, write_text
 from distill.lab.comparison import by_labels, read_findings, tables
-from distill.lab.curves import interval95
-from distill.lab.tables import compare, markdown_table, plus_minus, read_study, results_file
+from distill.lab.tables import compare, markdown_table, read_study, results_file
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
-from studies import blocks, conditions
-from studies.blocks import average, gain_of, mean_of, over_longer, paired, read, recorded_on, said
+from studies import blocks, conditions, labels
+from studies.blocks import gain_of, mean_of, over_longer, paired, read, recorded_on, said
 from studies.prose import fill
 
 RESULTS = PROJECT / "results"
@@ -25,7 +24,7 @@ def readme_with_results(readme: str) -> str:
     """The README's text with its marked numbers, and everything between its two marks, made anew from results/."""
     begin, end = "<!-- results:begin -->", "<!-- results:end -->"
     before, rest = fill(readme).split(begin)
-    return f"{before}{begin}\n{few()}\n\n{in_short()}\n{end}{rest.split(end)[1]}"
+    return f"{before}{begin}\n{labels.few()}\n\n{in_short()}\n{end}{rest.split(end)[1]}"
 
 
 def results_page() -> str:
@@ -53,14 +52,15 @@ def results_page() -> str:
         blocks.as_long("sample"),
         self_attention(),
         blocks.weights(),
-        blocks.converged(),
-        blocks.unlabelled(),
+        labels.converged(),
+        labels.section(),
+        labels.unlabelled(),
         blocks.schedule(),
         *map(conditions.section, conditions.recorded()),
         blocks.small_schedule(),
         blocks.long_quirks(),
     ]
-    short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), blocks.few_labels(), blocks.quirks()]
+    short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), labels.few_labels(), blocks.quirks()]
     return "\n\n".join([head, *converged, *short, blocks.camvid(), steps(), blocks.exported(), blocks.page()]) + "\n"
 
 
@@ -85,55 +85,6 @@ def better() -> str:
     head += blocks.so_far("sample")
     picture = f"![Gain of every method over the baseline of {run['settings']['epochs']} epochs](gains.png)"
     return "\n\n".join([head, markdown_table(rows), recorded_on(study), picture, said(rows)])
-
-
-# Of the study sample-128: what a row of README.md is called, its variant and its method.
-FEW = {
-    "128 images with labels": ("128 labels", "baseline"),
-    "the same, twice as long": ("128 labels, twice as long", "baseline"),
-    "the same, and a teacher (kd)": ("128 labels", "kd"),
-    "the same, and a teacher (ofd)": ("128 labels", "ofd"),
-    "also 1,872 images without labels, and a teacher (kd)": ("128 labels, 2,000 images", "kd"),
-}
-
-
-def few() -> str:
-    """Few labels, every row against the better baseline."""
-    study, found = read("sample-128.json"), read_findings([results_file("sample-128.json")])
-    runs = {what: [e for e in found.records if (e["variant"], e["method"]) == row] for what, row in FEW.items()}
-    # Which baseline is the better one is seen on val: no choice is made on test images.
-    alone = {row: average(runs[what], "val_miou") for what, row in FEW.items() if row[1] == "baseline"}
-    best = max(alone, key=alone.__getitem__)
-    lines = [
-        "| learns from | mIoU | gain over the better baseline | epochs | weight decay | processor seconds per run |",
-        "|---|---|---|---|---|---|",
-    ]
-    above = True
-    for what, row in FEW.items():
-        gains = [] if row[1] == "baseline" else paired(found, [row, best])
-        interval = interval95([entry["miou"] for entry in runs[what]])
-        cells = [what, plus_minus(average(runs[what], "miou"), interval), mean_of(gains) if gains else ""]
-        settings = runs[what][0]["settings"]
-        cells += [f"{settings['epochs']}", f"{settings['weight_decay']:g}", f"{average(runs[what], 'cpu_seconds'):.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-        above &= not gains or sum(gains) / len(gains) > interval95(gains)
-    head = (
-        f"### Few labels: a student with a teacher is ahead\n\nSynthetic scenes of 64 x 64 pixels, "
-        f"{charts.network_name('resnet18')}, test split. mIoU is the mean overlap of true and predicted areas, over "
-        f"the classes, in percent. A baseline is the student without a teacher. A gain is a difference in mIoU, in "
-        f"points, between runs of one seed, which start from the same weights; ± is half of a 95 % confidence interval "
-        f"over seeds, here {len(runs[what])}, which is a rough one. The baselines' weight decay was chosen on val, one "
-        f"run a value ([how](results/README.md)); the last row has the usual one. The teacher learned from "
-        f"{read('teacher.json')['config']['images']:,} images with labels, these among them: labels are scarce for the "
-        f"student only. A teacher that had few labels itself was not tried here, nor its masks as the student's labels."
-    )
-    foot = "The interval of every gain lies above zero." if above else "Not every interval lies above zero."
-    longer = paired(found, [FEW["the same, twice as long"], FEW["128 images with labels"]])
-    foot += (
-        f" But twice the epochs, with a decay of their own, add {mean_of(longer)} points to the baseline, and still "
-        f"longer ones were not tried: part of each gain may be speed."
-    )
-    return "\n\n".join([head, "\n".join(lines), f"{foot} {recorded_on(study)}"])
 
 
 def in_short() -> str:
@@ -292,6 +243,7 @@ def draw_few_labels() -> None:
 
 
 def draw_conditions() -> None:
+    save(labels.chart(), RESULTS / "labels.png")
     for condition in conditions.recorded():
         save(condition.chart(), RESULTS / f"{condition.record}.png")
 

@@ -27,7 +27,7 @@ from distill.lab.pool import Job, progress_bar, run_all, slots
 from distill.lab.study import Study
 from distill.lab.study_file import Variant
 from distill.lab.tables import check_comparable
-from studies import blocks, conditions
+from studies import blocks, conditions, labels
 
 GOOD = """
 about = "A study."
@@ -809,7 +809,8 @@ def test_the_readme_can_show_few_labels(tmp_path: Path, monkeypatch: pytest.Monk
     write_json(tmp_path / "sample-few-labels.json", recorded("sample-few-labels", worth))
     shutil.copy(PROJECT / "results" / "sample.json", tmp_path)  # whose baselines the text names
     monkeypatch.setattr(blocks, "results_file", lambda name: tmp_path / name)
-    block = blocks.few_labels()
+    monkeypatch.setattr(labels, "results_file", lambda name: tmp_path / name)
+    block = labels.few_labels()
     assert "| 64 | kd | 61.0 ± 2.5 | +10.0 ± 0.0 | 66.0 ± 2.5 | +15.0 ± 0.0 | +5.0 ± 0.0 |" in block
     assert "| 500 | baseline | 51.0 ± 2.5 |  |  |  |  |" in block and "nan" not in block
 
@@ -865,6 +866,36 @@ def test_a_condition_stands_beside_the_usual_setting(tmp_path: Path, monkeypatch
     assert "| three labels in ten wrong | teacher's masks as labels | 96 | 0.02 | 1 | 51.0 ± 2.5 | +0.0" in block
     titles = [axis.get_title(loc="left") for axis in noise.chart().axes]
     assert titles == ["as in the study sample", "three labels in ten wrong"]
+
+
+def test_few_labels_are_compared_with_the_student_alone_on_as_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worth(run: Planned) -> float:
+        return 0.2 * (run.keywords["method"] == "kd") + 0.1 * (run.variant in ("256 labels", "2,000 labels"))
+
+    for name in ("labels", "labels-by-teacher", "labels-schedule", "sample-128", "sample-long"):
+        study = recorded(name, worth)
+        for run in study["runs"]:
+            run |= {"cpu_seconds": 1.0, "val_miou": 0.5, "samples": 16 * run["settings"]["epochs"]}
+            run["history"] = [{"epoch": run["settings"]["epochs"], "val_miou": 0.5}]
+            run["settings"] |= {"weight_decay": 0.02, "batch_size": 16}
+        study["teacher"]["val_miou"] = 0.9
+        write_json(tmp_path / f"{name}.json", study)
+    shutil.copy(PROJECT / "results" / "teacher.json", tmp_path)
+    monkeypatch.setattr(blocks, "results_file", lambda name: tmp_path / name)
+    section = labels.section()
+    assert "| 64 | 2,000 | kd | 71.0 ± 2.5 | +20.0 ± 0.0 | 24 | 0.02 | 1 | 3 |" in section
+    assert "| 64 | 64 | alone, twice the steps | 51.0 ± 2.5 |  | 1,488 | 0.02 | 1 | 3 |" in section
+    assert "With 256 labels, kd leads by +10.0 ± 0.0 (2,000 images)." in section
+    assert "The control: with" in section and "kd leads that by +20.0 ± 0.0." in section
+    assert "Labels for all 2,000 images give the student alone 61.0 ± 2.5" in labels.more_images()
+    assert len(labels.chart().axes) == 3
+
+    shorter = read_json(tmp_path / "labels.json")
+    shorter["runs"] = [run for run in shorter["runs"] if run["method"] == "kd"]  # the rest is not there yet
+    write_json(tmp_path / "labels.json", shorter)
+    assert "So far" in labels.section() and "Labels for all" not in labels.more_images()
 
 
 def test_what_a_record_does_not_hold_is_said(tmp_path: Path) -> None:
