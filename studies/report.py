@@ -238,12 +238,12 @@ def draw_gains() -> None:
 
 
 def draw_few_labels() -> None:
+    save(labels.chart(), RESULTS / "labels.png")
     found = read_findings([results_file("sample-few-labels.json")])
     save(charts.label_chart(by_labels(found), found.teacher["miou"]), RESULTS / "few-labels.png")
 
 
 def draw_conditions() -> None:
-    save(labels.chart(), RESULTS / "labels.png")
     for condition in conditions.recorded():
         save(condition.chart(), RESULTS / f"{condition.record}.png")
 

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from distill.data.folders import AUGMENTED_LISTS, AugmentedVOC, VOCFolder, read_class_names
+from distill.data.layout import LISTS
 from distill.errors import DistillError
 from distill.losses import IGNORE_INDEX
 
@@ -22,7 +23,7 @@ def check_dataset(
     """
     root = Path(root)
     names = read_class_names(root)
-    found = sorted(p.stem for p in (root / "ImageSets" / "Segmentation").glob("*.txt"))
+    found = sorted(p.stem for p in (root / LISTS).glob("*.txt"))
     splits = splits or found or ["train", "val"]
     return {split: _check_split(_open_split(root, split), names, progress) for split in splits}
 

@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from distill.data.layout import IMAGES, LISTS, MASKS
 from distill.data.sample import SAMPLE_SIZES, make_sample
 from distill.data.transforms import IGNORE_INDEX
 from distill.errors import DistillError, check_number, first_line
@@ -52,7 +53,7 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
-MASK_FOLDERS = ("SegmentationClass", "SegmentationClassPNG")
+MASK_FOLDERS = (MASKS, "SegmentationClassPNG")
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
 DATASETS = ("sample", "pascal")
 
@@ -83,7 +84,7 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return len(self.ids)
 
     def image_path(self, index: int) -> Path:
-        return _first_existing([self.root / "JPEGImages" / f"{self.ids[index]}{ending}" for ending in IMAGE_ENDINGS])
+        return _first_existing([self.root / IMAGES / f"{self.ids[index]}{ending}" for ending in IMAGE_ENDINGS])
 
     def mask_path(self, index: int) -> Path:
         return _first_existing([self.root / folder / f"{self.ids[index]}.png" for folder in MASK_FOLDERS])
@@ -316,7 +317,7 @@ def read_split(root: Path, split: str) -> list[str]:
 
 
 def _list_path(root: Path, split: str) -> Path:
-    return root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    return root / LISTS / f"{split}.txt"
 
 
 def repeated(names: Iterable[str]) -> str | None:
@@ -379,7 +380,7 @@ class AugmentedVOC(VOCFolder):
 
     def _further_ids(self) -> list[str]:
         if (self.root / "SegmentationClassAug").is_dir():
-            lists = [self.root / "ImageSets" / "Segmentation" / name for name in AUGMENTED_LISTS]
+            lists = [self.root / LISTS / name for name in AUGMENTED_LISTS]
             return _read_list(next((path for path in lists if path.exists()), lists[0]))
         if self.sbd and (self.sbd / "cls").is_dir():
             return [name for split in ("train", "val") for name in _read_list(self.sbd / f"{split}.txt")]
@@ -467,7 +468,7 @@ def _find_voc(folder: Path) -> Path:
     inside = folder / "VOCdevkit" / "VOC2012"
     if inside.is_dir():
         return inside
-    if any((folder / part).is_dir() for part in ("JPEGImages", "ImageSets", *MASK_FOLDERS)):
+    if any((folder / part).is_dir() for part in (IMAGES, "ImageSets", *MASK_FOLDERS)):
         return folder
     raise DistillError(
         f"Pascal VOC is neither in {inside} nor in {folder} itself; fetch it with "
@@ -498,7 +499,7 @@ def make_default_sample(root: str | Path | None = None) -> Path:
     if (root / "sample.txt").exists():
         return root
     unfinished = (root / "sample.partial").exists()
-    if any((root / folder).is_dir() for folder in ("JPEGImages", *MASK_FOLDERS)) and not unfinished:
+    if any((root / folder).is_dir() for folder in (IMAGES, *MASK_FOLDERS)) and not unfinished:
         raise DistillError(f"{root} holds images, but not the sample; to use these, name them: --dataset {root}")
     found = f"{root} holds no sample" if root.is_dir() else f"there is no folder {root}"
     taken = root.is_dir() and any(root.iterdir()) and not unfinished

@@ -14,6 +14,12 @@ from distill.files import make_folder, write_text
 IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
 
 
+def make_folders(root: Path) -> None:
+    """Those of images, masks and lists."""
+    for folder in (IMAGES, MASKS, LISTS):
+        make_folder(root / folder)
+
+
 def voc_palette() -> list[int]:
     """The 256 colours of VOC's masks, flat RGB: bit k of a label sets bit 7 - k // 3 of a channel."""
     palette = np.zeros((256, 3), dtype=int)
@@ -51,7 +57,6 @@ def new_folder(out: Path) -> Iterator[Path]:
     make_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         whole = Path(temporary) / out.name
-        for folder in (IMAGES, MASKS, LISTS):
-            make_folder(whole / folder)
+        make_folders(whole)
         yield whole
         whole.rename(out)

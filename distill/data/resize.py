@@ -8,7 +8,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from distill.data.folders import IMAGE_ENDINGS, VOCFolder, read_image
-from distill.data.layout import IMAGES, MASKS, mask_image, new_folder, write_class_names, write_list
+from distill.data.layout import IMAGES, LISTS, MASKS, mask_image, new_folder, write_class_names, write_list
 from distill.errors import check_number
 from distill.files import make_folder
 
@@ -22,7 +22,7 @@ def resize_dataset(source: str | Path, out: str | Path, side: int, progress: boo
     """
     source, out = Path(source), Path(out)
     check_number("side", side, 8, 100_000)
-    listed = [path.stem for path in (source / "ImageSets" / "Segmentation").glob("*.txt")]
+    listed = [path.stem for path in (source / LISTS).glob("*.txt")]
     chosen = [split for split in ("train", "val", "test") if split in (listed or ("train", "val"))]
     splits = {split: VOCFolder(source, split) for split in chosen or ["train"]}
     others = _others(source / IMAGES, splits.values())

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
-from distill.data.layout import IMAGES, LISTS, MASKS, mask_image, write_class_names, write_list
+from distill.data.layout import IMAGES, MASKS, make_folders, mask_image, write_class_names, write_list
 from distill.errors import DistillError, check_number
 from distill.files import replace_file, write_text
 
@@ -386,8 +386,7 @@ def make_sample(
         raise DistillError(f"{root} is not empty and holds no sample; choose another folder")
     root.mkdir(parents=True, exist_ok=True)
     write_text(root / "sample.partial", recipe)
-    for folder in (IMAGES, MASKS, LISTS):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+    make_folders(root)
     _write_images(root, counts, size, seed, label_noise, progress)
     write_class_names(root, SAMPLE_CLASSES)
     write_text(stamp, recipe)  # last, so that an interrupted making starts again
@@ -413,9 +412,9 @@ def _write_images(root: Path, counts: dict[str, int], size: int, seed: int, labe
                 image, mask = scene(split, index, size, seed)
                 if label_noise and split == "train":
                     mask = _mislabelled(mask, np.random.default_rng([seed, len(SPLITS), index]), label_noise)
-                with replace_file(root / "JPEGImages" / f"{name}.jpg") as temporary:
+                with replace_file(root / IMAGES / f"{name}.jpg") as temporary:
                     Image.fromarray(image).save(temporary, format="JPEG", quality=92)
-                with replace_file(root / "SegmentationClass" / f"{name}.png") as temporary:
+                with replace_file(root / MASKS / f"{name}.png") as temporary:
                     mask_image(mask).save(temporary, format="PNG")
                 bar.update()
             write_list(root, split, names)

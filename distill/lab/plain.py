@@ -16,9 +16,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torch import Tensor
 
 from distill.data.folders import VOC_CLASSES, VOCFolder
-from distill.data.layout import voc_palette
+from distill.data.layout import IMAGES, MASKS, make_folders, voc_palette, write_list
 from distill.data.transforms import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, View, draw_view
-from distill.files import write_text
 from distill.methods import Method
 from distill.networks.backbones import POSITIONS
 from distill.terms import AT, KD, OFD, MapTerm
@@ -154,9 +153,8 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int], seed: int = 
 
     `size` is width and height.
     """
-    rng, lists = np.random.default_rng(seed), folder / "ImageSets" / "Segmentation"
-    for path in (folder / "JPEGImages", folder / "SegmentationClass", lists):
-        path.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    make_folders(folder)
     for index in range(count):
         picture = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
         mask = Image.new("P", size)
@@ -166,7 +164,7 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int], seed: int = 
             ImageDraw.Draw(mask).ellipse((x[0], y[0], x[1], y[1]), label, IGNORE_INDEX)
             ImageDraw.Draw(picture).ellipse((x[0], y[0], x[1], y[1]), tuple(rng.integers(0, 256, 3).tolist()))
         noisy = np.asarray(picture) + rng.normal(0, 20, (size[1], size[0], 3))
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / "JPEGImages" / f"{index}.jpg", quality=90)
-        mask.save(folder / "SegmentationClass" / f"{index}.png")
-    write_text(lists / "train.txt", "".join(f"{index}\n" for index in range(count)))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / IMAGES / f"{index}.jpg", quality=90)
+        mask.save(folder / MASKS / f"{index}.png")
+    write_list(folder, "train", map(str, range(count)))
     return folder

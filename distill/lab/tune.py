@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.folders import MASK_FOLDERS, VOCFolder, open_dataset
-from distill.data.layout import LISTS, write_class_names, write_list
+from distill.data.layout import IMAGES, LISTS, write_class_names, write_list
 from distill.errors import DistillError, Diverged, check_number
 from distill.files import checked, make_folder, read_json, write_json, write_text
 from distill.lab.pool import Job, progress_bar, run_all, slots
@@ -190,7 +190,7 @@ def hold_out(train: VOCFolder, out: Path) -> Path:
     if not val or len(val) == len(train.ids):
         raise DistillError(f"{train.root} has {len(train.ids)} training images, too few to hold some out")
     make_folder(out / LISTS)
-    for folder in ("JPEGImages", *MASK_FOLDERS):
+    for folder in (IMAGES, *MASK_FOLDERS):
         target = (train.root / folder).resolve()
         if target.is_dir() and not (out / folder).exists():
             os.symlink(target, out / folder, target_is_directory=True)
