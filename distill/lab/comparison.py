@@ -25,10 +25,12 @@ from distill.lab.tables import (
     check_comparable,
     class_gains,
     compare,
+    correct,
     markdown_table,
     read_study,
     record,
     teacher_weights,
+    time_table,
 )
 from distill.show import charts, plots
 from distill.training.presets import RECIPES
@@ -216,6 +218,47 @@ def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
     return [*lent, *own]
 
 
+def at_equal_time(findings: Findings, name: str) -> list[dict[str, Any]]:
+    """The rows of `compare` for a variant's methods, each over the fastest baselines that took at least as long.
+
+    Those are the baselines of any variant that differ from the variant's own at most in their epochs and in how often
+    they were scored. Where a method took longer than all of them, or nothing is known of time, it has no row; Holm's
+    correction is for the rows that there are. `lent_epochs` are the baseline's epochs, `lent_seconds` its time.
+    """
+    found = []
+    own = [entry for entry in rows_of(findings, name) if entry["method"] != "baseline"]
+    for backbone, method in dict.fromkeys((entry["backbone"], entry["method"]) for entry in own):
+        runs = [entry for entry in own if (entry["backbone"], entry["method"]) == (backbone, method)]
+        pairs = [compare([*alone, *runs]) for alone in _baselines(findings, backbone) if _only_longer(alone, runs)]
+        as_long = [
+            (alone, row)
+            for alone, row in pairs
+            if "gain" in row and not row.get("shared_clock") and alone["seconds"] >= row["seconds"]
+        ]
+        if as_long:
+            alone, row = min(as_long, key=lambda pair: pair[0]["seconds"])
+            found.append(row | {"lent_epochs": alone.get("epochs"), "lent_seconds": alone["seconds"]})
+    return correct(found)
+
+
+def _baselines(findings: Findings, backbone: str) -> list[list[dict[str, Any]]]:
+    """The baselines of a student, variant by variant."""
+    by_variant: dict[str, list[dict[str, Any]]] = {}
+    for entry in findings.records:
+        if (entry["backbone"], entry["method"]) == (backbone, "baseline"):
+            by_variant.setdefault(entry.get("variant") or "", []).append(entry)
+    return list(by_variant.values())
+
+
+def _only_longer(alone: list[dict[str, Any]], runs: list[dict[str, Any]]) -> bool:
+    """Whether baselines differ from a method's runs at most in their epochs, and in how often they were scored."""
+    try:
+        check_comparable([*alone, *runs], apart={"settings.epochs", "settings.evaluate_every", "samples"})
+    except DistillError:
+        return False
+    return True
+
+
 def _declared(variant: dict[str, Any]) -> set[str]:
     """What the runs of a variant may have that those of another have not, as `check_comparable` calls it."""
     settings = {**RECIPES.get(variant.get("recipe", ""), {}), **(variant.get("settings") or {})}
@@ -229,7 +272,14 @@ def _names(findings: Findings) -> list[str]:
 
 def markdown(findings: Findings) -> str:
     """All tables, each under the name of its variant."""
-    return "\n\n".join(f"{_heading(findings, name)}{markdown_table(rows)}" for name, rows in tables(findings).items())
+    return "\n\n".join(_table(findings, name, rows) for name, rows in tables(findings).items())
+
+
+def _table(findings: Findings, name: str, rows: list[dict[str, Any]]) -> str:
+    """A variant's table, and where baselines have longer schedules too, the gains over those that took as long."""
+    timed = at_equal_time(findings, name)
+    longer = any(row["lent_epochs"] != row.get("epochs") for row in timed)
+    return f"{_heading(findings, name)}{markdown_table(rows)}" + (f"\n\n{time_table(timed)}" if longer else "")
 
 
 def _heading(findings: Findings, name: str) -> str:
@@ -241,7 +291,7 @@ def report(findings: Findings, pictures: Sequence[tuple[Path, str]], folder: Pat
     """A Markdown page of tables, gains by class, and pictures (path, alternative text) as seen from `folder`."""
     parts = []
     for name, rows in tables(findings).items():
-        parts.append(f"{_heading(findings, name)}{markdown_table(rows)}")
+        parts.append(_table(findings, name, rows))
         if gains := class_gains(rows_of(findings, name)):
             parts.append(
                 f"Gain over the baseline by class, mean over seeds, in points of IoU:\n\n{_class_table(gains)}"

@@ -213,6 +213,11 @@ def compare(records: list[dict[str, Any]], teacher_miou: float | None = None) ->
         _row(key, groups[key], groups.get((*key[:2], "baseline"), {}), teacher_miou, clock)
         for key in sorted(groups, key=lambda key: students.index(key[:2]))
     ]
+    return correct(rows)
+
+
+def correct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows, with `p_holm`: each `p` corrected for the gains of all rows."""
     tested = [row for row in rows if row.get("p") is not None]
     for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = corrected
@@ -334,6 +339,21 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
         )
     notes += _by_chance(rows)
     return "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
+
+
+def time_table(rows: list[dict[str, Any]]) -> str:
+    """Rows of `comparison.at_equal_time` as a Markdown table, and below it what Holm's correction leaves."""
+    lines = [
+        "Over the student alone with the shortest schedule that took at least as many seconds as the method:",
+        "",
+        "| student | method | gain, equal time | verdict | seeds | epochs | baseline's | seconds | baseline's |",
+        f"|{'---|' * 9}",
+    ]
+    for row in rows:
+        cells = [row["backbone"], row["method"], plus_minus(row["gain"], row["gain_interval"], "+"), row["verdict"]]
+        cells += [_seeds(row), row.get("epochs", ""), row["lent_epochs"], f"{row['seconds']:.0f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} | {row['lent_seconds']:.0f} |")
+    return "\n".join(lines) + "".join(f"\n\n{note}" for note in _by_chance(rows))
 
 
 def _by_chance(rows: list[dict[str, Any]]) -> list[str]:

@@ -31,6 +31,7 @@ LOOKS: dict[str, tuple[str, str]] = {
 }
 _OTHER_LOOKS = [("#56B4E9", "X"), ("#7A5195", "<"), ("#4D4D4D", ">")]
 _NETWORKS = {"resnet18": "ResNet-18", "mobilenetv2": "MobileNetV2", "resnet101": "ResNet-101"}
+_GAIN = "gain over the baseline, points of mIoU"
 _X_AXES = {
     "parameters": ("parameters, millions (logarithmic)", 1e6, 2),
     "milliseconds": ("milliseconds per image (logarithmic)", 1, 1),
@@ -42,9 +43,12 @@ def gain_chart(rows: Sequence[dict[str, Any]]) -> Figure:
 
     `rows` are those of `lab.tables.compare`; rows without a gain are left out. A single seed has no interval.
     """
-    return _dot_panels(
-        [row for row in rows if "gain" in row], "gain", "gain over the baseline, points of mIoU", 0.0, ""
-    )
+    return _dot_panels(_by_student([row for row in rows if "gain" in row]), "gain", _GAIN, 0.0, "")
+
+
+def leaderboard_chart(panels: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
+    """Mean gains with their 95 % intervals, a panel for each comparison by its title; rows as for `gain_chart`."""
+    return _dot_panels(panels, "gain", _GAIN, 0.0, "")
 
 
 def closed_chart(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -53,25 +57,36 @@ def closed_chart(rows: Sequence[dict[str, Any]]) -> Figure:
     `rows` are those of `lab.tables.compare` with a teacher's score; 0 % is the baseline, 100 % the teacher.
     """
     rows = [row for row in rows if "closed" in row]
-    return _dot_panels(rows, "closed", "share of the gap to the teacher closed, %", 1.0, "teacher", start=0.0)
+    return _dot_panels(
+        _by_student(rows), "closed", "share of the gap to the teacher closed, %", 1.0, "teacher", start=0.0
+    )
 
 
 def score_chart(rows: Sequence[dict[str, Any]], teacher_miou: float) -> Figure:
     """Mean mIoU of every method with its 95 % interval, and the teacher's (a share) as a dashed line."""
-    return _dot_panels(rows, "miou", "mIoU, %", teacher_miou, "teacher")
+    return _dot_panels(_by_student(rows), "miou", "mIoU, %", teacher_miou, "teacher")
+
+
+def _by_student(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    panels: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        panels.setdefault(network_name(row["backbone"]), []).append(row)
+    return panels
 
 
 def _dot_panels(
-    rows: Sequence[dict[str, Any]], key: str, xlabel: str, line: float, line_name: str, start: float | None = None
+    panels: Mapping[str, Sequence[dict[str, Any]]],
+    key: str,
+    xlabel: str,
+    line: float,
+    line_name: str,
+    start: float | None = None,
 ) -> Figure:
-    panels: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        panels.setdefault(row["backbone"], []).append(row)
     longest = max((len(panel) for panel in panels.values()), default=1)
     with style():
         figure = Figure(figsize=(4.4 * max(1, len(panels)), 1.1 + 0.36 * longest))
         axes = figure.subplots(1, max(1, len(panels)), squeeze=False, sharex=True)[0]
-        for axis, (backbone, panel) in zip(axes, panels.items(), strict=False):
+        for axis, (title, panel) in zip(axes, panels.items(), strict=False):
             for y, row in enumerate(panel):
                 colour, marker = _look(row["method"])
                 interval = 100 * np.nan_to_num(row[f"{key}_interval"])
@@ -85,14 +100,12 @@ def _dot_panels(
                 axis.annotate(line_name, (100 * line, -0.55), (-4, 0), textcoords="offset points", ha="right", va="top")
             if start is not None:
                 axis.axvline(100 * start, color="black", lw=1, zorder=1)
-            axis.set_title(network_name(backbone))
+            axis.set_title(title)
             axis.grid(axis="x")
     return figure
 
 
-def variant_chart(
-    tables: Mapping[str, Sequence[dict[str, Any]]], label: str = "gain over the baseline, points of mIoU"
-) -> Figure:
+def variant_chart(tables: Mapping[str, Sequence[dict[str, Any]]], label: str = _GAIN) -> Figure:
     """The gains of a study's variants below each other, `tables[variant]` as from `compare`, a panel per student.
 
     `label` says over what they are gains.

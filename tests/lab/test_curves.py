@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 
 from distill.files import PROJECT, read_json, write_json
+from distill.lab.comparison import Findings, at_equal_time, markdown
 from distill.lab.curves import (
     MANY,
     gain_at_equal_time,
@@ -189,3 +190,50 @@ def test_twice_the_epochs_are_looked_up_among_runs_that_are_equal_otherwise() ->
     short, longer = of(10, 0.5, evaluate_every=2), of(20, 0.53, evaluate_every=4)
     assert twice_as_long(short, [of(20, 0.9, lr=0.2), of(30, 0.9), longer]) == pytest.approx(0.03)
     assert twice_as_long(longer, [short, longer]) is None
+
+
+def of_variant(variant: str, epochs: int, miou: float, cpu: float, method: str = "baseline", seed: int = 0) -> dict:
+    about = {"variant": variant, "cpu_seconds": cpu, "samples": 500 * epochs, "settings": {"epochs": epochs}}
+    return run({epochs: miou}, method, seed, **about)
+
+
+def test_each_method_is_compared_with_the_shortest_baseline_that_took_as_long() -> None:
+    records = []
+    for seed in (0, 1, 2):
+        luck = seed / 1000
+        records += [of_variant("96", 96, 0.50 + luck, 100 + seed, seed=seed)]
+        records += [of_variant("120", 120, 0.52 + luck, 125, seed=seed), of_variant("168", 168, 0.55, 170, seed=seed)]
+        records += [of_variant("96", 96, 0.54 + luck * (seed + 1), 90, "at", seed)]
+        records += [of_variant("96", 96, 0.54 + luck * (seed + 1), 101.5 + seed, "kd", seed)]
+        records += [of_variant("96", 96, 0.54, 130, "dist", seed), of_variant("96", 96, 0.9, 171, "icsd", seed)]
+    found = {row["method"]: row for row in at_equal_time(Findings(records), "96")}
+    assert {method: row["lent_epochs"] for method, row in found.items()} == {"at": 96, "kd": 120, "dist": 168}
+    assert [row["gain"] for row in found.values()] == pytest.approx([0.04 + 0.005 / 3, 0.02 + 0.005 / 3, -0.01])
+    assert found["kd"]["lent_seconds"] == 125 and found["kd"]["verdict"] == "better"
+    raw = [row["p"] for row in found.values()]
+    assert [row["p_holm"] for row in found.values()] == pytest.approx(holm(raw))
+
+
+def test_the_tables_of_a_study_with_longer_baselines_have_the_gains_over_them() -> None:
+    records = [of_variant("96", 96, 0.5, 100), of_variant("96", 96, 0.6, 110, "kd"), of_variant("120", 120, 0.58, 120)]
+    variants = [{"name": "96"}, {"name": "120"}]
+    table = markdown(Findings(records, variants))
+    assert "| resnet18 | kd | +2.0 | not settled | 1 | 96 | 120 | 110 | 120 |" in table
+    assert "at least as many seconds" not in markdown(Findings(records[:2], variants[:1]))
+
+
+def test_where_time_is_unknown_nothing_is_said_of_equal_time() -> None:
+    records = [of_variant("", 96, 0.5, 100), of_variant("", 96, 0.6, 90, "kd")]
+    assert [row["method"] for row in at_equal_time(Findings(records), "")] == ["kd"]
+    for entry in records:
+        entry["shared_clock"] = True
+    del records[1]["cpu_seconds"]
+    assert at_equal_time(Findings(records), "") == []
+
+
+def test_baselines_that_differ_in_more_than_their_epochs_are_no_rivals() -> None:
+    records = [of_variant("96", 96, 0.5, 100), of_variant("96", 96, 0.6, 110, "kd"), of_variant("120", 120, 0.5, 120)]
+    records[2]["settings"] = {"epochs": 120, "lr": 0.5}
+    assert at_equal_time(Findings(records), "96") == []
+    records[2]["settings"] = {"epochs": 120, "evaluate_every": 40}
+    assert [row["lent_epochs"] for row in at_equal_time(Findings(records), "96")] == [120]

@@ -97,6 +97,13 @@ def test_gains_leave_the_baseline_out_and_have_a_panel_for_each_student() -> Non
     assert figure.axes[1].lines[0].get_xdata() == pytest.approx([20.0])
 
 
+def test_a_leaderboard_has_a_panel_for_each_comparison() -> None:
+    row = next(row for row in ROWS if "gain" in row)
+    figure = charts.leaderboard_chart({"at equal epochs": [row], "at equal time": [row | {"gain": -0.02}]})
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["at equal epochs", "at equal time"]
+    assert figure.axes[1].lines[0].get_xdata() == pytest.approx([-2.0])
+
+
 def test_scores_stand_beside_the_teachers() -> None:
     figure = charts.score_chart(ROWS, teacher_miou=0.8)
     assert texts(figure) == ["teacher", "teacher"]
