@@ -16,7 +16,7 @@ import nbformat
 
 from distill.files import PROJECT, read_json
 from distill.lab.curves import interval95
-from distill.lab.literature import paired_difference
+from distill.lab.literature import leaderboard, paired_difference
 from distill.lab.tables import results_file
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -33,8 +33,20 @@ def recorded() -> dict[str, str]:
     for student, leads in paired_difference("sakd", "sakd-plain").items():
         values[f"attention.{student}.gain"] = f"{100 * sum(leads) / len(leads):+.1f}"
         values[f"attention.{student}.interval"] = f"{100 * interval95(leads):.1f}"
+    values |= _leaderboard()
     seconds = sum(read_json(results_file("notebooks.json"))["seconds"].values())
     return values | {"notebooks.minutes": f"{math.ceil(seconds / 60)}"} | _published()
+
+
+def _leaderboard() -> dict[str, str]:
+    """Gains of every method at equal epochs, and at equal time."""
+    (_, *taught), timed = leaderboard()
+    values = {"leaderboard.methods": f"{len(taught)}"}
+    for kind, rows in {"equal": taught, "timed": timed.values()}.items():
+        for row in rows:
+            values[f"leaderboard.{kind}.{row['method']}.gain"] = f"{100 * row['gain']:+.1f}"
+            values[f"leaderboard.{kind}.{row['method']}.interval"] = f"{100 * row['gain_interval']:.1f}"
+    return values
 
 
 def _published() -> dict[str, str]:

@@ -13,7 +13,7 @@ from distill.lab.comparison import by_labels, read_findings, tables
 from distill.lab.tables import compare, markdown_table, read_study, results_file
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
-from studies import blocks, conditions, labels
+from studies import blocks, conditions, labels, leaderboard
 from studies.blocks import gain_of, mean_of, over_longer, paired, read, recorded_on, said
 from studies.prose import fill
 
@@ -50,6 +50,7 @@ def results_page() -> str:
     converged = [
         better(),
         blocks.as_long("sample"),
+        leaderboard.section(),
         self_attention(),
         blocks.weights(),
         labels.converged(),
@@ -97,7 +98,7 @@ def in_short() -> str:
     best = max((row for row in early if "gain" in row), key=lambda row: row["gain"])
     points = [
         f"After {study['runs'][0]['settings']['epochs']} epochs, gains of {seeds} seeds whose interval excludes zero: "
-        f"{_list(settled)}. {corrected(rows)}",
+        f"{_list(settled)}. {corrected(rows)} {leaderboard.in_short()}",
         _longer(study["runs"][0]["settings"]["epochs"]),
         f"Short baselines make large gains. After only {early[0]['epochs']} epochs `{best['method']}` leads by "
         f"{gain_of(best)} on {charts.network_name(best['backbone'])}: a student with a teacher learns in fewer epochs, "

@@ -56,6 +56,44 @@ def test_the_tuned_weights_are_the_best_of_those_tried() -> None:
         assert TUNED["sample"][method]["weight"] == max(weights, key=weights.__getitem__)
 
 
+def test_the_weights_of_the_newer_methods_are_those_that_tune_chose_of_equally_many() -> None:
+    from distill.training.presets import TUNED
+
+    record = read("sample-tune.json")
+    for method, weight in record["best"].items():
+        tried = [run for run in record["runs"] if run["method"] == method]
+        last = [run for run in tried if run["epochs"] == max(run["epochs"] for run in tried)]
+        assert len({run["weight"] for run in tried}) == record["budget"] == 4 and len(last) == 2
+        assert TUNED["sample"][method]["weight"] == weight == max(last, key=lambda run: run["val_miou"])["weight"]
+
+
+def test_the_leaderboard_has_three_seeds_or_more_of_every_method_with_its_chosen_weight() -> None:
+    from distill.lab.literature import leaderboard
+    from distill.training.presets import TUNED
+
+    study, (rows, timed) = read("leaderboard.json"), leaderboard()
+    chosen = {*read("sample-tune.json")["best"], "kd", "at", "ofd", "sakd", "sakd-plain"}
+    assert {row["method"] for row in rows} == {"baseline"} | chosen == {"baseline", *timed}
+    assert all(row["seeds"][:3] == [0, 1, 2] and row["epochs"] == 96 for row in rows)
+    for run in study["runs"]:
+        assert (
+            run["method"] == "baseline" or TUNED["sample"][run["method"]].items() <= run["terms"][run["method"]].items()
+        )
+    seconds = {row["method"]: row["seconds"] for row in rows}
+    assert all(row["lent_seconds"] >= seconds[method] for method, row in timed.items())
+
+
+def test_runs_that_the_leaderboard_shares_with_other_studies_are_the_same() -> None:
+    def scores(runs: list[dict]) -> dict:
+        own = [run for run in runs if run["backbone"] == "resnet18"]
+        return {(run["method"], run["settings"]["epochs"], run["seed"]): run["miou"] for run in own}
+
+    found, others = scores(read("leaderboard.json")["runs"]), scores(read("sample.json")["runs"])
+    others |= scores([run for run in read("sample-long.json")["runs"] if run["method"] == "baseline"])
+    shared = found.keys() & others.keys()
+    assert len(shared) == 35 and all(found[key] == others[key] for key in shared)
+
+
 def test_the_shipped_teacher_is_the_recorded_one() -> None:
     assert fingerprint(distill.load_teacher("sample")) == read("teacher.json")["fingerprint"]
 

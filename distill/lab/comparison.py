@@ -219,26 +219,32 @@ def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
 
 
 def at_equal_time(findings: Findings, name: str) -> list[dict[str, Any]]:
-    """The rows of `compare` for a variant's methods, each over the fastest baselines that took at least as long.
+    """The rows of `compare` for a variant's methods, each over the shortest baselines that take at least as long.
 
-    Those are the baselines of any variant that differ from the variant's own at most in their epochs and in how often
-    they were scored. Where a method took longer than all of them, or nothing is known of time, it has no row; Holm's
-    correction is for the rows that there are. `lent_epochs` are the baseline's epochs, `lent_seconds` its time.
+    Those are baselines of any variant that have more epochs than the method, and differ in nothing else but how often
+    they were scored; of as many epochs they take less, if only by the loss. What an epoch of theirs takes is its mean
+    over all of them, since the same work may take a tenth more or less another day. Where a method takes longer than
+    all of them, or nothing is known of time, it has no row; Holm's correction is for the rows that there are.
+    `lent_epochs` are the baseline's epochs, `lent_seconds` its time.
     """
     found = []
     own = [entry for entry in rows_of(findings, name) if entry["method"] != "baseline"]
     for backbone, method in dict.fromkeys((entry["backbone"], entry["method"]) for entry in own):
         runs = [entry for entry in own if (entry["backbone"], entry["method"]) == (backbone, method)]
         pairs = [compare([*alone, *runs]) for alone in _baselines(findings, backbone) if _only_longer(alone, runs)]
-        as_long = [
-            (alone, row)
-            for alone, row in pairs
-            if "gain" in row and not row.get("shared_clock") and alone["seconds"] >= row["seconds"]
-        ]
-        if as_long:
-            alone, row = min(as_long, key=lambda pair: pair[0]["seconds"])
-            found.append(row | {"lent_epochs": alone.get("epochs"), "lent_seconds": alone["seconds"]})
+        known = [(alone, row) for alone, row in pairs if "gain" in row and _timed(alone) and _timed(row)]
+        if not known:
+            continue
+        per_epoch = sum(alone["seconds"] for alone, _ in known) / sum(alone["epochs"] for alone, _ in known)
+        needed = known[0][1]["seconds"] / per_epoch  # epochs of the baseline
+        if as_long := [(alone, row) for alone, row in known if alone["epochs"] >= max(needed, row["epochs"] + 1)]:
+            alone, row = min(as_long, key=lambda pair: pair[0]["epochs"])
+            found.append(row | {"lent_epochs": alone["epochs"], "lent_seconds": alone["epochs"] * per_epoch})
     return correct(found)
+
+
+def _timed(row: dict[str, Any]) -> bool:
+    return "epochs" in row and not row.get("shared_clock")
 
 
 def _baselines(findings: Findings, backbone: str) -> list[list[dict[str, Any]]]:
@@ -278,8 +284,7 @@ def markdown(findings: Findings) -> str:
 def _table(findings: Findings, name: str, rows: list[dict[str, Any]]) -> str:
     """A variant's table, and where baselines have longer schedules too, the gains over those that took as long."""
     timed = at_equal_time(findings, name)
-    longer = any(row["lent_epochs"] != row.get("epochs") for row in timed)
-    return f"{_heading(findings, name)}{markdown_table(rows)}" + (f"\n\n{time_table(timed)}" if longer else "")
+    return f"{_heading(findings, name)}{markdown_table(rows)}" + (f"\n\n{time_table(timed)}" if timed else "")
 
 
 def _heading(findings: Findings, name: str) -> str:

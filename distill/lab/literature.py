@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.files import read_json
-from distill.lab.comparison import Findings, read_findings, tables
+from distill.lab.comparison import Findings, at_equal_time, read_findings, tables
 from distill.lab.tables import not_converged, plus_minus, results_file, verdict_of
 
 # What each kind of method asks of teacher and student.
@@ -74,17 +74,26 @@ def _claims(claims: Sequence[dict[str, Any]], method: str, by: str) -> str:
     )
 
 
-def gains_here(name: str = "sample.json") -> dict[str, str]:
-    """Method to its gain in a recorded study without variants, for each student: interval, verdict and seeds."""
-    rows = _rows(name)
-    unfinished = not_converged(rows)
-    said: dict[str, list[str]] = {}
-    for row in rows:
-        if "gain" in row:
+def gains_here(names: Sequence[str] = ("sample.json", "leaderboard.json")) -> dict[str, str]:
+    """Method to its gain for each student, of the first recorded study that has it: interval, verdict and seeds."""
+    said: dict[str, dict[str, str]] = {}
+    for rows in map(_rows, names):
+        unfinished = not_converged(rows)
+        for row in (row for row in rows if "gain" in row):
             gain = plus_minus(row["gain"], row["gain_interval"], "+")
             text = f"{gain} on {row['backbone']} ({len(row['seeds'])} seeds): {verdict_of(row, unfinished)}"
-            said.setdefault(row["method"], []).append(text)
-    return {method: "<br>".join(texts) for method, texts in said.items()}
+            said.setdefault(row["method"], {}).setdefault(row["backbone"], text)
+    return {method: "<br>".join(texts.values()) for method, texts in said.items()}
+
+
+def leaderboard(name: str = "leaderboard.json") -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The rows of a recorded study's first variant at equal epochs, the baseline and then the methods by their gain;
+    and by method the rows at equal time, as `comparison.at_equal_time` has them. One student.
+    """
+    found = _findings(name)
+    variant, (alone, *taught) = next(iter(tables(found).items()))
+    taught.sort(key=lambda row: -float(row["gain"]))
+    return [alone, *taught], {row["method"]: row for row in at_equal_time(found, variant)}
 
 
 def published_beside_measured() -> str:
@@ -122,7 +131,8 @@ def _findings(name: str) -> Findings:
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
-    return tables(_findings(name)).get("", [])
+    """Of a recorded study's first variant, or of all where it has none."""
+    return next(iter(tables(_findings(name)).values()))
 
 
 def _seeds(rows: Mapping[Any, Mapping[str, Any]]) -> str:

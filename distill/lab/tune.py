@@ -99,6 +99,8 @@ def tune(
         "data": data,
         "seed": seed,
         "budget": budget,
+        "spread": spread,
+        "epochs": chosen.epochs,
         "best": {method: weights[0] for method, weights in alive.items()},
         "environment": Run(some).environment,
         "runs": runs,

@@ -58,8 +58,9 @@ SLIM: dict[str, dict[str, Any]] = {
 }
 
 
-# By data set: weights for the sample's small maps, chosen on its val split by studies/sample-weights.toml. On other
-# data the published weights hold.
+# By data set: weights for the sample's small maps, chosen on its val split by studies/sample-weights.toml, or by
+# `python -m distill tune` on training images held out (results/sample-tune.json). On other data the published weights
+# hold.
 TUNED: dict[str, dict[str, dict[str, Any]]] = {
     "sample": {
         "kd": {"weight": 10.0},
@@ -67,6 +68,12 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
         "ofd": {"weight": 3.2e-3},
         "sakd": {"weight": 1.0},
         "sakd-plain": {"weight": 1.0},  # that of sakd, which it is the ablation of
+        "mse": {"weight": 31.6},
+        "fitnet": {"weight": 3.16},
+        "cwd": {"weight": 9.49},
+        "cwd-maps": {"weight": 1.58},
+        "cirkd": {"weight": 0.0316},
+        "dist": {"weight": 3.16},
     },
 }
 

@@ -13,6 +13,7 @@ from distill.lab import tune as module
 from distill.lab.pool import Job
 from distill.lab.tune import hold_out, tune
 from distill.networks import save_model
+from distill.training.presets import TUNED
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,7 @@ def test_every_method_gets_as_many_runs_and_they_are_kept(
     assert cli.main(words.split()) in (None, 0)
     said = capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "tune.json").read_text())
+    assert [record[key] for key in ("budget", "spread", "epochs")] == [3, 1.0, 2]
     for method in ("kd", "at"):
         own = [run for run in record["runs"] if run["method"] == method]
         assert [run["epochs"] for run in own] == [1, 1, 1, 2, 2]
@@ -74,8 +76,9 @@ def test_a_candidate_that_diverges_is_out_and_another_question_is_refused(
     asked = {"teacher": str(tmp_path / "teacher.safetensors"), "data_root": str(tiny_sample), "budget": 2, "epochs": 2}
     asked |= {"device": "cpu", "optimizer": "sgd", "clip": 0.0, "lr": 0.1, "batch_size": 4, "out": tmp_path / "out"}
     record = tune(["mse"], spread=10.0, **asked)
-    assert [run["val_miou"] is None for run in record["runs"]] == [False, True] and record["best"] == {"mse": 1e-5}
-    assert "100000 (2): diverged" in module.table(record)
+    assert [run["val_miou"] is None for run in record["runs"]] == [False, True]
+    assert record["best"] == {"mse": pytest.approx(TUNED["sample"]["mse"]["weight"] * 1e-5, rel=1e-3)}
+    assert "3.16e+06 (2): diverged" in module.table(record)
     refused("student differs", "another --out", call=lambda: tune(["mse"], "mobilenetv2", **asked))
     refused("settings differs", call=lambda: tune(["mse"], **{**asked, "lr": 0.2}))
 

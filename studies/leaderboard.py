@@ -1,0 +1,106 @@
+"""The leaderboard: what README.md and results/README.md say of all methods, at equal epochs and at equal time."""
+
+from distill.lab.literature import families, leaderboard
+from distill.lab.tables import not_converged, plus_minus, verdict_of
+from distill.show import charts
+from studies.blocks import read, recorded_on
+
+
+def section() -> str:
+    study, (equal, timed) = read("leaderboard.json"), leaderboard()
+    alone, *taught = equal
+    head = (
+        f"## leaderboard: {len(taught)} methods at equal epochs and at equal time\n\n"
+        f"{charts.network_name(alone['backbone'])} on the sample, test split, {alone['epochs']} epochs. *At equal "
+        f"time* is the gain over the student alone with a longer schedule, the shortest tried that takes at least as "
+        f"many of the processor's seconds as the method; its epochs stand behind it. *Loss* is the share of a step "
+        f"that the loss takes with its connectors, and *kept* what a step keeps for the backward pass, as a multiple of the "
+        f"baseline's; both are measured beside a teacher that is asked at every step (results/losses.json)."
+    )
+    return "\n\n".join(
+        [head, _table(equal, timed), _settled(taught, list(timed.values())), recorded_on(study), tuned()]
+    )
+
+
+def in_short() -> str:
+    """What the README says of it."""
+    (_, *taught), timed = leaderboard()
+    shortest = min(row["lent_epochs"] for row in timed.values())
+    return (
+        f"Of {len(taught)} methods on {charts.network_name(taught[0]['backbone'])} ([leaderboard](results/README.md)) "
+        f"{_ahead(taught)} ahead at equal epochs, and {_ahead(list(timed.values()))} where the student alone trains "
+        f"for as many seconds, {shortest} epochs or more."
+    )
+
+
+def _ahead(rows: list[dict]) -> str:
+    """Which gains have an interval above zero, with the verb."""
+    ahead = [f"`{row['method']}`" for row in rows if row["verdict"] == "better"]
+    return f"{', '.join(ahead) or 'none'} {'is' if len(ahead) < 2 else 'are'}"
+
+
+def _table(equal: list[dict], timed: dict[str, dict]) -> str:
+    compares = {method: kind for kind, methods in families().items() for method in methods}
+    steps = {step["method"]: step["ours"] for step in read("losses.json")["steps"]}
+    kept = {method: step["saved_for_backward_bytes"] for method, step in steps.items()}
+    lines = [
+        "| method | compares | mIoU | seeds | gain, equal epochs | verdict | gain, equal time | verdict "
+        "| processor seconds | loss | kept |",
+        f"|{'---|' * 11}",
+    ]
+    for row in equal:
+        method, step = row["method"], steps[row["method"]]
+        lent, unfinished = timed.get(method), not_converged(equal)
+        cells = [
+            f"`{method}`" if "gain" in row else method,
+            compares.get(method, ""),
+            plus_minus(row["miou"], row["miou_interval"]),
+            f"{len(row['seeds'])}",
+            plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else "",
+            verdict_of(row, unfinished),
+            f"{plus_minus(lent['gain'], lent['gain_interval'], '+')} ({lent['lent_epochs']} epochs)" if lent else "",
+            lent["verdict"] if lent else "",
+            f"{row['seconds']:.0f}",
+            f"{step['parts']['distillation'] / step['seconds']:.0%}" if "gain" in row else "",
+            f"{kept[method] / kept['baseline']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _settled(equal: list[dict], timed: list[dict]) -> str:
+    """What Holm's correction leaves of each of the two columns."""
+    said = []
+    for name, found in {"At equal epochs": equal, "At equal time": timed}.items():
+        apart = [row for row in found if row["verdict"] != "not settled"]
+        kept = [f"`{row['method']}`" for row in found if row.get("p_holm", 1) < 0.05]
+        said.append(
+            f"{name} {len(apart)} of {len(found)} intervals exclude zero, where about {0.05 * len(found):.1f} would by "
+            f"chance if no method had any effect; with Holm's correction {', '.join(kept) or 'none'} "
+            f"{'stays' if len(kept) < 2 else 'stay'} settled."
+        )
+    return " ".join(said)
+
+
+def tuned() -> str:
+    """How the weights of the newer methods were chosen."""
+    record = read("sample-tune.json")
+    lines = ["| method | weight (epochs): mIoU on the images held out |", "|---|---|"]
+    edges = []
+    for method, best in record["best"].items():
+        tried = [run for run in record["runs"] if run["method"] == method]
+        cells = [f"{run['weight']:g} ({run['epochs']}): {_percent(run['val_miou'])}" for run in tried]
+        lines.append(f"| `{method}` | {', '.join(cells)}; **{best:g}** |")
+        weights = [run["weight"] for run in tried]
+        edges += [f"`{method}`"] if best in (min(weights), max(weights)) else []
+    head = (
+        f"The weights of the newer methods were chosen by `{record['command']}`, seed {record['seed']}, on training "
+        f"images held out: {record['budget']} candidates each, the best two of them for all {record['epochs']} epochs; "
+        f"bold is the choice. It is the smallest or largest candidate for {', '.join(edges) or 'no method'}, so that a "
+        f"better one may lie beyond. The images held out are few, and one run one draw: a point or two decide nothing."
+    )
+    return head + "\n\n" + "\n".join(lines)
+
+
+def _percent(miou: float | None) -> str:
+    return "diverged" if miou is None else f"{100 * miou:.1f}"
