@@ -14,8 +14,8 @@ def section() -> str:
         f"{charts.network_name(alone['backbone'])} on the sample, test split, {alone['epochs']} epochs. *At equal "
         f"time* is the gain over the student alone with a longer schedule, the shortest tried that takes at least as "
         f"many of the processor's seconds as the method; its epochs stand behind it. *Loss* is the share of a step "
-        f"that the loss takes with its connectors, and *kept* what a step keeps for the backward pass, as a multiple of "
-        f"the baseline's; both are measured beside a teacher that is asked at every step (results/losses.json)."
+        f"that the loss takes with its connectors, and *kept* what a step keeps for the backward pass, as a multiple "
+        f"of the baseline's; both are measured beside a teacher that is asked at every step (results/losses.json)."
     )
     return "\n\n".join(
         [head, _table(equal, timed), _settled(taught, list(timed.values())), recorded_on(study), tuned()]
