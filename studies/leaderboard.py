@@ -13,9 +13,11 @@ def section() -> str:
         f"## leaderboard: {len(taught)} methods at equal epochs and at equal time\n\n"
         f"{charts.network_name(alone['backbone'])} on the sample, test split, {alone['epochs']} epochs. *At equal "
         f"time* is the gain over the student alone with a longer schedule, the shortest tried that takes at least as "
-        f"many of the processor's seconds as the method; its epochs stand behind it. *Loss* is the share of a step "
-        f"that the loss takes with its connectors, and *kept* what a step keeps for the backward pass, as a multiple "
-        f"of the baseline's; both are measured beside a teacher that is asked at every step (results/losses.json)."
+        f"many of the processor's seconds as the method; its epochs and seconds stand behind it. *Loss* is the share "
+        f"of a step that the loss takes with its connectors, and *kept* what a step keeps for the backward pass, as "
+        f"a multiple of the baseline's; both are of a benchmark that asks the teacher at every step "
+        f"(results/losses.json), while these runs store its answers. That some methods took fewer seconds than the "
+        f"baseline is the noise of the clock between days."
     )
     return "\n\n".join(
         [head, _table(equal, timed), _settled(taught, list(timed.values())), recorded_on(study), tuned()]
@@ -25,18 +27,21 @@ def section() -> str:
 def in_short() -> str:
     """What the README says of it."""
     (_, *taught), timed = leaderboard()
-    shortest = min(row["lent_epochs"] for row in timed.values())
+    shortest, network = min(row["lent_epochs"] for row in timed.values()), charts.network_name(taught[0]["backbone"])
     return (
-        f"Of {len(taught)} methods on {charts.network_name(taught[0]['backbone'])} ([leaderboard](results/README.md)) "
-        f"{_ahead(taught)} ahead at equal epochs, and {_ahead(list(timed.values()))} where the student alone trains "
-        f"for as many seconds, {shortest} epochs or more."
+        f"Of {len(taught)} methods on {network} ([leaderboard](results/README.md)) an interval lies above zero at "
+        f"equal epochs for {_ahead(taught)}, and for {_ahead(list(timed.values()))} where the student alone trains at "
+        f"least as many seconds ({shortest} epochs or more)."
     )
 
 
 def _ahead(rows: list[dict]) -> str:
-    """Which gains have an interval above zero, with the verb."""
-    ahead = [f"`{row['method']}`" for row in rows if row["verdict"] == "better"]
-    return f"{', '.join(ahead) or 'none'} {'is' if len(ahead) < 2 else 'are'}"
+    """Which gains have an interval above zero, and which of them Holm's correction leaves."""
+    ahead = [row for row in rows if row["verdict"] == "better"]
+    kept = ", ".join(f"`{row['method']}`" for row in ahead if row.get("p_holm", 1) < 0.05)
+    left = f" (corrected, {kept or 'none'})" if ahead else ""
+    names = ", ".join(f"`{row['method']}`" for row in ahead)
+    return f"{names or 'none'}{left}"
 
 
 def _table(equal: list[dict], timed: dict[str, dict]) -> str:
@@ -57,8 +62,8 @@ def _table(equal: list[dict], timed: dict[str, dict]) -> str:
             plus_minus(row["miou"], row["miou_interval"]),
             f"{len(row['seeds'])}",
             plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else "",
-            verdict_of(row, unfinished),
-            f"{plus_minus(lent['gain'], lent['gain_interval'], '+')} ({lent['lent_epochs']} epochs)" if lent else "",
+            row["verdict"] if row.get("verdict") in ("better", "worse") else verdict_of(row, unfinished),
+            f"{plus_minus(lent['gain'], lent['gain_interval'], '+')} ({_rival(lent)})" if lent else "",
             lent["verdict"] if lent else "",
             f"{row['seconds']:.0f}",
             f"{step['parts']['distillation'] / step['seconds']:.0%}" if "gain" in row else "",
@@ -68,12 +73,18 @@ def _table(equal: list[dict], timed: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def _rival(row: dict) -> str:
+    """The student alone that trained as long."""
+    pairs = "" if row["pairs"] == len(row["seeds"]) else f", {row['pairs']} seeds"
+    return f"{row['lent_epochs']} epochs, {row['lent_seconds']:.0f} s{pairs}"
+
+
 def _settled(equal: list[dict], timed: list[dict]) -> str:
     """What Holm's correction leaves of each of the two columns."""
     said = []
     for name, found in {"At equal epochs": equal, "At equal time": timed}.items():
         apart = [row for row in found if row["verdict"] != "not settled"]
-        kept = [f"`{row['method']}`" for row in found if row.get("p_holm", 1) < 0.05]
+        kept = [f"`{row['method']}` ({row['verdict']})" for row in found if row.get("p_holm", 1) < 0.05]
         said.append(
             f"{name} {len(apart)} of {len(found)} intervals exclude zero, where about {0.05 * len(found):.1f} would by "
             f"chance if no method had any effect; with Holm's correction {', '.join(kept) or 'none'} "

@@ -222,10 +222,11 @@ def at_equal_time(findings: Findings, name: str) -> list[dict[str, Any]]:
     """The rows of `compare` for a variant's methods, each over the shortest baselines that take at least as long.
 
     Those are baselines of any variant that have more epochs than the method, and differ in nothing else but how often
-    they were scored; of as many epochs they take less, if only by the loss. What an epoch of theirs takes is its mean
-    over all of them, since the same work may take a tenth more or less another day. Where a method takes longer than
-    all of them, or nothing is known of time, it has no row; Holm's correction is for the rows that there are.
-    `lent_epochs` are the baseline's epochs, `lent_seconds` its time.
+    they were scored; with equally many epochs a baseline takes less, since it computes no distillation loss. Their time
+    is their epochs times the mean time of an epoch over all of them, since the same work may take a tenth more or less
+    another day. Where a method takes longer than all of them, or nothing is known of time, it has no row; Holm's
+    correction is for the rows that there are. A row has `lent_epochs`, the baseline's epochs, and `lent_seconds`, their
+    time; its `pairs` may be fewer than its seeds.
     """
     found = []
     own = [entry for entry in rows_of(findings, name) if entry["method"] != "baseline"]
@@ -233,7 +234,7 @@ def at_equal_time(findings: Findings, name: str) -> list[dict[str, Any]]:
         runs = [entry for entry in own if (entry["backbone"], entry["method"]) == (backbone, method)]
         pairs = [compare([*alone, *runs]) for alone in _baselines(findings, backbone) if _only_longer(alone, runs)]
         known = [(alone, row) for alone, row in pairs if "gain" in row and _timed(alone) and _timed(row)]
-        if not known:
+        if not known or len({row["processor"] for _, row in known}) > 1:
             continue
         per_epoch = sum(alone["seconds"] for alone, _ in known) / sum(alone["epochs"] for alone, _ in known)
         needed = known[0][1]["seconds"] / per_epoch  # epochs of the baseline
@@ -244,7 +245,7 @@ def at_equal_time(findings: Findings, name: str) -> list[dict[str, Any]]:
 
 
 def _timed(row: dict[str, Any]) -> bool:
-    return "epochs" in row and not row.get("shared_clock")
+    return "epochs" in row and row["seconds"] > 0 and not row.get("shared_clock")
 
 
 def _baselines(findings: Findings, backbone: str) -> list[list[dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distill.errors import DistillError
 from distill.files import read_json
 from distill.lab.comparison import Findings, at_equal_time, read_findings, tables
 from distill.lab.tables import not_converged, plus_minus, results_file, verdict_of
@@ -88,10 +89,14 @@ def gains_here(names: Sequence[str] = ("sample.json", "leaderboard.json")) -> di
 
 def leaderboard(name: str = "leaderboard.json") -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """The rows of a recorded study's first variant at equal epochs, the baseline and then the methods by their gain;
-    and by method the rows at equal time, as `comparison.at_equal_time` has them. One student.
+    and by method the rows at equal time, as `comparison.at_equal_time` has them.
+
+    Raises DistillError where the study has not just one student, or a method without a gain.
     """
     found = _findings(name)
     variant, (alone, *taught) = next(iter(tables(found).items()))
+    if alone["method"] != "baseline" or not all("gain" in row for row in taught):
+        raise DistillError(f"{name} is no leaderboard: it has not one student, with a baseline for every method")
     taught.sort(key=lambda row: -float(row["gain"]))
     return [alone, *taught], {row["method"]: row for row in at_equal_time(found, variant)}
 

@@ -343,16 +343,17 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 def time_table(rows: list[dict[str, Any]]) -> str:
     """Rows of `comparison.at_equal_time` as a Markdown table, and below it what Holm's correction leaves."""
+    clock = "processor seconds" if any(row.get("processor") for row in rows) else "seconds"
     lines = [
-        "Over the student alone with the shortest schedule that took at least as many seconds as the method:",
+        f"Over the student alone with the shortest longer schedule that takes at least as many {clock} as the method:",
         "",
-        "| student | method | gain, equal time | verdict | seeds | epochs | baseline's | seconds | baseline's |",
+        "| student | method | gain over it | verdict | seeds | epochs | seconds | its epochs | its seconds |",
         f"|{'---|' * 9}",
     ]
     for row in rows:
         cells = [row["backbone"], row["method"], plus_minus(row["gain"], row["gain_interval"], "+"), row["verdict"]]
-        cells += [_seeds(row), row.get("epochs", ""), row["lent_epochs"], f"{row['seconds']:.0f}"]
-        lines.append(f"| {' | '.join(map(str, cells))} | {row['lent_seconds']:.0f} |")
+        cells += [_seeds(row), row["epochs"], f"{row['seconds']:.0f}", row["lent_epochs"], f"{row['lent_seconds']:.0f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "".join(f"\n\n{note}" for note in _by_chance(rows))
 
 
