@@ -2,6 +2,7 @@
 
 from distill.lab.literature import families, leaderboard
 from distill.lab.tables import not_converged, plus_minus, verdict_of
+from distill.lab.tune import percent
 from distill.show import charts
 from studies.blocks import read, recorded_on
 
@@ -100,7 +101,7 @@ def tuned() -> str:
     edges = []
     for method, best in record["best"].items():
         tried = [run for run in record["runs"] if run["method"] == method]
-        cells = [f"{run['weight']:g} ({run['epochs']}): {_percent(run['val_miou'])}" for run in tried]
+        cells = [f"{run['weight']:g} ({run['epochs']}): {percent(run['val_miou'])}" for run in tried]
         lines.append(f"| `{method}` | {', '.join(cells)}; **{best:g}** |")
         weights = [run["weight"] for run in tried]
         edges += [f"`{method}`"] if best in (min(weights), max(weights)) else []
@@ -111,7 +112,3 @@ def tuned() -> str:
         f"better one may lie beyond. The images held out are few, and one run one draw: a point or two decide nothing."
     )
     return head + "\n\n" + "\n".join(lines)
-
-
-def _percent(miou: float | None) -> str:
-    return "diverged" if miou is None else f"{100 * miou:.1f}"

@@ -114,13 +114,14 @@ def table(record: dict[str, Any]) -> str:
     lines = [f"{'method':10} weight (epochs): mIoU on the images held out, %"]
     for method in record["best"]:
         own = [run for run in record["runs"] if run["method"] == method]
-        tried = [f"{run['weight']:g} ({run['epochs']}): {_percent(run['val_miou'])}" for run in own]
+        tried = [f"{run['weight']:g} ({run['epochs']}): {percent(run['val_miou'])}" for run in own]
         lines.append(f"{method:10} {', '.join(tried)}")
     chosen = [f"{method} = {{ weight = {weight:g} }}" for method, weight in record["best"].items()]
     return "\n".join([*lines, "", "[method_options]", *chosen])
 
 
-def _percent(miou: float | None) -> str:
+def percent(miou: float | None) -> str:
+    """A score as a table has it; None is that of a candidate that diverged."""
     return "diverged" if miou is None else f"{100 * miou:.1f}"
 
 
