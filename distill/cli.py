@@ -31,8 +31,9 @@ from distill.lab import bench, latency, tune
 from distill.lab.comparison import draw, markdown, read_findings, report, tables
 from distill.lab.diagnose import diagnose
 from distill.lab.export import FORMATS, export
+from distill.lab.label import label_by_teacher
 from distill.lab.study import Study
-from distill.methods import METHODS, load_methods
+from distill.methods import METHODS, load_methods, method_terms
 from distill.training.evaluation import PROTOCOLS, evaluate, predict
 from distill.training.loop import fit
 from distill.training.parallel import pick_device, this_rank
@@ -168,7 +169,12 @@ def _add_train(commands: Commands) -> None:
     train.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="continue an unfinished run"
     )
-    settings = train.add_argument_group("settings (default: the preset's)")
+    _add_settings(train.add_argument_group("settings (default: the preset's)"))
+    _add_scale(train.add_argument_group("speed and scale (defaults: what suits the device)"))
+    _add_faults(train.add_argument_group("faults of the published code, one by one (--recipe published: all four)"))
+
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
     for flag, kind in (
         ("--epochs", int),
         ("--batch-size", int),
@@ -180,22 +186,23 @@ def _add_train(commands: Commands) -> None:
         ("--workers", int),
         ("--evaluate-every", int),
     ):
-        settings.add_argument(flag, type=kind, default=argparse.SUPPRESS)
-    settings.add_argument("--out-stride", dest="output_stride", type=int, default=argparse.SUPPRESS)
-    settings.add_argument("--augment", choices=choices_of("augment"), default=argparse.SUPPRESS)
-    settings.add_argument("--nesterov", action="store_true", default=argparse.SUPPRESS)
-    settings.add_argument(
+        group.add_argument(flag, type=kind, default=argparse.SUPPRESS)
+    group.add_argument("--out-stride", dest="output_stride", type=int, default=argparse.SUPPRESS)
+    group.add_argument("--augment", choices=choices_of("augment"), default=argparse.SUPPRESS)
+    group.add_argument("--nesterov", action="store_true", default=argparse.SUPPRESS)
+    group.add_argument(
         "--labelled", type=int, default=argparse.SUPPRESS, help="only this many images keep their labels (0: all)"
     )
-    settings.add_argument(
+    group.add_argument(
         "--class-weights",
         choices=choices_of("class_weights"),
         default=argparse.SUPPRESS,
         help="log: rare classes count for more in cross-entropy",
     )
-    _add_scale(train.add_argument_group("speed and scale (defaults: what suits the device)"))
-    faults = train.add_argument_group("faults of the published code, one by one (--recipe published: all four)")
-    faults.add_argument(
+
+
+def _add_faults(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--distilled-dropout",
         action=argparse.BooleanOptionalAction,
         default=argparse.SUPPRESS,
@@ -207,7 +214,7 @@ def _add_train(commands: Commands) -> None:
         ("--padding", "label of what crops add beyond an image"),
     ):
         choices = choices_of(flag[2:].replace("-", "_"))
-        faults.add_argument(flag, choices=choices, default=argparse.SUPPRESS, help=meaning)
+        group.add_argument(flag, choices=choices, default=argparse.SUPPRESS, help=meaning)
 
 
 def _add_scale(group: argparse._ArgumentGroup) -> None:
@@ -242,6 +249,11 @@ def _train(options: argparse.Namespace) -> None:
         raise DistillError(f"--use-sbd belongs to --dataset pascal, not to {options.dataset}; leave one of them out")
     data = "pascal+sbd" if options.use_sbd else options.dataset
     weight = None if options.weight is None else {"weight": options.weight}
+    if weight and len(method_terms(options.method)) > 1:
+        raise DistillError(
+            f"--weight belongs to a method of one term, not to {options.method}; write a study file, whose "
+            f"method_options has a weight for each"
+        )
     run = fit(
         options.backbone,
         options.method,
@@ -285,11 +297,11 @@ def _add_evaluate(commands: Commands) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     model = open_network(options.run).to(pick_device(options.device))
-    data, root = options.dataset or "sample", options.data_root
     if not options.dataset and Path(options.run).is_dir():
-        run = Run(Path(options.run))
-        data, root = run.config["data"], root or run.data_root
-    scores = evaluate(model, open_dataset(data, options.split, root), options.protocol, progress=True)
+        images = Run(Path(options.run)).images_of(options.split, options.data_root)
+    else:
+        images = open_dataset(options.dataset or "sample", options.split, options.data_root)
+    scores = evaluate(model, images, options.protocol, progress=True)
     if options.json:
         print(json.dumps(scores.to_json()))
         return
@@ -302,6 +314,9 @@ def _add_predict(commands: Commands) -> None:
     command = _command(commands, "predict", _predict, "coloured masks and overlays of any images")
     command.add_argument("run", help="a run's folder, a weights file, an .onnx file, or a teacher: sample, torchvision")
     command.add_argument("images", nargs="+", type=Path)
+    command.add_argument(
+        "--side", type=int, help="shrink the longer side to so many pixels first, as for training (default: no)"
+    )
     command.add_argument("--out", type=Path, default=Path("predictions"))
     command.add_argument("--device", default="auto")
 
@@ -314,7 +329,7 @@ def _predict(options: argparse.Namespace) -> None:
     make_folder(options.out)
     for path in options.images:
         image = read_image(path)
-        mask = mask_image(predict(model, image))
+        mask = mask_image(predict(model, image, options.side))
         overlay = Image.blend(Image.fromarray(image), mask.convert("RGB"), 0.5)
         for picture, name in ((mask, f"{path.stem}_mask.png"), (overlay, f"{path.stem}_overlay.png")):
             with replace_file(options.out / name) as temporary:
@@ -456,7 +471,7 @@ def _no_nan(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_data(commands: Commands) -> None:
-    data = commands.add_parser("data", help="make the sample; check, resize or import a folder; download VOC or CamVid")
+    data = commands.add_parser("data", help="make the sample; check, resize, import or label a folder; download")
     kinds = data.add_subparsers(required=True, metavar="what")
     sample = _command(kinds, "sample", _make_sample, "make the sample data", defaults=True)
     sample.add_argument("--out", type=Path, help="folder (default: data/sample)")
@@ -478,6 +493,12 @@ def _add_data(commands: Commands) -> None:
     labelme.add_argument("folder", type=Path, help="images, with a JSON file beside each that is labelled")
     labelme.add_argument("--out", type=Path, required=True, help="the new folder")
     labelme.add_argument("--classes", nargs="+", metavar="NAME", help="their order, background first")
+    label = _command(kinds, "label", _label, "copy a folder, with a teacher's masks for images without labels")
+    label.add_argument("folder", type=Path)
+    label.add_argument("--teacher", default="sample", help="as for train")
+    label.add_argument("--keep", type=int, help="only so many training images keep their labels (default: all)")
+    label.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    label.add_argument("--out", type=Path, required=True, help="the new folder")
     meaning = "download Pascal VOC 2012, SBD or CamVid; continues where it stopped"
     fetch = _command(kinds, "download", _download, meaning)
     fetch.add_argument("name", choices=("voc", "sbd", "camvid"))
@@ -560,6 +581,10 @@ def _make_sample(options: argparse.Namespace) -> None:
 
 def _resize(options: argparse.Namespace) -> None:
     print(resize_dataset(options.folder, options.out, options.side))
+
+
+def _label(options: argparse.Namespace) -> None:
+    print(label_by_teacher(options.folder, options.out, options.teacher, options.keep, options.device))
 
 
 def _import(options: argparse.Namespace) -> None:

@@ -106,7 +106,7 @@ def register_method(name: str, term: type[Term]) -> None:
     taken = name in METHODS or name in ALIASES or name in _RESERVED or hasattr(nn.ModuleDict(), name)
     if taken and not again:  # a cell may be run twice
         raise DistillError(f"there is a method {name!r} already, or another use of that word; give another name")
-    options = _default_options(term)
+    options = default_options(term)
     missing = [key for key, default in options.items() if default is inspect.Parameter.empty]
     if missing or "weight" not in options:
         first = (missing or ["weight"])[0]
@@ -184,8 +184,9 @@ class Method(nn.Module):
     """loss, parts = method(student_output, teacher_output, labels).
 
     `loss` is cross-entropy (void ignored) plus the weighted terms; `parts` holds the same summands by name,
-    detached. Its parameters are the connectors' alone: teacher and student stay outside. With `divide_twice` set,
-    cross-entropy is divided by the batch once more, and KD by classes and batch, as in the published code.
+    detached. Its parameters are the connectors' alone: teacher and student stay outside. With `divide_by`, the
+    size of the whole batch, cross-entropy is divided by it once more, and KD by classes and batch, as in the published
+    code; 0 leaves them as they are.
     `class_weights` (C,), where there are any, are those of `losses.cross_entropy`.
     `pieces` says in how many calls a batch comes: the schedules of the terms move on at the first of them.
     """
@@ -200,7 +201,7 @@ class Method(nn.Module):
         self.needs_teacher = bool(terms)
         self.needs_maps = any(term.needs_maps for term in terms.values())
         self.needs_logits = any(term.needs_logits for term in terms.values())
-        self.divide_twice = False
+        self.divide_by = 0
         self.register_buffer("class_weights", None, persistent=False)  # they follow from the data
         self.pieces, self._piece = 1, 0  # the second is 0 between steps, where checkpoints are made
 
@@ -227,9 +228,8 @@ class Method(nn.Module):
         for name, term in self.terms.items():
             term.calls += step
             summands[name] = term.current_weight() * term(student, teacher, labels)
-        if self.divide_twice:
-            batch, classes = student.logits.shape[:2]
-            divisors = {"ce": batch, "kd": batch * classes}
+        if self.divide_by:
+            divisors = {"ce": self.divide_by, "kd": self.divide_by * student.logits.shape[1]}
             summands = {name: value / divisors.get(name, 1) for name, value in summands.items()}
         return summands
 
@@ -305,7 +305,7 @@ def options_by_term(names: list[str], options: dict[str, Any]) -> dict[str, dict
                 + (f"give options by term, such as {names[0]}={{'weight': 1}}." if names else "it takes none.")
             )
     for name, given in by_term.items():
-        known = _default_options(METHODS[name])
+        known = default_options(METHODS[name])
         for key in given:
             if key not in known:
                 raise DistillError(f"The method {name} has no option {key!r}{nearest(key, known)}.")
@@ -342,14 +342,14 @@ def _as_output(answer: Answer) -> Output:
     return Output(torch.empty(0) if logits is None else logits, maps or ())
 
 
-def _default_options(term: Callable[..., Term] | None) -> dict[str, Any]:
+def default_options(term: Callable[..., Term] | None) -> dict[str, Any]:
     """A term's options and their defaults: the keyword-only arguments of its constructor; the baseline has none."""
     parameters = inspect.signature(term).parameters.values() if term else ()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def _kept_options(term: Term) -> dict[str, Any]:
-    names = list(_default_options(type(term)))
+    names = list(default_options(type(term)))
     for name in names:
         if not hasattr(term, name):
             raise DistillError(f"{type(term).__qualname__} keeps no attribute {name} of its option; set self.{name}")
@@ -369,7 +369,7 @@ def check_known_elsewhere(names: Iterable[str]) -> None:
 def with_every_option(terms: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The recorded options of a run's terms, with those that were added to a term since it was made."""
     defaults = {
-        name: {key: _plain(value) for key, value in _default_options(METHODS.get(name)).items()} for name in terms
+        name: {key: _plain(value) for key, value in default_options(METHODS.get(name)).items()} for name in terms
     }
     return {name: {**defaults[name], **options} for name, options in terms.items()}
 

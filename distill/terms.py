@@ -90,9 +90,7 @@ class KD(Term):
         decay: int = 0,
     ):
         super().__init__(weight, warmup, decay)
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise DistillError(f"temperature is {temperature}; give a finite number above 0, such as 4.")
-        self.temperature = temperature
+        self.temperature = _positive("temperature", temperature)
 
     def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
         return losses.kd(student.logits, teacher.logits, self.temperature)
@@ -126,11 +124,7 @@ class MapTerm(Term):
     ):
         super().__init__(weight, warmup, decay)
         self.positions = _check_positions(positions)
-        self.dividers = tuple(DIVIDERS[p] for p in self.positions) if dividers is None else tuple(dividers)
-        if len(self.dividers) != len(self.positions) or not all(d > 0 for d in self.dividers):
-            raise DistillError(
-                f"dividers is {self.dividers}; give one number above 0 for each of the {len(self.positions)} positions."
-            )
+        self.dividers = _check_dividers(dividers, self.positions)
         _check_maps("teacher", "load_teacher", teacher, self.positions)
         _check_maps("student", "wrap", student, self.positions)
         self.connectors = connectors
@@ -448,6 +442,26 @@ def _resize_to(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     if student_map.shape[-2:] == size:
         return student_map
     return F.interpolate(student_map, size=size, mode="bilinear", align_corners=True)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+
+
+def _positive(name: str, value: float) -> float:
+    if not _is_positive(value):
+        raise DistillError(f"{name} is {value!r}; give a finite number above 0, such as 4.")
+    return value
+
+
+def _check_dividers(dividers: Sequence[float] | None, positions: Sequence[str]) -> tuple[float, ...]:
+    if dividers is None:
+        return tuple(DIVIDERS[position] for position in positions)
+    if not isinstance(dividers, Sequence) or len(dividers) != len(positions) or not all(map(_is_positive, dividers)):
+        raise DistillError(
+            f"dividers is {dividers!r}; give one number above 0 for each of the {len(positions)} positions."
+        )
+    return tuple(dividers)
 
 
 def _check_positions(positions: Sequence[str]) -> tuple[str, ...]:

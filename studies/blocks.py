@@ -416,7 +416,7 @@ def weights(name: str = "sample", where: str = "val") -> str:
     head = (
         f"The weights of {', '.join(methods)} were chosen on {where}, with a seed that no table reports and equally "
         f"many candidates for each: {charts.network_name(alone['backbone'])}, {alone['settings']['epochs']} epochs, "
-        f"one run a weight. The baseline of that seed has {100 * alone['val_miou']:.1f}. Baselines of the study that "
+        f"one run per weight. The baseline of that seed has {100 * alone['val_miou']:.1f}. Baselines of the study that "
         f"differ in nothing but the seed lie up to {spread:.1f} points apart, so smaller differences decide nothing. "
         f"The smallest weight tried was best for {' and '.join(edge) or 'no method'}, the largest for "
         f"{' and '.join(far) or 'no method'}; there a better one may lie beyond. Every weight is below the baseline "

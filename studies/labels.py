@@ -208,7 +208,7 @@ def few() -> str:
         f"the classes, in percent. A baseline is the student without a teacher. A gain is a difference in mIoU, in "
         f"points, between runs of one seed, which start from the same weights; ± is half of a 95 % confidence interval "
         f"over seeds, here {len(ONCE.found())}, which is a rough one. The baselines' weight decay was chosen on val, "
-        f"one run a value ([how](results/README.md)); the last row has the usual one. The teacher learned from "
+        f"one run per value ([how](results/README.md)); the last row has the usual one. The teacher learned from "
         f"{read('teacher.json')['config']['images']:,} images with labels, these among them: labels are scarce for the "
         f"student only. A teacher that had few labels itself was not tried here."
     )

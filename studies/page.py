@@ -195,10 +195,6 @@ def write_scene(index: int, folder: Path) -> dict:
     return {**names, "classes": shown}
 
 
-def _polygons(shape: str) -> list:
-    return [[add, points.round(4).tolist()] for add, points in shape_pieces(shape)]
-
-
 def _css(hue: float, saturation: float, value: float) -> str:
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
     return f"#{red:02x}{green:02x}{blue:02x}"

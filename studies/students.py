@@ -24,7 +24,7 @@ SHIPPED = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: one a core)")
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: one per core)")
     options = parser.parse_args()
     study = Study(PROJECT / "studies" / "sample-128.toml")
     print(markdown(study.run(options.jobs)))

@@ -22,6 +22,7 @@ from PIL import Image
 
 import distill
 from distill import DistillError, cli
+from distill.methods import METHODS
 from distill.networks.onnx_file import METADATA
 from distill.networks.saving import save_model
 
@@ -510,7 +511,27 @@ for _flag, _values in NUMBERS.items():
         CASES[f"number {_flag} {_value}"] = _number(_flag, _value), (_flag.strip("-").replace("-", "_"),)
 
 
+@case("--weight", "kd+sakd", "study file")
+def one_weight_for_two_terms(world: World) -> list:
+    return world.train("--weight", "2", method="kd+sakd")
+
+
+@case("temperature is '4'", "a finite number above 0")
+def temperature_is_text(world: World) -> Callable:
+    return lambda: METHODS["kd"](None, None, temperature="4")
+
+
+@case("dividers is 3", "for each of the 6 positions")
+def dividers_are_one_number(world: World) -> Callable:
+    return lambda: METHODS["sakd"](None, None, dividers=3)
+
+
 # -------------------------------------------------------------------------------------- weights and checkpoints
+
+
+@case("net.onnx", "exported network", ".safetensors")
+def teacher_is_an_exported_file(world: World) -> list:
+    return world.taught(world.root / "net.onnx", b"whatever is in it")
 
 
 class Hostile:

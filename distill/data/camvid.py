@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 import urllib.parse
 import urllib.request
 from http.client import HTTPException
@@ -24,8 +23,9 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from distill.data.download import note, reason_of
 from distill.data.folders import data_root
-from distill.data.layout import IMAGES, MASKS, mask_image, new_folder, write_class_names, write_list
+from distill.data.layout import IMAGES, LISTS, MASKS, mask_image, new_folder, write_class_names, write_list
 from distill.errors import DistillError, first_line
 from distill.files import make_folder, replace_file
 
@@ -48,7 +48,7 @@ COLOURS = (  # in which its masks are usually drawn, in the order of CLASSES
 )
 TERMS = (
     "CamVid (Brostow, Fauqueur and Cipolla 2009), 701 street scenes, is for research, and its owners ask to be cited. "
-    "Read their terms before any other use."
+    "Read their terms before any other use: http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/"
 )
 _VOID, _TIMEOUT = 11, 60  # the class "unlabelled" of the files; seconds without an answer
 _WANTED = re.compile(r"CamVid/(train|val|test)(annot)?/([\w-]+\.png)")
@@ -62,10 +62,12 @@ def download_camvid(root: str | Path | None = None, progress: bool = True) -> Pa
     """
     root = Path(root) if root else data_root()
     folder, part = root / "camvid", root / "camvid.part"
-    if folder.is_dir():
-        _note(f"{folder} is there already; there is nothing to do", progress)
+    if (folder / LISTS).is_dir():
+        note(f"{folder} is there already; there is nothing to do", progress)
         return folder
-    _note(TERMS, progress)
+    if folder.exists():
+        raise DistillError(f"{folder} is there, and holds no CamVid; move it away, or give another --root")
+    note(TERMS, progress)
     make_folder(part)
     files = _listed()
     for path, sha in tqdm(files.items(), desc="CamVid", unit="file", disable=not progress):
@@ -79,13 +81,8 @@ def download_camvid(root: str | Path | None = None, progress: bool = True) -> Pa
     with new_folder(folder) as whole:
         _convert(part, list(files), whole)
     shutil.rmtree(part)
-    _note(f"{folder} is ready", progress)
+    note(f"{folder} is ready", progress)
     return folder
-
-
-def _note(text: str, progress: bool) -> None:
-    if progress:
-        print(text, file=sys.stderr)
 
 
 def _listed() -> dict[str, str]:
@@ -113,8 +110,9 @@ def _fetch(url: str) -> bytes:
             content: Any = answer.read()
             return bytes(content)
     except (OSError, HTTPException) as error:  # URLError and time-outs are OSErrors too
-        reason = " ".join(str(getattr(error, "reason", None) or error).split())
-        raise DistillError(f"{url} could not be fetched ({reason}); start the same command again to continue") from None
+        raise DistillError(
+            f"{url} could not be fetched ({reason_of(error)}); start the same command again to continue"
+        ) from None
 
 
 def _git_sha(content: bytes) -> str:

@@ -59,7 +59,7 @@ def download(name: str, root: str | Path | None = None, progress: bool = True) -
     wanted, root = archive(name), Path(root) if root else data_root()
     folder = root / wanted.folder
     if folder.is_dir():
-        _note(f"{folder} is there already; there is nothing to do", progress)
+        note(f"{folder} is there already; there is nothing to do", progress)
         return root
     if not hasattr(tarfile, "data_filter"):  # Python 3.10.12 and 3.11.4 have it
         raise DistillError("this Python cannot unpack archives safely; update it to its newest 3.10, 3.11 or later")
@@ -77,13 +77,18 @@ def download(name: str, root: str | Path | None = None, progress: bool = True) -
             raise
         part.rename(path)
     _unpack(path, wanted, folder, progress)
-    _note(f"{folder} is ready; {path} ({path.stat().st_size / 1e9:.1f} GB) may be deleted", progress)
+    note(f"{folder} is ready; {path} ({path.stat().st_size / 1e9:.1f} GB) may be deleted", progress)
     return root
 
 
-def _note(text: str, progress: bool) -> None:
+def note(text: str, progress: bool) -> None:
     if progress:  # not on the output stream, which a script may read
         print(text, file=sys.stderr)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something could not be fetched, in one line."""
+    return " ".join(str(getattr(error, "reason", None) or error).split())
 
 
 def _verify(path: Path, wanted: Archive, advice: str) -> None:
@@ -137,11 +142,10 @@ def _connection_errors(part: Path, wanted: Archive) -> Iterator[None]:
     try:
         yield
     except (OSError, HTTPException) as error:  # URLError and time-outs are OSErrors too
-        reason = " ".join(str(getattr(error, "reason", None) or error).split())
         there = part.stat().st_size if part.exists() else 0
         raise DistillError(
-            f"{wanted.url} could not be fetched ({reason}; {there / 1e6:.1f} MB are in {part.name}); start the same "
-            f"command again to continue, or fetch it in another way and put {wanted.file} into {part.parent}"
+            f"{wanted.url} could not be fetched ({reason_of(error)}; {there / 1e6:.1f} MB are in {part.name}); start "
+            f"the same command again to continue, or fetch it in another way and put {wanted.file} into {part.parent}"
         ) from None
 
 

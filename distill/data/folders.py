@@ -25,9 +25,9 @@ from torchvision import tv_tensors
 
 from distill.data.layout import IMAGES, LISTS, MASKS
 from distill.data.sample import SAMPLE_SIZES, make_sample
-from distill.data.transforms import IGNORE_INDEX
 from distill.errors import DistillError, check_number, first_line
 from distill.files import PROJECT
+from distill.losses import IGNORE_INDEX
 
 VOC_CLASSES = (
     "background",
@@ -100,7 +100,7 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         for index in range(len(self)):
             try:
                 for path in (self.image_path(index), self.mask_path(index)):
-                    digest.update(_ends(path))
+                    digest.update(ends(path))
             except OSError:
                 self[index]  # which says what is missing
                 raise
@@ -112,7 +112,7 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if max(height, width) > 100 * min(height, width):
             raise DistillError(
                 f"{self.image_path(index)} is {width} x {height} pixels, too long and thin to be scaled; cut it into "
-                f"pieces, or remove it from the list"
+                f"pieces, or take it out"
             )
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -136,7 +136,7 @@ def _check_limit(limit: int | None) -> None:
         check_number("limit", limit, 1, 10**9)
 
 
-def _ends(path: Path, length: int = 4096) -> bytes:
+def ends(path: Path, length: int = 4096) -> bytes:
     """The size of a file and its first and last bytes."""
     with path.open("rb") as file:
         first, size = file.read(length), file.seek(0, os.SEEK_END)
@@ -160,6 +160,12 @@ def _check_link(path: Path, name: str) -> None:
 def _first_existing(paths: list[Path]) -> Path:
     """The first path that is there; the very first if none is, so that an error names the usual place."""
     return next((path for path in paths if os.path.exists(path)), paths[0])
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The image files of a folder and of those in it, by their paths, but for hidden ones."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -292,7 +298,7 @@ def read_split(root: Path, split: str) -> list[str]:
     val, so that further images do not move those that are there.
     """
     if not root.is_dir():
-        close = difflib.get_close_matches(str(root), DATASETS, n=1, cutoff=0.6)
+        close = [name for name in difflib.get_close_matches(str(root), DATASETS, cutoff=0.6) if name != str(root)]
         raise DistillError(
             f"there is no folder {root}{f' (did you mean {close[0]!r}?)' if close else ''}; give the folder that holds "
             f"JPEGImages, SegmentationClass and ImageSets"

@@ -19,9 +19,9 @@ from typing_extensions import NotRequired, TypedDict
 
 from distill.data.folders import IMAGE_ENDINGS, read_image, repeated
 from distill.data.layout import IMAGES, MASKS, mask_image, new_folder, write_class_names
-from distill.data.transforms import IGNORE_INDEX
 from distill.errors import DistillError, first_line
 from distill.files import Number, checked, read_json
+from distill.losses import IGNORE_INDEX
 
 BACKGROUND, IGNORE = "_background_", "__ignore__"  # labelme's names for what is no object, and for void
 

@@ -1,15 +1,14 @@
 """A copy of a folder in VOC layout with smaller images."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from distill.data.folders import IMAGE_ENDINGS, VOCFolder, read_image
+from distill.data.folders import VOCFolder, images_below, read_image, read_split
 from distill.data.layout import IMAGES, LISTS, MASKS, mask_image, new_folder, write_class_names, write_list
-from distill.errors import check_number
+from distill.errors import DistillError, check_number
 from distill.files import make_folder
 
 
@@ -17,38 +16,49 @@ def resize_dataset(source: str | Path, out: str | Path, side: int, progress: boo
     """Write the folder `source` to `out` with images whose longer side has at most `side` pixels; `out` is returned.
 
     Images are averaged over the pixels that become one, masks take the nearest; smaller images stay as they are. Images
-    that no list names come along, as a student may learn on them by a teacher. `out` appears only when it is complete.
-    Raises DistillError when it exists already, or an image cannot be read.
+    that no list names come along, as a student may learn on them by a teacher, and so do further lists, of images of
+    train, val and test; what is left out is told. `out` appears only when it is complete. Raises DistillError when it
+    exists already, or an image that is listed cannot be read.
     """
     source, out = Path(source), Path(out)
     check_number("side", side, 8, 100_000)
     listed = [path.stem for path in (source / LISTS).glob("*.txt")]
     chosen = [split for split in ("train", "val", "test") if split in (listed or ("train", "val"))]
     splits = {split: VOCFolder(source, split) for split in chosen or ["train"]}
-    others = _others(source / IMAGES, splits.values())
+    listed_ids = {name for dataset in splits.values() for name in dataset.ids}
+    others = _others(source / IMAGES, listed_ids)
     total = sum(map(len, splits.values())) + len(others)
     bar = tqdm(total=total, desc="resizing", unit="image", disable=not progress)
     with new_folder(out) as whole, bar:
         for split, dataset in splits.items():
             for index, name in enumerate(dataset.ids):
-                image, labels = (tensor.numpy() for tensor in dataset[index])
-                mask = mask_image(labels.astype(np.uint8))
-                _save(mask, whole / MASKS / f"{name}.png", side, Image.Resampling.NEAREST)
-                _save_image(image.transpose(1, 2, 0), whole, name, side)
+                if split == "test" and not dataset.mask_path(0).exists():  # as VOC's: images alone
+                    image = read_image(dataset.image_path(index))
+                else:
+                    pixels, labels = (tensor.numpy() for tensor in dataset[index])
+                    image, mask = pixels.transpose(1, 2, 0), mask_image(labels.astype(np.uint8))
+                    _save(mask, whole / MASKS / f"{name}.png", side, Image.Resampling.NEAREST)
+                _save_image(image, whole, name, side)
                 bar.update()
             write_list(whole, split, dataset.ids)
+        for split in sorted(set(listed) - set(splits)):
+            if (ids := set(names := read_split(source, split))) <= listed_ids:
+                write_list(whole, split, names)
+            else:
+                tqdm.write(f"left out: the list {split}, with {len(ids - listed_ids)} images of no other list")
         for name, path in others.items():
-            _save_image(read_image(path), whole, name, side)
+            try:
+                _save_image(read_image(path), whole, name, side)
+            except DistillError as error:
+                tqdm.write(f"left out: {error}")
             bar.update()
         write_class_names(whole, next(iter(splits.values())).class_names)
     return out
 
 
-def _others(folder: Path, splits: Iterable[VOCFolder]) -> dict[str, Path]:
-    """The images of a folder that are in none of the splits, by their names without ending."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in IMAGE_ENDINGS)
-    named = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
-    listed = {name for dataset in splits for name in dataset.ids}
+def _others(folder: Path, listed: set[str]) -> dict[str, Path]:
+    """The images of a folder that are not listed, by their names without ending."""
+    named = {path.relative_to(folder).with_suffix("").as_posix(): path for path in images_below(folder)}
     return {name: path for name, path in named.items() if name not in listed}
 
 
@@ -57,7 +67,12 @@ def _save_image(image: np.ndarray, out: Path, name: str, side: int) -> None:
 
 
 def _save(picture: Image.Image, path: Path, side: int, how: Image.Resampling) -> None:
+    make_folder(path.parent)  # a list may name images in folders
+    shrunk(picture, side, how).save(path)
+
+
+def shrunk(picture: Image.Image, side: int, how: Image.Resampling = Image.Resampling.BOX) -> Image.Image:
+    """A picture whose longer side has at most `side` pixels; a smaller one stays as it is."""
     scale = min(1.0, side / max(picture.size))
     width, height = (max(1, round(length * scale)) for length in picture.size)
-    make_folder(path.parent)  # a list may name images in folders
-    picture.resize((width, height), how).save(path)
+    return picture.resize((width, height), how)

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-IGNORE_INDEX = 255
+from distill.losses import IGNORE_INDEX
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _MEAN_COLOUR = tuple(round(255 * mean) for mean in IMAGENET_MEAN)

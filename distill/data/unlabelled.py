@@ -6,29 +6,30 @@ from pathlib import Path
 import torch
 from torchvision import tv_tensors
 
-from distill.data.folders import IMAGE_ENDINGS, VOCFolder, read_image
-from distill.data.transforms import IGNORE_INDEX
+from distill.data.folders import VOCFolder, ends, images_below, read_image
+from distill.data.layout import IMAGES, LISTS
 from distill.errors import DistillError
+from distill.losses import IGNORE_INDEX
 
 
 class WithUnlabelled(VOCFolder):
-    """A split, and after its images those that lie in a folder, every pixel of which is void.
+    """A split, and after its images those of a folder and of the folders in it, every pixel of which is void.
 
     Images of the split are not taken twice, and those of val and test not at all: a score would be of images that
-    the student has seen. Raises DistillError where the folder holds no others.
+    the student has seen. They are known by their path or content, and in a folder JPEGImages with lists beside it, such
+    as `resize_dataset` makes, by their names too. Raises DistillError where the folder holds no others.
     """
 
     def __init__(self, labelled: VOCFolder, folder: str | Path) -> None:
         self.labelled, self.folder = labelled, Path(folder)
         self.root, self.split = labelled.root, labelled.split
         self.class_names, self.num_classes = labelled.class_names, labelled.num_classes
-        if not self.folder.is_dir():
+        if not (str(folder) and self.folder.is_dir()):
             raise DistillError(f"there is no folder {self.folder}; give one with images, for the option unlabelled")
-        there = sorted(path for path in self.folder.iterdir() if path.suffix in IMAGE_ENDINGS)
-        known = {
-            split.image_path(index).resolve() for split in (labelled, *_scored(labelled)) for index in range(len(split))
-        }
-        self.extra = [path for path in there if path.resolve() not in known]
+        if (self.folder / IMAGES).is_dir():
+            self.folder = self.folder / IMAGES  # and not the masks beside it
+        there = images_below(self.folder)
+        self.extra = _others(there, self.folder, [labelled, *_scored(labelled)])
         if not self.extra:
             more = f" but the {len(there)} of its train, val and test" if there else ""
             raise DistillError(f"{self.folder} holds no images{more}; give a folder of .jpg or .png files")
@@ -48,6 +49,22 @@ class WithUnlabelled(VOCFolder):
             return self.labelled[index]
         image = torch.from_numpy(read_image(self.image_path(index))).permute(2, 0, 1)
         return tv_tensors.Image(image), tv_tensors.Mask(torch.full(image.shape[1:], IGNORE_INDEX))
+
+
+def _others(there: list[Path], folder: Path, splits: list[VOCFolder]) -> list[Path]:
+    """The images in a folder that are in none of the splits."""
+    known = [split.image_path(index) for split in splits for index in range(len(split))]
+    paths, sizes = {path.resolve() for path in known}, {path.stat().st_size for path in there}
+    contents = {ends(path) for path in known if path.exists() and path.stat().st_size in sizes}
+    listed = (folder.parent / LISTS).is_dir() and folder.name == IMAGES
+    names = {name for split in splits for name in split.ids} if listed else set()
+    return [
+        path
+        for path in there
+        if path.resolve() not in paths
+        and path.relative_to(folder).with_suffix("").as_posix() not in names
+        and not (contents and ends(path) in contents)
+    ]
 
 
 def _scored(labelled: VOCFolder) -> Iterator[VOCFolder]:

@@ -365,7 +365,7 @@ _PART_COLUMNS: Columns = {
 _LOADING_COLUMNS: Columns = {
     "crop": itemgetter("crop_size"),
     "loading": itemgetter("kind"),
-    "images/s a core": _rate,
+    "images/s per core": _rate,
     "times plain": _ratio,
     "decoding, ms per image": lambda line: _ms(line["decode_seconds"]),
     "the rest, ms per image": lambda line: _ms(line["transform_seconds"]),
@@ -376,6 +376,6 @@ _CACHE_COLUMNS: Columns = {
     "teacher asked, ms per step": lambda row: _spread(row["asked"]),
     "answers kept, ms per step": lambda row: _spread(row["kept"]),
     "asked / kept": lambda row: f"{row['ratio']:.2f}",
-    "cost, ms a view": lambda row: _ms(row["seconds"] / row["views"]),
-    "kB a view": lambda row: f"{row['bytes'] / row['views'] / 1e3:.0f}",
+    "cost, ms per view": lambda row: _ms(row["seconds"] / row["views"]),
+    "kB per view": lambda row: f"{row['bytes'] / row['views'] / 1e3:.0f}",
 }

@@ -1,7 +1,7 @@
 """The results of studies: tables and figures, from the folders of runs or from a recorded file.
 
 A study's folder of runs holds a study.json beside them: the study file's content, the teacher's scores, the images'
-size. A recorded file holds the same, and what `runs.record` gives for every run.
+size. A recorded file holds the same, and what `tables.record` gives for every run.
 """
 
 import os
@@ -46,7 +46,6 @@ _Side = Annotated[int, Field(gt=0, lt=10_000)]  # in pixels
 class _Variant(TypedDict):
     name: str
     baseline: NotRequired[str]
-    epochs_of: NotRequired[dict[str, int]]
 
 
 class _Content(TypedDict):
@@ -193,7 +192,7 @@ def _baseline_first(entry: dict[str, Any]) -> tuple[bool]:
 
 
 def tables(findings: Findings) -> dict[str, list[dict[str, Any]]]:
-    """The rows of `runs.compare` for every variant by its name, or under "" where a study has none.
+    """The rows of `tables.compare` for every variant by its name, or under "" where a study has none.
 
     Raises DistillError where runs of one table are not comparable: see `check_comparable`.
     """
@@ -208,7 +207,7 @@ def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
     """The records of one variant, after the baselines of another that it names as its `baseline`; comparable."""
     own = [entry for entry in findings.records if (entry.get("variant") or "") == name]
     declared = {variant["name"]: variant for variant in findings.variants}
-    check_comparable(own, apart={"settings.epochs"} if declared.get(name, {}).get("epochs_of") else ())
+    check_comparable(own)
     other = declared.get(name, {}).get("baseline")
     if not other:
         return own
@@ -221,18 +220,18 @@ def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
 def at_equal_time(findings: Findings, name: str) -> list[dict[str, Any]]:
     """The rows of `compare` for a variant's methods, each over the shortest baselines that take at least as long.
 
-    Those are baselines of any variant that have more epochs than the method, and differ in nothing else but how often
-    they were scored; with equally many epochs a baseline takes less, since it computes no distillation loss. Their time
-    is their epochs times the mean time of an epoch over all of them, since the same work may take a tenth more or less
-    another day. Where a method takes longer than all of them, or nothing is known of time, it has no row; Holm's
-    correction is for the rows that there are. A row has `lent_epochs`, the baseline's epochs, and `lent_seconds`, their
-    time; its `pairs` may be fewer than its seeds.
+    Those are baselines of any variant that have more epochs than the method, ran on the same machine, and differ in
+    nothing else but how often they were scored; with equally many epochs a baseline takes less, since it computes no
+    distillation loss. Their time is their epochs times the mean time of an epoch over all of them, since the same work
+    may take a tenth more or less another day. Where a method takes longer than all of them, or nothing is known of
+    time, it has no row; Holm's correction is for the rows that there are. A row has `lent_epochs`, the baseline's
+    epochs, and `lent_seconds`, their time; its `pairs` may be fewer than its seeds.
     """
     found = []
     own = [entry for entry in rows_of(findings, name) if entry["method"] != "baseline"]
     for backbone, method in dict.fromkeys((entry["backbone"], entry["method"]) for entry in own):
         runs = [entry for entry in own if (entry["backbone"], entry["method"]) == (backbone, method)]
-        pairs = [compare([*alone, *runs]) for alone in _baselines(findings, backbone) if _only_longer(alone, runs)]
+        pairs = [compare([*alone, *runs]) for alone in _baselines(findings, backbone) if _but_for_epochs(alone, runs)]
         known = [(alone, row) for alone, row in pairs if "gain" in row and _timed(alone) and _timed(row)]
         if not known or len({row["processor"] for _, row in known}) > 1:
             continue
@@ -257,8 +256,10 @@ def _baselines(findings: Findings, backbone: str) -> list[list[dict[str, Any]]]:
     return list(by_variant.values())
 
 
-def _only_longer(alone: list[dict[str, Any]], runs: list[dict[str, Any]]) -> bool:
+def _but_for_epochs(alone: list[dict[str, Any]], runs: list[dict[str, Any]]) -> bool:
     """Whether baselines differ from a method's runs at most in their epochs, and in how often they were scored."""
+    if len({entry.get("machine") for entry in [*alone, *runs]}) > 1:
+        return False
     try:
         check_comparable([*alone, *runs], apart={"settings.epochs", "settings.evaluate_every", "samples"})
     except DistillError:
@@ -269,8 +270,7 @@ def _only_longer(alone: list[dict[str, Any]], runs: list[dict[str, Any]]) -> boo
 def _declared(variant: dict[str, Any]) -> set[str]:
     """What the runs of a variant may have that those of another have not, as `check_comparable` calls it."""
     settings = {**RECIPES.get(variant.get("recipe", ""), {}), **(variant.get("settings") or {})}
-    epochs = ["epochs"] if variant.get("epochs_of") else []
-    return {"images", "samples", *(f"settings.{name}" for name in [*settings, *epochs])}
+    return {"images", "samples", *(f"settings.{name}" for name in settings)}
 
 
 def _names(findings: Findings) -> list[str]:

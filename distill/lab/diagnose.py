@@ -10,6 +10,7 @@ normalisation  the teacher is better on images that are normalised in another wa
 confidence     the teacher is certain everywhere, so that its answers say little more than labels do
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -21,14 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from distill.data.folders import VOCFolder, open_dataset
-from distill.data.transforms import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, normalise
+from distill.data.folders import VOCFolder
+from distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
 from distill.errors import DistillError
 from distill.lab.comparison import is_studys_teacher, teacher_of_study, variant_of
 from distill.lab.curves import POINT, late_rise
 from distill.lab.tables import record
+from distill.losses import IGNORE_INDEX
 from distill.methods import build_method
+from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.teachers import ask, ask_teacher, fingerprint, freeze, load_teacher
+from distill.networks.wrapped import Wrapped
 from distill.training.batches import batches_for
 from distill.training.checkpoint import read_checkpoint
 from distill.training.evaluation import Scores, evaluate
@@ -58,16 +62,18 @@ def diagnose(
     teacher: str | Path | nn.Module | None = None,
     data_root: str | Path | None = None,
     most: int = 300,
+    network: nn.Module | None = None,
 ) -> Iterator[Finding]:
     """Look at finished runs of one student, a baseline and some methods, and at the teacher of the methods.
 
     `teacher` is what `load_teacher` takes; without it, the teacher of the runs' study, or the sample's.
+    Where the student is another library's, `network` is one that is built in the same way; it is left as it is.
     Networks are asked about `most` images of a split, evenly chosen. Raises DistillError where a baseline or a method
     is missing, for another teacher than that of the runs, and for runs that have not the same student and data. Of a
     study's variants it looks at that of the methods, with the baselines that belong to it; DistillError where there are
     methods of several, or only baselines of several others.
     """
-    case = _Case(find_runs(*folders), teacher, data_root, most)
+    case = _Case(find_runs(*folders), teacher, data_root, most, network)
     yield case.teacher_is_better()
     yield case.baseline_has_converged()
     yield case.baseline_generalises()
@@ -82,8 +88,14 @@ class _Case:
     """Baselines, methods, teacher and data, and what each check finds."""
 
     def __init__(
-        self, runs: Sequence[Run], teacher: str | Path | nn.Module | None, data_root: str | Path | None, most: int
+        self,
+        runs: Sequence[Run],
+        teacher: str | Path | nn.Module | None,
+        data_root: str | Path | None,
+        most: int,
+        network: nn.Module | None,
     ) -> None:
+        self.network = network
         runs = _of_one_variant([run for run in runs if not is_studys_teacher(run)])
         by_method: dict[str, list[Run]] = {}
         for run in runs:
@@ -100,16 +112,23 @@ class _Case:
             )
             raise DistillError(f"these are runs of {which}; diagnose one student on the same images at a time")
         self.config = self.baselines[0].config
-        root = data_root or self.baselines[0].data_root
-        self.train = open_dataset(self.config["data"], "train", root, self.config["images"])
-        self.val = open_dataset(self.config["data"], "val", root)
+        if self.config["model"].get("wrapped") and network is None:
+            raise DistillError(
+                f"these runs trained a {self.config['model']['backbone']} of another library, which only you can "
+                f"build; do that in Python, and give it to distill.lab.diagnose.diagnose as `network`"
+            )
+        self.train = self.baselines[0].images_of("train", data_root, self.config["images"])
+        self.val = self.baselines[0].images_of("val", data_root)
         self.some, self.most = {"train": _evenly(self.train, most), "val": _evenly(self.val, most)}, most
         self.teacher = self._teacher(teacher)
         self.scores = {"val": evaluate(self.teacher, self.some["val"])}
-        self.own = [evaluate(run, self.some["val"]) for run in self.baselines]
+        self.own = [evaluate(self.student(run), self.some["val"]) for run in self.baselines]
         self.own_miou = float(np.mean([score.miou for score in self.own]))
         self.learned_from = _evenly(self.train, most, _with_labels(self.config))
-        self.own_train = evaluate(self.baselines[0], self.learned_from)
+        self.own_train = evaluate(self.student(self.baselines[0]), self.learned_from)
+
+    def student(self, run: Run) -> DeepLabV3Plus | Wrapped:
+        return run.student(copy.deepcopy(self.network))
 
     def _teacher(self, given: str | Path | nn.Module | None) -> nn.Module:
         first = next(iter(self.methods.values()))
@@ -202,7 +221,7 @@ class _Case:
 
     def gradients(self) -> Iterator[Finding]:
         for name, run in self.methods.items():
-            for term, ratio in gradient_ratios(run, self.teacher, self.train).items():
+            for term, ratio in gradient_ratios(run, self.teacher, self.train, self.student(run)).items():
                 found = f"In the finished run of {name}, {term} pulls {ratio:.3g} times as hard as cross-entropy"
                 other = "larger" if ratio < WEAK else "smaller" if ratio > STRONG else ""
                 advice = f". Unless its weight was chosen on val, try {other} ones: python -m distill tune"
@@ -297,14 +316,16 @@ def _worst(behind: Sequence[str], lead: dict[str, float]) -> str:
 # ----------------------------------------------------------------------------------------- measurements
 
 
-def gradient_ratios(run: Run, teacher: nn.Module, train: VOCFolder) -> dict[str, float]:
+def gradient_ratios(
+    run: Run, teacher: nn.Module, train: VOCFolder, student: DeepLabV3Plus | Wrapped | None = None
+) -> dict[str, float]:
     """For each term of a finished run, the norm of its gradient with its weight, over that of cross-entropy's.
 
     Both with respect to the student's weights, in training mode on a few batches of training images with labels; the
-    median. A weight that was to fall to 0 has its full size.
+    median. A weight that was to fall to 0 has its full size. `student`: the run's, where only the caller can build it.
     """
     settings = replace(Settings(**run.config["settings"]), cache="", workers=0, crop_on="host")
-    student, told = run.student().train(), run.config["method"]
+    student, told = (student or run.student()).train(), run.config["method"]
     terms = {
         name: {**options, **({"decay": 0} if "decay" in options else {})} for name, options in told["terms"].items()
     }

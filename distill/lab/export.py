@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from distill.lab.int8 import CALIBRATED_ON, quantised
 from distill.lab.parity import Size, answer_of, check_logits, check_masks, compare_masks
 from distill.networks.onnx_file import INPUT, OUTPUT, OnnxNetwork, library
 from distill.training.evaluation import check_classes
-from distill.training.runs import Run, open_network
+from distill.training.runs import Run, open_network, own_version
 
 OPSET = 18  # of ONNX's operators: what PyTorch's exporter writes without translating, and runtimes since 2023 read
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
@@ -108,12 +107,13 @@ def export(
     program = traced(network, size)
     metadata = describe(source, network, size, "int8" if int8 else "float32")
     if format == "torch":
-        content = torch_of(program, metadata)
-        check = check_logits(network, torch.export.load(io.BytesIO(content)).module(), size)
+        with _explained(network, size):
+            content = torch_of(program, metadata)
+            check = check_logits(network, torch.export.load(io.BytesIO(content)).module(), size)
     else:
         with _explained(network, size):
             content = onnx_of(program, size)
-        check = check_logits(network, answer_of(content), size)
+            check = check_logits(network, answer_of(content), size)
         if train and val:
             content = quantised(content, train, size)
             check = compare_masks(network, answer_of(content), val, size)
@@ -139,12 +139,12 @@ def _data_of(
     source: object, network: FromPixels, data: str | Path | None, root: str | Path | None
 ) -> tuple[VOCFolder, VOCFolder]:
     """Images of train to calibrate on, and those of val to compare on."""
-    run = _run_of(source)
-    if data is None and run is not None:
-        data, root = run.config["data"], root or run.data_root
+    run = _run_of(source) if data is None else None
     try:
-        train = open_dataset(data or "sample", "train", root, CALIBRATED_ON)
-        val = open_dataset(data or "sample", "val", root, _COMPARED_ON)
+        train, val = (
+            run.images_of(split, root, count) if run is not None else open_dataset(data or "sample", split, root, count)
+            for split, count in (("train", CALIBRATED_ON), ("val", _COMPARED_ON))
+        )
     except DistillError as error:
         raise DistillError(f"int8 is calibrated on images of train and compared on val, and {error}") from None
     check_classes("network", network.network, train)
@@ -171,6 +171,8 @@ def traced(network: nn.Module, size: Size) -> ExportedProgram:
 def _explained(network: nn.Module, size: Size) -> Iterator[None]:
     try:
         yield
+    except DistillError:  # a sentence already
+        raise
     except Exception as error:  # whatever a network of another library does that cannot be recorded, or not in ONNX
         inner: Any = network.network
         name = type(getattr(inner, "network", inner)).__name__  # another library's is wrapped
@@ -230,7 +232,7 @@ def describe(source: object, network: FromPixels, size: Size, precision: str) ->
         },
         "scores": _scores(source),
         "parameters": sum(weights.numel() for weights in inner.parameters()),
-        "distill_version": version("distill"),
+        "distill_version": own_version(),
         "opset": OPSET,
         "precision": precision,
     }

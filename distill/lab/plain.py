@@ -17,7 +17,8 @@ from torch import Tensor
 
 from distill.data.folders import VOC_CLASSES, VOCFolder
 from distill.data.layout import IMAGES, MASKS, make_folders, voc_palette, write_list
-from distill.data.transforms import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, View, draw_view
+from distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, View, draw_view
+from distill.losses import IGNORE_INDEX
 from distill.methods import Method
 from distill.networks.backbones import POSITIONS
 from distill.terms import AT, KD, OFD, MapTerm

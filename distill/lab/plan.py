@@ -62,9 +62,8 @@ def plan(study: StudyFile, folder: Path, data_root: str | None = None, device: s
                     teacher, options = source if method != "baseline" else None, _options(study, variant, method)
                     taught = {"method": method, "teacher": teacher, "method_options": options}
                     out = run_folder(folder, variant_folder(variant.name), student, method, seed)
-                    own = {"settings": both["settings"] | _epochs(variant, method)}
                     with within(f"variant {variant.name}" if variant.name else "settings"):
-                        runs.append(_planned(both | own, out, student, seed, data_root, device, taught))
+                        runs.append(_planned(both, out, student, seed, data_root, device, taught))
     return runs
 
 
@@ -87,10 +86,6 @@ def _joined(study: StudyFile, own: Variant | TrainedTeacher) -> dict[str, Any]:
     """What the study says and over it what one of its tables says, each only where it says something."""
     table = study.model_dump(exclude_unset=True) | own.model_dump(exclude_unset=True)
     return table | {"settings": study.settings | own.settings}
-
-
-def _epochs(variant: Variant, method: str) -> dict[str, int]:
-    return {"epochs": variant.epochs_of[method]} if method in variant.epochs_of else {}
 
 
 def _planned(

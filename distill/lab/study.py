@@ -23,7 +23,7 @@ from distill.files import PROJECT, checked, make_folder, read_json, write_json
 from distill.lab.comparison import STUDY_FILE, Findings, rows_of
 from distill.lab.plan import Planned, load_study, plan, plan_teacher, teacher_source
 from distill.lab.pool import Job, progress_bar, run_all, slots
-from distill.lab.tables import check_comparable, described, read_study, record
+from distill.lab.tables import check_comparable, described, machine_of, read_study, record
 from distill.methods import check_known_elsewhere, code_of, method_terms
 from distill.networks.teachers import fingerprint, load_teacher
 from distill.training.evaluation import check_classes, evaluate
@@ -264,7 +264,7 @@ class Study:
     def record(self) -> None:
         """Write what is finished, and beside the runs what the study is.
 
-        A record with more runs than there are yet, such as one that came with the clone, stays until all are there.
+        A record with runs that are not there yet, such as one that came with the clone, stays until all are there.
         """
         found = self._finished(), self._described()
         self._write(*found)
@@ -276,8 +276,8 @@ class Study:
 
     def _write(self, runs: list[dict[str, Any]], described: dict[str, Any]) -> None:
         write_json(self.folder / STUDY_FILE, described)
-        recorded = len(self.before.get("runs", ()))
-        self.is_recorded = bool(runs) and (len(runs) == len(self.runs) or len(runs) >= recorded)
+        before, there = (set(map(_key, found)) for found in (self.before.get("runs", ()), runs))
+        self.is_recorded = bool(runs) and (len(runs) == len(self.runs) or before <= there)
         if not self.is_recorded:
             return
         content = {
@@ -306,7 +306,7 @@ class Study:
         """What `score_teacher` found, if it was this teacher."""
         path = self.folder / "teacher.json"
         found = read_json(path) if path.exists() else {}
-        if found and found.get("weights") == self.weights:
+        if found and self.weights in (None, found.get("weights")):
             return found
         recorded = self.before.get("teacher") if self.keep_recorded else None
         return recorded if recorded and self.weights in (None, recorded.get("weights")) else None
@@ -320,7 +320,9 @@ class Study:
                 alike = [{key: there.get(key) for key in _SAME} for there in self.environments]
                 if {key: surroundings.get(key) for key in _SAME} not in alike:
                     self.environments.append(surroundings)
-        return [self.records[run.folder] for run in self.runs if run.folder in self.records]
+        # Records that do not say their machine get that of the study, once there is another one.
+        known = machine_of(self.before) if len(self.environments) > 1 else {}
+        return [known | self.records[run.folder] for run in self.runs if run.folder in self.records]
 
 
 def _shard(text: str, runs: int) -> tuple[int, int]:

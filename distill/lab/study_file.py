@@ -10,10 +10,8 @@ it) and `[method_options.TERM]`, as `training.fit` takes them. `seeds` is a numb
 the teacher trained first, with the study's settings and its own. A variant may have its own `methods`, `students`,
 `limit`, `unlabelled`, `recipe`, `settings`, `method_options`, a `width` of its students, an `about`, and as `baseline`
 the name of the variant whose baselines its runs are compared with. Without variants there is one without a name.
-A variant in which all runs take equally many seconds has `epochs_of`: by method, its own number of epochs.
 """
 
-import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from distill.data.folders import repeated
 from distill.errors import DistillError, check_number, nearest
-from distill.methods import METHODS, method_terms
+from distill.methods import METHODS, default_options, method_terms
 from distill.networks.deeplab import BACKBONES
 from distill.networks.timm_backbone import PREFIX
 
@@ -102,18 +100,12 @@ def _options(by_term: dict[str, Any]) -> dict[str, Any]:
     for term, options in by_term.items():
         if not isinstance(options, dict):
             raise DistillError(f"method_options.{term} is {options!r}; give a table, such as {{weight = 1.0}}")
-        parameters = inspect.signature(with_options[term]).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        defaults = default_options(with_options[term])
         _check_names(f"option of {term}", options, list(defaults))
         for name, value in options.items():
             if what := _other_kind(value, defaults[name]):
                 raise DistillError(f"method_options.{term}.{name} is {value!r}; give {what}")
     return by_term
-
-
-def _epochs_of(epochs: dict[str, int]) -> dict[str, int]:
-    """By the one name that its terms give each method."""
-    return {"+".join(method_terms(name)) or "baseline": count for name, count in epochs.items()}
 
 
 def _other_kind(value: object, default: object) -> str:
@@ -122,7 +114,9 @@ def _other_kind(value: object, default: object) -> str:
         return "" if isinstance(value, bool) else "true or false"
     if isinstance(default, int | float):
         return "" if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
-    return "" if isinstance(value, list) else "a list"
+    if isinstance(default, str):
+        return "" if isinstance(value, str) else "a text"
+    return "" if isinstance(value, list) or not isinstance(default, tuple | list) else "a list"
 
 
 # A description is what a sentence asks for.
@@ -157,11 +151,6 @@ class Variant(_Table):
     methods: _Methods = []
     method_options: _MethodOptions = {}
     width: Annotated[float, Field(ge=0.01, le=100, description="a number from 0.01 to 100")] = 1.0
-    epochs_of: Annotated[
-        dict[str, Annotated[int, Field(ge=1)]],
-        Field(description="a table, each of it a whole number of at least 1"),
-        AfterValidator(_epochs_of),
-    ] = {}
 
 
 class TrainedTeacher(_Table):

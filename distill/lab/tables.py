@@ -1,6 +1,6 @@
 """Tables from many runs: what is recorded of each, which may be compared, means, intervals and gains."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class _Recorded(TypedDict):
     miou: Number
     seconds: Number
     cpu_seconds: NotRequired[Number]
+    machine: NotRequired[str]
     settings: NotRequired[dict[str, Any]]
     terms: NotRequired[dict[str, Any]]
     history: NotRequired[list[RecordedEpoch]]
@@ -66,13 +67,24 @@ def read_study(path: Path) -> tuple[list[dict[str, Any]], float | None]:
     """A recorded study: what `record` gave for each of its runs, and the teacher's mIoU where it is known.
 
     Runs on a CPU that have wall-clock seconds only, which other programs lengthened, are marked `shared_clock`, as
-    `record` does.
+    `record` does; all get the machine of a study that had only one.
     """
     study = checked(read_json(path), _RecordedStudy, path, "a recorded study")
     on_cpu = (study.get("environment") or {}).get("device") == "cpu"
     shared = [{"shared_clock": True} if on_cpu and "cpu_seconds" not in run else {} for run in study["runs"]]
-    runs = [run | mark for run, mark in zip(study["runs"], shared, strict=True)]
+    runs = [machine_of(study) | run | mark for run, mark in zip(study["runs"], shared, strict=True)]
     return runs, (study.get("teacher") or {}).get("miou")
+
+
+def machine_of(study: Mapping[str, Any]) -> dict[str, str]:
+    """The `machine` of records that do not say theirs, as old ones: that of their study, if it had only one."""
+    return {} if study.get("environments") else _machine(study.get("environment") or {})
+
+
+def _machine(environment: dict[str, Any]) -> dict[str, str]:
+    """What seconds depend on most: the processor's name, or the GPU's."""
+    name = environment.get("processor" if environment.get("device") == "cpu" else "device")
+    return {"machine": name} if name else {}
 
 
 def described(run: Run) -> dict[str, Any]:
@@ -113,6 +125,7 @@ def record(run: Run) -> dict[str, Any]:
         "best_val_miou": scores["best"]["val_miou"],
         "seconds": round(sum(line["seconds"] for line in history), 1),
         **_clock(run, history),
+        **_machine(run.environment),
         "history": _in_short(history),
     }
 
@@ -196,7 +209,8 @@ def compare(records: list[dict[str, Any]], teacher_miou: float | None = None) ->
     `seeds_to_settle` are explained in `curves`. `as_fast`: the gain takes no more time than the baseline, or is there
     at equal time too. `p` is that of the gain, `p_holm` corrected for the gains of all rows. `seconds` are processor
     seconds where all records have them, because other programs may have run meanwhile; else wall-clock seconds, of
-    which nothing is said about equal time where they are a `shared_clock`. Scores are shares between 0 and 1.
+    which nothing is said about equal time where they are a `shared_clock`; nor where a method and its baseline ran on
+    different `machines`. Scores are shares between 0 and 1.
     """
     groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for entry in records:
@@ -243,6 +257,7 @@ def _row(
     )
     if any(entry.get("shared_clock") for entry in seeds.values()):
         row["shared_clock"] = True
+    row["machines"] = sorted({entry["machine"] for entry in seeds.values() if entry.get("machine")})
     if epochs := {entry["settings"]["epochs"] for entry in seeds.values() if "epochs" in (entry.get("settings") or {})}:
         row["epochs"] = max(epochs)
     rises = [rise for entry in seeds.values() if (rise := late_rise(entry)) is not None]
@@ -263,7 +278,9 @@ def _gains(
     own, other = (float(np.mean([run[clock] for run in runs])) for runs in zip(*pairs, strict=True))
     if _same_steps(pairs):
         own = max(own, other)  # a term takes no time off a step: that is the clock's noise
+    # Seconds that cannot be compared: other programs lengthened them, or they are of two machines.
     shared = any(run.get("shared_clock") for pair in pairs for run in pair)
+    shared = shared or any(run.get("machine") != alone.get("machine") for run, alone in pairs)
     timed = [gain for pair in pairs if (gain := gain_at_equal_time(*pair, own, other)) is not None]
     all_timed = len(timed) == len(pairs) and not shared
     if all_timed:
@@ -337,6 +354,8 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             "The seconds are wall-clock times of a machine that did other things too, so nothing is said about equal "
             "time."
         )
+    if len(machines := sorted({name for row in rows for name in row.get("machines", ())})) > 1:
+        notes.append(f"The runs are of several machines ({', '.join(machines)}), whose seconds cannot be compared.")
     notes += _by_chance(rows)
     return "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
 

@@ -27,7 +27,7 @@ from distill.networks.teachers import fingerprint, load_teacher
 from distill.training.loop import fit
 from distill.training.parallel import pick_device
 from distill.training.presets import choose_options, choose_settings, defaults_for
-from distill.training.runs import Run, epochs_trained
+from distill.training.runs import Run, epochs_trained, name_of
 
 
 def tune(
@@ -55,15 +55,7 @@ def tune(
     """
     check_number("budget", budget, 1, 64)
     check_number("spread", spread, 0.01, 10, whole=False)
-    wrong = [method for method in methods if len(method_terms(method)) != 1]
-    methods = [term for method in methods for term in method_terms(method)]
-    if wrong or not methods:
-        raise DistillError(
-            f"{(wrong or ['nothing'])[0]} is not a single term with a weight; tune some of "
-            f"{', '.join(list(METHODS)[1:])}"
-        )
-    methods = list(dict.fromkeys(methods))
-    check_known_elsewhere(methods)
+    methods = _single_terms(methods)
     out, chosen = Path(out), choose_settings(preset or defaults_for(data).preset, "matched", settings, data)
     train = open_dataset(data, "train", data_root)
     asked = {"student": student, "teacher": fingerprint(load_teacher(teacher)), "seed": seed}
@@ -87,16 +79,17 @@ def tune(
             run_all(todo, slots(device, jobs), threads, bar, out / "failed.txt")
             scores = {row: _score(path) for row, path in planned.items()}
             runs += [{"method": m, "weight": w, "epochs": epochs, "val_miou": s} for (m, w), s in scores.items()]
-            for method, weights in alive.items():
-                known = {weight: score for weight in weights if (score := scores[method, weight]) is not None}
-                if not known:
-                    raise DistillError(f"training diverges with every weight of {method}; lower --spread, or --lr")
-                alive[method] = sorted(known, key=known.__getitem__, reverse=True)
+            alive = {method: _best_first(method, weights, scores) for method, weights in alive.items()}
     some = next(path for path in planned.values() if (path / "scores.json").exists())
+    # As it would be typed for these runs; where data and teacher lay is no business of the record.
+    command = ["python -m distill tune --methods", *methods, f"--backbone {student} --dataset {name_of(data)}"]
+    command += [f"--budget {budget} --spread {spread:g} --epochs {chosen.epochs} --seed {seed}"]
     record = {
-        "command": "python -m distill tune",
+        "command": " ".join(command),
         "student": student,
-        "data": data,
+        "data": name_of(data),
+        "teacher": asked["teacher"],
+        "settings": asdict(chosen),
         "seed": seed,
         "budget": budget,
         "spread": spread,
@@ -107,6 +100,27 @@ def tune(
     }
     write_json(out / "tune.json", record)
     return record
+
+
+def _single_terms(methods: Sequence[str]) -> list[str]:
+    """The methods by the names of their terms, each once. Raises DistillError for what has no one weight to choose."""
+    wrong = [method for method in methods if len(method_terms(method)) != 1]
+    if wrong or not methods:
+        raise DistillError(
+            f"{(wrong or ['nothing'])[0]} is not a single term with a weight; tune some of "
+            f"{', '.join(list(METHODS)[1:])}"
+        )
+    terms = list(dict.fromkeys(term for method in methods for term in method_terms(method)))
+    check_known_elsewhere(terms)
+    return terms
+
+
+def _best_first(method: str, weights: Sequence[float], scores: dict[tuple[str, float], float | None]) -> list[float]:
+    """The weights whose runs did not diverge. Raises DistillError when all did."""
+    known = {weight: score for weight in weights if (score := scores[method, weight]) is not None}
+    if not known:
+        raise DistillError(f"training diverges with every weight of {method}; lower --spread, or --lr")
+    return sorted(known, key=known.__getitem__, reverse=True)
 
 
 def table(record: dict[str, Any]) -> str:

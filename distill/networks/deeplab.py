@@ -272,10 +272,10 @@ def build_model(
     head_width = width if head_width is None else head_width
     _check_numbers(num_classes, output_stride, width, head_width)
     rates = _check_rates(_ATROUS_RATES[output_stride] if atrous_rates is None else atrous_rates)
-    if weights is not None and width != 1.0:
-        raise DistillError(f"torchvision's weights fit width 1.0 only, not {width}; set weights=None.")
     if backbone.startswith(PREFIX) and width != 1.0:
         raise DistillError("the width of timm's networks is their own; leave width at 1.0, or set head_width.")
+    if weights is not None and width != 1.0:
+        raise DistillError(f"torchvision's weights fit width 1.0 only, not {width}; set weights=None.")
     width, head_width = float(width), float(head_width)
     model = DeepLabV3Plus(backbone, num_classes, output_stride, width, head_width, rates, zero_init_residual)
     if weights is not None and isinstance(model.backbone, TimmBackbone):

@@ -7,17 +7,18 @@ import os
 import re
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.errors import DistillError, first_line
 from distill.files import make_folder, replace_file
 from distill.networks.deeplab import DeepLabV3Plus, build_model
 from distill.networks.timm_backbone import PREFIX
-from distill.networks.wrapped import Wrapped
+from distill.networks.wrapped import Wrapped, wrap
 
 
 def save_model(
@@ -87,15 +88,31 @@ def _class_names(path: Path, metadata: dict[str, str]) -> tuple[str, ...] | None
         ) from None
 
 
-def load_model(path: str | os.PathLike[str]) -> DeepLabV3Plus:
+@overload
+def load_model(path: str | os.PathLike[str], network: None = None) -> DeepLabV3Plus: ...
+
+
+@overload
+def load_model(path: str | os.PathLike[str], network: nn.Module) -> Wrapped: ...
+
+
+def load_model(path: str | os.PathLike[str], network: nn.Module | None = None) -> DeepLabV3Plus | Wrapped:
     """Rebuild a network from a file that `save_model` wrote: on the CPU, in training mode, in float32 if it
     was stored in half precision. Draws no random numbers.
 
+    `network`: for a network of another library, one that is built as that was; it gets the weights, in float32, and
+    is returned wrapped.
+
     Raises:
-        DistillError: the file is missing, is not safetensors, has no configuration, or does not match it.
+        DistillError: the file is missing, is not safetensors, has no configuration, or does not match it or the
+            network.
     """
     path = Path(path)
     state, metadata = _read(path)
+    if network is not None:
+        taps = _taps(path, metadata)
+        inner = network.network if isinstance(network, Wrapped) else network
+        return load_into(wrap(inner.float(), taps["positions"], taps["norms"]), path)
     model = _rebuild(path, metadata)
     try:
         model.load_state_dict(state, assign=True)
@@ -104,6 +121,17 @@ def load_model(path: str | os.PathLike[str]) -> DeepLabV3Plus:
             f"The weights in '{path}' do not fit its config ({mismatch(error)}); save it again."
         ) from error
     return model
+
+
+def _taps(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """Positions and norms of a wrapped network, as its file has them."""
+    try:
+        taps = json.loads(metadata.get("config", "{}")).get("wrapped")
+        if taps is not None:
+            return {"positions": taps["positions"], "norms": taps["norms"]}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DistillError(f"The 'config' in '{path}' is damaged ({first_line(error)}); save it again.") from error
+    raise DistillError(f"'{path}' holds a network of this package, which is built from the file; give no network")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -167,7 +195,7 @@ def _check_config(path: Path, text: str) -> None:
     if isinstance(config, dict) and "wrapped" in config:
         raise DistillError(
             f"'{path}' holds the weights of a {config.get('backbone')} of another library, which only its owner can "
-            f"build; do that, and give it to Run.student(network)."
+            f"build; do that in Python, and give it as well: load_model(file, network), or Run.student(network)."
         )
     known = ("backbone", "num_classes", "output_stride", "width", "head_width", "atrous_rates")
     strange = [key for key in config if key not in known] if isinstance(config, dict) else []

@@ -97,6 +97,10 @@ def _load(source: str) -> DeepLabV3Plus | Wrapped:
         model.class_names = SAMPLE_CLASSES
     else:
         path = Path(source)
+        if path.suffix == ".onnx":
+            raise DistillError(
+                f"{path} is an exported network, which gives no maps; give the .safetensors file it is of"
+            )
         model = load_model(path) if path.suffix == ".safetensors" else _load_published(path)
     return model
 

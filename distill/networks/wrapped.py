@@ -6,7 +6,7 @@ A teacher or student from another library, wrapped here, is trained, saved and s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from distill.errors import DistillError, first_line
 from distill.networks.backbones import POSITIONS
 from distill.networks.taps import Made, eval_mode, last_norms, made_by, record, submodule
+
+_Shape: TypeAlias = tuple[int, int, int]  # channels, height and width of a map
 
 
 def wrap(
@@ -72,7 +74,7 @@ class Wrapped(nn.Module):
         if class_names and len(class_names) != self.num_classes:
             raise DistillError(
                 f"the network has {self.num_classes} classes and {len(class_names)} class_names were given; give one "
-                f"name a class"
+                f"name per class"
             )
 
     def forward(self, images: Tensor, return_maps: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
@@ -86,6 +88,9 @@ class Wrapped(nn.Module):
         logits = _resize(logits, size)
         if not return_maps:
             return logits
+        for tap in self.taps.values():
+            if tap not in recorded:
+                raise DistillError(f"the layer {tap!r} does not run itself, as a list of layers; name one in it")
         maps = {position: _as_map(recorded[tap], fitting, tap) for position, tap in self.taps.items()}
         absent = logits.new_empty(len(images), 0, 1, 1)
         return logits, [maps.get(position, absent) for position in POSITIONS]
@@ -133,19 +138,23 @@ def suggest_positions(network: nn.Module, size: tuple[int, int] = (128, 192), sh
 
     The network is asked about an image of zeros of `size` pixels (H, W). `layer4` is the last map at the coarsest
     stride in the first of its parts, its encoder; `layer1` to `layer3` are the last on the way there at each stride
-    from 4 on; `aspp` is the last of those that follow at the same stride; `decoder` the last before the logits, where
-    it is finer. What a network does not have is left out. Raises DistillError when it has no maps of two sizes.
+    from 4 on; `aspp` is the last of those that follow at the same stride; `decoder` the last before the layer that
+    gives the logits, where it is finer. What a network does not have is left out, and so is what the logits do not
+    depend on, such as a head for training alone. Raises DistillError when it has no maps of two sizes.
     """
-    wrapped = Wrapped(network)
+    wrapped = wrap(network)
     size = (-(-size[0] // wrapped.divisor) * wrapped.divisor, -(-size[1] // wrapped.divisor) * wrapped.divisor)
-    image = next(network.parameters()).new_zeros(1, 3, *size)
-    with torch.no_grad(), eval_mode(network):
+    image = next(network.parameters()).new_zeros(1, 3, *size, requires_grad=True)
+    with torch.enable_grad(), eval_mode(network):
         answer, made = made_by(network, lambda: network(image))
-    maps = [(one, shape) for one in made if (shape := _map_shape(one.tensor, size))]
-    logits = _logits(answer)
-    while maps and maps[-1][1][0] == logits.shape[1]:
-        maps.pop()  # logits, and what was made of them
-    found = _choose([(one, round(size[0] / shape[1])) for one, shape in maps])
+        logits = _logits(answer)
+        maps = [(one, shape) for one in made if (shape := _map_shape(one.tensor, size))]
+        maps = _of_use(logits, maps)
+    maps = _before_logits(network, logits, maps)
+    even = [(one, shape) for one, shape in maps if size[0] % shape[1] == 0 == size[1] % shape[2]]
+    # Maps of uneven strides, as of layers that pad, only where there are no others.
+    found = _choose([(one, round(size[0] / shape[1])) for one, shape in even])
+    found = found or _choose([(one, round(size[0] / shape[1])) for one, shape in maps])
     if not found:
         raise DistillError(
             f"the {type(network).__name__} gives no maps of two sizes, from which positions could be chosen; name them"
@@ -159,9 +168,37 @@ def suggest_positions(network: nn.Module, size: tuple[int, int] = (128, 192), sh
     return found
 
 
+def _of_use(logits: Tensor, maps: list[tuple[Made, _Shape]]) -> list[tuple[Made, _Shape]]:
+    """The maps on which the logits depend; all of them where that cannot be told."""
+    known = [entry for entry in maps if isinstance(entry[0].tensor, Tensor) and entry[0].tensor.requires_grad]
+    try:
+        gradients = torch.autograd.grad(logits.sum(), [_tensor(one) for one, _ in known], allow_unused=True)
+    except RuntimeError:  # a network that takes no gradient
+        return maps
+    used = {id(one.tensor) for (one, _), gradient in zip(known, gradients, strict=True) if gradient is not None}
+    return [entry for entry in maps if id(entry[0].tensor) in used]
+
+
+def _tensor(one: Made) -> Tensor:
+    return cast(Tensor, one.tensor)
+
+
+def _before_logits(network: nn.Module, logits: Tensor, maps: list[tuple[Made, _Shape]]) -> list[tuple[Made, _Shape]]:
+    """Without what the last layer with weights gave, the logits, and what was made of them."""
+    kept = list(maps)
+    while kept and kept[-1][1][0] == logits.shape[1]:
+        made, _ = kept.pop()
+        if any(True for _ in submodule(network, made.names[0]).parameters()):
+            break
+    return kept
+
+
 def _choose(maps: list[tuple[Made, int]]) -> dict[str, str]:
     """Taps by position, from what a network gave and its strides, in the order in which it ran."""
-    parts = [one.names[0].split(".")[0] for one, _ in maps]
+    paths = [one.names[0].split(".") for one, _ in maps]
+    while min(map(len, paths), default=0) > 1 and len({path[0] for path in paths}) == 1:
+        paths = [path[1:] for path in paths]  # a network within another
+    parts = [path[0] for path in paths]
     strides = [stride for _, stride in maps]
     if len(set(strides)) < 2:
         return {}
@@ -180,7 +217,7 @@ def _choose(maps: list[tuple[Made, int]]) -> dict[str, str]:
     return found
 
 
-def _map_shape(tensor: object, size: tuple[int, int]) -> tuple[int, int, int] | None:
+def _map_shape(tensor: object, size: tuple[int, int]) -> _Shape | None:
     """Channels, height and width of a map or of tokens; None for everything else."""
     try:
         feature = _as_map(tensor, size, "")
@@ -201,9 +238,10 @@ def taps_of(teacher: nn.Module) -> dict[str, Any] | None:
 
 def _by_position(what: str, names: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
     """Layers by position, from a mapping or from six names in the order of `POSITIONS`."""
-    named = names if isinstance(names, Mapping) else dict(zip(POSITIONS, names or (), strict=False))
+    listed = names if isinstance(names, Sequence | Mapping) else [None] if names else ()
+    named = listed if isinstance(listed, Mapping) else dict(zip(POSITIONS, listed, strict=False))
     told = all(isinstance(name, str) for name in named.values())
-    if not told or not set(named) <= set(POSITIONS) or (names and len(named) != len(names)):
+    if not told or not set(named) <= set(POSITIONS) or len(named) != len(listed):
         raise DistillError(
             f"{what} is {names!r}; give layers by position, such as {{'layer4': 'encoder.layer4.2.relu:input'}}, or "
             f"six in the order {', '.join(POSITIONS)}"
@@ -218,8 +256,8 @@ def _logits(answer: object) -> Tensor:
         logits = getattr(answer, "logits", answer)
     if not isinstance(logits, Tensor) or logits.dim() != 4:
         raise DistillError(
-            f"the network answers with a {type(logits).__name__}, and a teacher gives logits (N, classes, H, W), also "
-            f"as `out` or `logits` of a dict or an object"
+            f"the network answers with a {type(logits).__name__}, and what is asked for are logits (N, classes, H, W), "
+            f"also as `out` or `logits` of a dict or an object; wrap a small module that picks them from its answer"
         )
     return logits
 

@@ -30,12 +30,16 @@ LOOKS: dict[str, tuple[str, str]] = {
     "teacher": ("#000000", "*"),
 }
 _OTHER_LOOKS = [("#56B4E9", "X"), ("#7A5195", "<"), ("#4D4D4D", ">")]
+# By what methods compare, as in `diagrams.family`.
+KIND_LOOKS: dict[str, tuple[str, str]] = {
+    "logits": ("#0072B2", "s"),
+    "places": ("#E69F00", "^"),
+    "channels": ("#009E73", "D"),
+    "pairs": ("#CC79A7", "P"),
+    "classes": ("#D55E00", "v"),
+}
 _NETWORKS = {"resnet18": "ResNet-18", "mobilenetv2": "MobileNetV2", "resnet101": "ResNet-101"}
 _GAIN = "gain over the baseline, points of mIoU"
-_X_AXES = {
-    "parameters": ("parameters, millions (logarithmic)", 1e6, 2),
-    "milliseconds": ("milliseconds per image (logarithmic)", 1, 1),
-}
 
 
 def gain_chart(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -46,9 +50,20 @@ def gain_chart(rows: Sequence[dict[str, Any]]) -> Figure:
     return _dot_panels(_by_student([row for row in rows if "gain" in row]), "gain", _GAIN, 0.0, "")
 
 
-def leaderboard_chart(panels: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
-    """Mean gains with their 95 % intervals, a panel for each comparison by its title; rows as for `gain_chart`."""
-    return _dot_panels(panels, "gain", _GAIN, 0.0, "")
+def leaderboard_chart(panels: Mapping[str, Sequence[dict[str, Any]]], kinds: Mapping[str, str]) -> Figure:
+    """Mean gains with their 95 % intervals, a panel for each comparison by its title; rows as for `gain_chart`.
+
+    `kinds[method]` is what a method compares, one of `KIND_LOOKS`, which gives it colour and marker.
+    """
+    figure = _dot_panels(panels, "gain", _GAIN, 0.0, "", kinds=kinds)
+    there = [kind for kind in KIND_LOOKS if kind in {kinds[row["method"]] for rows in panels.values() for row in rows}]
+    looks = [(kind, *KIND_LOOKS[kind]) for kind in there]
+    with style():
+        handles = [
+            Line2D([], [], color=colour, marker=marker, ls="", mec="black", mew=0.6) for _, colour, marker in looks
+        ]
+        figure.legend(handles, there, ncols=len(there), loc="outside upper left", title="what is compared")
+    return figure
 
 
 def closed_chart(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -60,11 +75,6 @@ def closed_chart(rows: Sequence[dict[str, Any]]) -> Figure:
     return _dot_panels(
         _by_student(rows), "closed", "share of the gap to the teacher closed, %", 1.0, "teacher", start=0.0
     )
-
-
-def score_chart(rows: Sequence[dict[str, Any]], teacher_miou: float) -> Figure:
-    """Mean mIoU of every method with its 95 % interval, and the teacher's (a share) as a dashed line."""
-    return _dot_panels(_by_student(rows), "miou", "mIoU, %", teacher_miou, "teacher")
 
 
 def _by_student(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -81,19 +91,21 @@ def _dot_panels(
     line: float,
     line_name: str,
     start: float | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> Figure:
+    """`kinds`: where colour and marker are those of what a method compares; names then stay as they are typed."""
     longest = max((len(panel) for panel in panels.values()), default=1)
     with style():
         figure = Figure(figsize=(4.4 * max(1, len(panels)), 1.1 + 0.36 * longest))
         axes = figure.subplots(1, max(1, len(panels)), squeeze=False, sharex=True)[0]
         for axis, (title, panel) in zip(axes, panels.items(), strict=False):
             for y, row in enumerate(panel):
-                colour, marker = _look(row["method"])
+                colour, marker = KIND_LOOKS[kinds[row["method"]]] if kinds else _look(row["method"])
                 interval = 100 * np.nan_to_num(row[f"{key}_interval"])
                 axis.errorbar(
                     100 * row[key], y, xerr=interval, fmt=marker, color=colour, capsize=4, ms=7, mec="black", mew=0.6
                 )
-            names = [method_name(row["method"]) for row in panel]
+            names = [row["method"] if kinds else method_name(row["method"]) for row in panel]
             axis.set(yticks=range(len(panel)), yticklabels=names, ylim=(len(panel) - 0.4, -0.6), xlabel=xlabel)
             axis.axvline(100 * line, color="black", lw=1, ls="--" if line_name else "-", zorder=1)
             if line_name:
@@ -178,47 +190,12 @@ def label_chart(lines: Mapping[str, Mapping[int, tuple[float, float]]], teacher_
     return figure
 
 
-def size_chart(points: Sequence[dict[str, Any]], x: str = "parameters") -> Figure:
-    """mIoU against the number of parameters, or against `"milliseconds"`, on a logarithmic axis.
-
-    A point has `name`, `method` ("teacher", "baseline", …), `miou` (a share) and the number that `x` names. Points of
-    equal x are joined by a line.
-    """
-    xlabel, unit, digits = _X_AXES[x]
-    places = sorted({point[x] for point in points})
-    with style():
-        figure = Figure(figsize=(6.5, 3.6))
-        axis = figure.subplots()
-        for place in places:
-            scores = [100 * point["miou"] for point in points if point[x] == place]
-            axis.plot([place] * len(scores), scores, color="#999999", lw=1, zorder=1)
-        for point in points:
-            colour, marker = _look(point["method"])
-            place, score = point[x], 100 * point["miou"]
-            axis.scatter(place, score, 70, color=colour, marker=marker, ec="black", lw=0.6, zorder=2)
-            others = [other["miou"] for other in points if other[x] == place]
-            va = "center" if len(others) == 1 else "bottom" if point["miou"] > min(others) else "top"
-            left = place == places[0]  # the names of the leftmost stand to its left, out of the way of its neighbour
-            offset, ha = ((-8, 0), "right") if left else ((8, 0), "left")
-            axis.annotate(point["name"], (place, score), offset, textcoords="offset points", va=va, ha=ha)
-        scores = [100 * point["miou"] for point in points]
-        start, end = places[0] / (2 * places[-1] / places[0]) ** 0.6, places[-1] * 2  # room for names, at every range
-        axis.set(xscale="log", xlabel=xlabel, ylabel="mIoU, %", xlim=(start, end))
-        axis.set_ylim(min(scores) - 3, max(scores) + 3)
-        axis.set_xticks(
-            [place for before, place in zip([0, *places[:-1]], places, strict=True) if place > 1.12 * before]
-        )
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:.{digits}f}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.grid(axis="y")
-    return figure
-
-
 def cost_chart(points: Sequence[dict[str, Any]], milliseconds: str = "milliseconds per image") -> Figure:
     """mIoU against parameters and, where points have them, against milliseconds: what each network costs and gives.
 
-    `points` are those of `size_chart`, with a backbone as `network` in place of a name; the legend names methods. A
-    dotted line joins those to which no other is preferable, being as good and cheaper, or better at the same cost.
+    A point has `network` (a backbone), `method` ("teacher", "baseline", …), `miou` (a share) and one or both of these
+    numbers; the legend names methods. A dotted line joins those to which no other is preferable, being as good and
+    cheaper, or better at the same cost.
     `milliseconds` says what was measured.
     """
     labels = {"parameters": "parameters, millions", "milliseconds": milliseconds}
@@ -278,12 +255,13 @@ def export_chart(points: Sequence[dict[str, Any]]) -> Figure:
                     if point.get("trained", True)
                     else {"fc": "white", "ec": colour}
                 )
-                axis.scatter(point[key], 100 * point["miou"], 60, marker=marker, zorder=2, **look)
+                area = 150 if point["way"] == "float32" else 60  # seen behind an ONNX file of the same size
+                axis.scatter(point[key], 100 * point["miou"], area, marker=marker, zorder=2, **look)
             for network in dict.fromkeys(point["network"] for point in points):
                 own = [point for point in points if point["network"] == network]
                 last = max(own, key=lambda point: point[key])
                 place = last[key], 100 * last["miou"]
-                axis.annotate(network_name(network), place, (8, 0), textcoords="offset points", va="center", size=9)
+                axis.annotate(network_name(network), place, (10, 0), textcoords="offset points", va="center", size=9)
             _logarithmic(axis, [point[key] for point in points], unit)
             axis.set_xlim(right=5 * max(point[key] for point in points))  # room for names
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, FancyBboxPatch
 from torch import Tensor
 
+from distill.show.charts import KIND_LOOKS
 from distill.show.plots import style
 
 _FILLS = {
@@ -160,14 +162,17 @@ def sakd_steps(g: Tensor) -> Figure:
 
 
 def family(groups: Mapping[str, Mapping[str, str]], question: Mapping[str, str]) -> Figure:
-    """Methods by what they compare: `groups[kind][method]` is a line about one, `question[kind]` what is asked."""
+    """Methods by what they compare: `groups[kind][method]` is a line about one, `question[kind]` what is asked.
+
+    Each kind has the colour that it has in `charts.leaderboard_chart`.
+    """
     rows = sum(len(methods) for methods in groups.values())
     with style():
         figure = Figure(figsize=(9.6, 0.8 + 0.36 * (rows + len(groups) * 0.5)))
         axis = _canvas(figure, 13, rows)
         top, centres = 0.0, []
-        looks = zip(groups.items(), ("teacher", "student", "loss", "data", "plain"), strict=False)
-        for (kind, methods), fill in looks:
+        for kind, methods in groups.items():
+            fill = _tint(KIND_LOOKS[kind][0])
             height = len(methods)
             centre = top - (height - 1) / 2
             centres.append(centre)
@@ -187,6 +192,12 @@ def family(groups: Mapping[str, Mapping[str, str]], question: Mapping[str, str])
 
 
 # ------------------------------------------------------------------------------------------------ parts
+
+
+def _tint(colour: str) -> str:
+    """A light one, on which black text can be read."""
+    red, green, blue = (1 - 0.3 * (1 - part) for part in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
 def _canvas(figure: Figure, width: float, height: float) -> Axes:
@@ -213,7 +224,7 @@ def _box(
             width,
             height,
             boxstyle="round,pad=0,rounding_size=0.12",
-            fc=_FILLS[fill],
+            fc=_FILLS.get(fill, fill),
             ec=_INK,
             lw=1,
             ls="--" if dashed else "-",

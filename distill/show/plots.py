@@ -184,8 +184,8 @@ def _name_regions(axis: Axes, mask: np.ndarray, class_names: Sequence[str], size
     The largest region is named first. A name that would cover another is left out.
     """
     outline = [matplotlib.patheffects.withStroke(linewidth=2, foreground="black")]
-    # Of a line and a letter of 8 points, as shares of the picture.
-    height, letter = 11 / 72 / size / _height_by_width(mask), 4.6 / 72 / size
+    # Of a line and a letter of 8 points, as shares of the picture, of which the layout may take a sixth.
+    height, letter = 13 / 72 / size / _height_by_width(mask), 5.5 / 72 / size
     taken: list[tuple[float, float, float]] = []  # row, column and half the width of each name
     first = 1 if class_names[0] == "background" else 0
     for region, label in _regions(mask, first, len(class_names)):
@@ -250,19 +250,6 @@ def probability_chart(panels: Mapping[str, Mapping[str, np.ndarray]], class_name
         axes[0].legend(ncols=len(bars), loc="lower right", bbox_to_anchor=(1, 1))
         axes[-1].set_xticks(range(len(class_names)), class_names, rotation=60, ha="right", rotation_mode="anchor")
         figure.supylabel("probability", size=10)
-    return figure
-
-
-def histogram(values: np.ndarray, lines: Mapping[str, float], xlabel: str) -> Figure:
-    """How often values (any shape) occur, and vertical lines at named values."""
-    with style():
-        figure = Figure(figsize=(6.5, 2.6))
-        axis = figure.subplots()
-        axis.hist(np.asarray(values).ravel(), bins=80, color="#A6CBE3", edgecolor="#5B8FB0", lw=0.3)
-        for (name, value), dashes in zip(lines.items(), ("-", "--", ":", "-."), strict=False):
-            axis.axvline(value, color="black", ls=dashes, label=f"{name}: {value:.2f}")
-        axis.set(xlabel=xlabel, ylabel="places")
-        axis.legend()
     return figure
 
 

@@ -26,8 +26,8 @@ from PIL import Image
 from torch import nn
 
 from distill.data.folders import VOCFolder, read_image
-from distill.data.transforms import IGNORE_INDEX
 from distill.errors import DistillError
+from distill.losses import IGNORE_INDEX
 from distill.show.plots import BAR_LOOKS, Colours, colour_mask, probability_chart, show_grid
 from distill.training.evaluation import predict_logits
 from distill.training.runs import open_network

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from distill.data.folders import VOCFolder
-from distill.data.transforms import IGNORE_INDEX, View, cut, cut_on_device, draw_view, moved, normalise
+from distill.data.transforms import View, cut, cut_on_device, draw_view, moved, normalise
 from distill.errors import DistillError
 from distill.files import free_memory, held, make_file, make_folder, read_json, remove_parts, replace_file, write_text
+from distill.losses import IGNORE_INDEX
 from distill.networks.teachers import ask_teacher
 from distill.training.interrupt import ctrl_c_after
 from distill.training.parallel import ALONE, Ranks

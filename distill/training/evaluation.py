@@ -15,8 +15,10 @@ from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
 from distill.data.folders import VOCFolder, read_image, read_picture
-from distill.data.transforms import IGNORE_INDEX, normalise
+from distill.data.resize import shrunk
+from distill.data.transforms import normalise
 from distill.errors import DistillError, check_number
+from distill.losses import IGNORE_INDEX
 from distill.networks.onnx_file import OnnxNetwork, load_onnx
 from distill.networks.taps import eval_mode
 from distill.training.batches import from_workers
@@ -199,22 +201,43 @@ def _some(names: list[str], without: list[str]) -> str:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module | Run | str | Path, image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
+def predict(
+    model: nn.Module | Run | str | Path, image: Image.Image | np.ndarray | str | Path, side: int | None = None
+) -> np.ndarray:
     """Class map (H, W) uint8 of a PIL image, an (H, W, 3) uint8 array or an image file, at the image's own size.
+
+    A network knows things at the size at which it saw them in training. With `side`, it is asked about the image with
+    its longer side shrunk to so many pixels, and its answer is enlarged to the nearest.
 
     A PIL image is turned upright and checked as its file would be (see `read_image`). A `Run` stands for its
     student, and a path that ends in .onnx for the exported network in it. Raises DistillError for anything else, and
     for a network whose answer is not of the image's size.
     """
-    return predict_logits(model, image).argmax(0).to(torch.uint8).cpu().numpy()
+    array = _array(image)
+    height, width = array.shape[:2]
+    if side is not None:
+        check_number("side", side, 8, 100_000)
+        array = np.array(shrunk(Image.fromarray(array), int(side)))
+    logits = predict_logits(model, array)
+    if len(logits) > 256:
+        raise DistillError(f"the network has {len(logits)} classes, and a map of bytes holds 256; use predict_logits")
+    labels = logits.argmax(0).to(torch.uint8).cpu().numpy()
+    return np.array(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
 
 
 @torch.inference_mode()
 def predict_logits(model: nn.Module | Run | str | Path, image: Image.Image | np.ndarray | str | Path) -> torch.Tensor:
     """Logits (C, H, W) of one image; raises what `predict` raises."""
-    model = _network(model)
+    model, array = _network(model), _array(image)
+    with eval_mode(model):
+        images = torch.from_numpy(array).permute(2, 0, 1)[None]
+        return _ask(model, _prepare(model, images))[0]
+
+
+def _array(image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
+    """An image as (H, W, 3) uint8."""
     if isinstance(image, str | Path):
-        image = read_image(Path(image))
+        return read_image(Path(image))
     array = read_picture(image) if isinstance(image, Image.Image) else np.array(image)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise DistillError(
@@ -222,9 +245,7 @@ def predict_logits(model: nn.Module | Run | str | Path, image: Image.Image | np.
         )
     if array.size == 0:
         raise DistillError(f"the array of shape {array.shape} has no pixels; give an image of at least 1 x 1 pixels")
-    with eval_mode(model):
-        images = torch.from_numpy(array).permute(2, 0, 1)[None]
-        return _ask(model, _prepare(model, images))[0]
+    return array
 
 
 def _prepare(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -95,6 +95,8 @@ def fit(
         train = open_dataset(data, "train", data_root, limit)
     if unlabelled is not None:
         train = with_unlabelled(train, unlabelled, terms)
+        if progress and ranks.first:
+            tqdm.write(f"{len(train.extra)} further images without masks, of {train.folder}")
     given = None if isinstance(student, str) else student  # the caller's, to be trained in place
     if given is not None and (width != 1.0 or weights is not None):
         raise DistillError(
@@ -320,22 +322,27 @@ class _Loop:
         parts = steps[finite.index(False)].items()
         wrong = [f"{name} is {value.item()}" for name, value in parts if not value.isfinite()]
         names = self.batches.names(epoch, step)
-        kept = f"the checkpoint of epoch {epoch} is kept in" if epoch else "nothing was saved yet in"
         raise Diverged(
             f"training stopped at step {step + 1} of epoch {epoch + 1}: {', '.join(reversed(wrong))}, on the images "
-            f"{', '.join(names[:16])}{f' and {len(names) - 16} more' if len(names) > 16 else ''}; {kept} "
-            f"{self.folder}; lower --lr or the method's --weight (with another --out), or look at these images"
+            f"{', '.join(names[:16])}{f' and {len(names) - 16} more' if len(names) > 16 else ''}; "
+            f"{self._kept(epoch)}; lower --lr or the method's --weight (with another --out), or look at these images"
         )
 
     def _check_weights(self, epoch: int) -> None:
         """DistillError where the last step of an epoch, whose loss was a number, spoilt the weights."""
         spoilt = [name for name, weight in self.student.named_parameters() if not weight.isfinite().all()]
         if spoilt:
-            kept = f"the checkpoint of epoch {epoch} is kept in" if epoch else "nothing was saved yet in"
             raise Diverged(
                 f"training stopped at the end of epoch {epoch + 1}: {spoilt[0]} holds values that are not finite "
-                f"numbers; {kept} {self.folder}; lower --lr (with another --out)"
+                f"numbers; {self._kept(epoch)}; lower --lr (with another --out)"
             )
+
+    def _kept(self, epoch: int) -> str:
+        """What there is of a run that stopped in the epoch after `epoch`."""
+        if not (self.folder / "last.pt").exists():
+            return f"nothing was saved yet in {self.folder}"
+        when = f"of epoch {epoch}" if self.saved == epoch and epoch else "before it"
+        return f"the checkpoint {when} is kept in {self.folder}"
 
     def _show(self) -> None:
         """Let the caller look at the epoch that was just saved."""

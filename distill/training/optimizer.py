@@ -21,7 +21,7 @@ def pixels_by_class(dataset: VOCFolder, most: int = 0) -> Tensor:
 
 def set_up(method: Method, settings: Settings, train: VOCFolder) -> None:
     """Have a method divide, and weigh the classes of `train`, as the settings say."""
-    method.divide_twice = settings.divisions == "twice"
+    method.divide_by = settings.batch_size if settings.divisions == "twice" else 0
     if settings.class_weights == "log":
         method.class_weights = class_weights(pixels_by_class(train, settings.labelled))
 

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 from typing_extensions import NotRequired, TypedDict  # pydantic wants these before Python 3.12
 
-from distill.data.folders import VOCFolder
+from distill.data.folders import VOCFolder, open_dataset
+from distill.data.layout import IMAGES
 from distill.data.unlabelled import WithUnlabelled
 from distill.errors import DistillError
 from distill.files import (
@@ -40,7 +41,7 @@ from distill.files import (
 from distill.methods import Method, with_every_option
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.onnx_file import load_onnx
-from distill.networks.saving import load_into, load_model
+from distill.networks.saving import load_model
 from distill.networks.teachers import fingerprint, load_teacher, shipped_file
 from distill.networks.wrapped import Wrapped, taps_of, wrap
 from distill.training.parallel import Ranks
@@ -145,6 +146,13 @@ class Run:
         root = self._surroundings.get("data_root")
         return Path(root) if isinstance(root, str) and os.path.isdir(root) else None
 
+    def images_of(self, split: str, root: str | Path | None = None, limit: int | None = None) -> VOCFolder:
+        """A split of the data that it was trained on, in `root` where they lie elsewhere now."""
+        data, root = self.config["data"], root or self.data_root
+        if data == "sample" and root and (Path(root) / IMAGES).is_dir() and not (Path(root) / "sample.txt").exists():
+            return open_dataset(Path(root), split, limit=limit)  # a folder of that name, and not the drawn scenes
+        return open_dataset(data, split, root, limit)
+
     @property
     def scores(self) -> dict[str, Any]:
         """Scores of the last epoch, `val` and, with a test split, `test`; and of the `best` epoch seen on val."""
@@ -172,16 +180,7 @@ class Run:
         `network`: for a network of another library, one that is built in the same way; it gets the weights and
         is returned wrapped. Raises DistillError when it is missing or another one.
         """
-        path = self.path / "student.safetensors"
-        if network is None:
-            return load_model(path).eval()
-        taps = self.config["model"].get("wrapped")
-        if taps is None:
-            raise DistillError(
-                f"{self.path} trained a network of this package, which is rebuilt from its config; give no network"
-            )
-        inner = network.network if isinstance(network, Wrapped) else network
-        return load_into(wrap(inner, taps["positions"], taps["norms"]), path).eval()
+        return load_model(self.path / "student.safetensors", network).eval()
 
 
 def open_network(source: Run | str | Path | nn.Module) -> nn.Module:
@@ -233,7 +232,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torchvision": version("torchvision"),
         "numpy": version("numpy"),
         "pillow": version("pillow"),
-        "distill": _own_version(),
+        "distill": own_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -243,7 +242,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _own_version() -> str | None:
+def own_version() -> str | None:
     """None where the clone runs without being installed."""
     try:
         return version("distill")
@@ -346,7 +345,11 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
     if different and _keeps_nothing(folder):
         return False
     if different:
-        what = ", ".join("content of the images" if key == "content" else key for key in different)
+        said = {
+            "content": "content of the images",
+            "start": "first weights (of a network of yours: set PyTorch's seed)",
+        }
+        what = ", ".join(said.get(key, key) for key in different)
         raise DistillError(f"{folder} holds a run whose {what} differ from what is asked for; choose another --out")
     finished = Run(folder).finished
     if not finished and not resume:

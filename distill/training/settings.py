@@ -39,7 +39,7 @@ class Settings:
 
     `lr` is the backbone's rate; the head and the connectors learn at `head_lr_factor` times that. `warmup` is the
     share of all steps over which the rate rises. During the first `connector_epochs` only connectors are trained.
-    `clip` bounds the norm of the gradient (0: no bound). `augment`: `flip`, or `crops` (see
+    `clip` bounds the norm of the student's gradient (0: no bound). `augment`: `flip`, or `crops` (see
     `transforms.published_crops`) of images whose short side is scaled to between `scale_from` and `scale_to` crops.
     `output_stride`, `crop_size` in pixels. `labelled`: only this many of the first images keep their labels for
     cross-entropy, 0 for all. `class_weights` `log`: cross-entropy counts rare classes for more, see

@@ -130,10 +130,17 @@ def test_a_host_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     refused("127.0.0.1:9", "could not be fetched", call=lambda: download_camvid(tmp_path, progress=False))
 
 
+def test_another_folder_of_that_name_is_left_alone(tmp_path: Path, refused) -> None:
+    (tmp_path / "camvid").mkdir()
+    refused("holds no CamVid", "--root", call=lambda: download_camvid(tmp_path, progress=False))
+
+
 # Smaller copies
 
 
-def test_a_folder_is_copied_with_smaller_images(voc_folder: Callable[..., Path], tmp_path: Path, refused) -> None:
+def test_a_folder_is_copied_with_smaller_images(
+    voc_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], refused
+) -> None:
     blocks = np.arange(4).reshape(2, 2)
     masks = {"train": [blocks.repeat(25, 0).repeat(15, 1), blocks.repeat(8, 0).repeat(6, 1)]}
     source = voc_folder({**masks, "val": [blocks.repeat(20, 0).repeat(20, 1)]})
@@ -153,6 +160,17 @@ def test_a_folder_is_copied_with_smaller_images(voc_folder: Callable[..., Path],
     untouched = resize_dataset(source, tmp_path / "same", 5000, progress=False)
     assert torch.equal(VOCFolder(untouched, "train")[0][1], VOCFolder(source, "train")[0][1])
     refused("is there already", call=lambda: resize_dataset(source, out, 20))
+    # Lists of one's own, a test split without masks as VOC's, and a file that is broken.
+    (source / "ImageSets" / "Segmentation" / "hard.txt").write_text(VOCFolder(source, "val").ids[0] + "\n")
+    (source / "ImageSets" / "Segmentation" / "odd.txt").write_text("elsewhere\n")
+    (source / "ImageSets" / "Segmentation" / "test.txt").write_text("more/unlabelled\n")
+    (source / "JPEGImages" / "broken.JPG").write_bytes(b"no picture")
+    capsys.readouterr()
+    again = resize_dataset(source, tmp_path / "again", 20, progress=False)
+    said = capsys.readouterr().out
+    assert "the list odd, with 1 images" in said and "broken.JPG cannot be read" in said
+    assert VOCFolder(again, "hard").ids == VOCFolder(source, "val").ids[:1]
+    assert VOCFolder(again, "test").image_path(0).exists() and not VOCFolder(again, "test").mask_path(0).exists()
     refused("side is 0", call=lambda: resize_dataset(source, tmp_path / "x", 0))
     refused("no folder", call=lambda: resize_dataset(tmp_path / "nowhere", tmp_path / "x", 20))
     assert cli.main(["data", "resize", str(source), "--side", "16", "--out", str(tmp_path / "cli")]) in (None, 0)

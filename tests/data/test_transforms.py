@@ -7,7 +7,6 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from distill.data.transforms import (
-    IGNORE_INDEX,
     IMAGENET_MEAN,
     IMAGENET_STD,
     View,
@@ -18,6 +17,7 @@ from distill.data.transforms import (
     normalise,
     published_crops,
 )
+from distill.losses import IGNORE_INDEX
 
 
 def coded(height: int, width: int, cell: int = 8) -> tuple[tv_tensors.Image, tv_tensors.Mask]:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from distill import fit
 from distill.data.folders import VOCFolder
+from distill.data.resize import resize_dataset
 from distill.data.unlabelled import WithUnlabelled
 from distill.lab.comparison import read_findings, tables
 from distill.lab.diagnose import diagnose
@@ -22,7 +24,7 @@ def extra(tiny_sample: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "extra"
     folder.mkdir()
     for path in sorted((tiny_sample / "JPEGImages").glob("val_*"))[:4]:
-        shutil.copy(path, folder)
+        ImageOps.mirror(Image.open(path)).save(folder / path.name)  # another image than that of val
     (folder / "notes.txt").write_text("not an image")
     return folder
 
@@ -43,11 +45,26 @@ def test_images_of_the_split_and_those_that_are_scored_are_left_out(tiny_sample:
     assert sorted(both.ids) == sorted(every.ids) and both.ids[:6] == few.ids
 
 
+def test_copies_of_them_are_left_out_too(tiny_sample: Path, tmp_path: Path) -> None:
+    """Resized ones by their names, and others by their content."""
+    split = VOCFolder(tiny_sample, "train")
+    half = resize_dataset(tiny_sample, tmp_path / "half", 32, progress=False)
+    shutil.copy(half / "JPEGImages" / f"{split.ids[0]}.png", half / "JPEGImages" / "new.png")
+    (half / "JPEGImages" / "2024").mkdir()
+    shutil.copy(split.image_path(3), half / "JPEGImages" / "2024" / "another-name.jpg")
+    shutil.copy(half / "JPEGImages" / f"{split.ids[1]}.png", half / "JPEGImages" / "2024" / "new.PNG")
+    (half / "JPEGImages" / "._new.png").write_bytes(b"of another system")
+    for folder in (half, half / "JPEGImages"):
+        extra = WithUnlabelled(split, folder).extra
+        assert [path.relative_to(half / "JPEGImages").as_posix() for path in extra] == ["2024/new.PNG", "new.png"]
+
+
 def test_mistakes_are_told(tiny_sample: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     split = VOCFolder(tiny_sample, "train", 2)
+    refused("no folder", call=lambda: WithUnlabelled(split, ""))
     refused("no folder", tmp_path / "nowhere", call=lambda: WithUnlabelled(split, tmp_path / "nowhere"))
     refused("holds no images", call=lambda: WithUnlabelled(split, tmp_path))
-    shutil.copy(split.image_path(0), tmp_path)  # the same picture in another place is another image
+    ImageOps.mirror(Image.open(split.image_path(0))).save(tmp_path / "mirrored.jpg")
     assert len(WithUnlabelled(split, tmp_path)) == 3
     asked = {"data_root": tiny_sample, "unlabelled": tmp_path, "device": "cpu"}
     refused("baseline", "leave them out", call=lambda: fit("resnet18", "baseline", None, **asked))

@@ -183,6 +183,19 @@ def test_wall_clock_times_of_a_shared_cpu_say_nothing_about_equal_time(tmp_path:
     assert "gain_at_equal_time" in compare(read_study(tmp_path / "study.json")[0])[1]
 
 
+def test_seconds_of_different_machines_are_not_compared(tmp_path: Path) -> None:
+    runs = [run({3: 0.4, 4: 0.5}, cpu_seconds=9.0), run({3: 0.5, 4: 0.6}, "kd", cpu_seconds=9.0)]
+    old = {"runs": runs, "environment": {"device": "cpu", "processor": "an old one"}}
+    write_json(tmp_path / "study.json", old)
+    one = read_study(tmp_path / "study.json")[0]
+    assert [entry["machine"] for entry in one] == ["an old one"] * 2 and "gain_at_equal_time" in compare(one)[1]
+    rows = compare([one[0], one[1] | {"machine": "a new one"}])
+    assert "gain_at_equal_time" not in rows[1] and not rows[1]["as_fast"] and rows[1]["gain"] == pytest.approx(0.1)
+    assert "several machines (a new one, an old one)" in markdown_table(rows)
+    write_json(tmp_path / "study.json", old | {"environments": [old["environment"]] * 2})
+    assert not any("machine" in entry for entry in read_study(tmp_path / "study.json")[0])
+
+
 def test_twice_the_epochs_are_looked_up_among_runs_that_are_equal_otherwise() -> None:
     def of(epochs: int, miou: float, **settings) -> dict:
         return run({epochs: miou}) | {"val_miou": miou, "settings": {"epochs": epochs, "lr": 0.1, **settings}}
@@ -232,6 +245,14 @@ def test_where_time_is_unknown_nothing_is_said_of_equal_time() -> None:
     assert at_equal_time(Findings(records), "") == []
     none = [entry | {"cpu_seconds": 0.0, "shared_clock": False} for entry in records]
     assert at_equal_time(Findings(none), "") == []
+
+
+def test_a_method_is_compared_at_equal_time_with_baselines_of_its_own_machine() -> None:
+    records = [of_variant("96", 96, 0.5, 100), of_variant("96", 96, 0.6, 110, "kd"), of_variant("120", 120, 0.5, 120)]
+    records += [of_variant("144", 144, 0.5, 300) | {"machine": "another"}]
+    assert [row["lent_epochs"] for row in at_equal_time(Findings(records), "96")] == [120]
+    records[1]["machine"] = "another"
+    assert [row["lent_seconds"] for row in at_equal_time(Findings(records), "96")] == [300]
 
 
 def test_baselines_that_differ_in_more_than_their_epochs_are_no_rivals() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from distill import DistillError, Run, fit, load_teacher, losses, open_dataset
+from distill import DistillError, Run, fit, load_teacher, losses, open_dataset, wrap
 from distill.cli import main
 from distill.data.sample import make_sample
 from distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
@@ -266,3 +266,27 @@ def test_the_command_prints_a_line_a_check(train: Callable[..., Path], capsys) -
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8 and lines[0].split()[:2] == ["teacher", "fine"]
     assert {line.split()[1] for line in lines} <= {"fine", "LOOK"}
+
+
+class Small(nn.Module):
+    """A network of another library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convs = nn.Sequential(nn.Conv2d(3, 16, 3, 4, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 21, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.interpolate(self.convs(images), images.shape[2:])
+
+
+def test_students_of_another_library_are_diagnosed_with_one_that_is_built_again(
+    scenes: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    for method in ("baseline", "kd"):
+        fit(wrap(Small()), method, "sample", data_root=scenes, out=tmp_path / method, **SETTINGS)
+    refused("Small of another library", "network", call=lambda: list(diagnose([tmp_path])))
+    again = Small()
+    before = {name: value.clone() for name, value in again.state_dict().items()}
+    assert len(list(diagnose([tmp_path], network=again, most=4))) == 8
+    assert all(torch.equal(value, before[name]) for name, value in again.state_dict().items())

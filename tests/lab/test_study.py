@@ -17,15 +17,14 @@ from safetensors.torch import load_file
 
 from distill import Run, fit
 from distill.cli import main
-from distill.errors import DistillError
 from distill.files import PROJECT, read_json, write_json
 from distill.lab import pool
 from distill.lab import study as study_module
-from distill.lab.comparison import Findings, by_labels, figures, read_findings, tables
+from distill.lab.comparison import by_labels, figures, read_findings, tables
 from distill.lab.plan import Planned, load_study, plan, plan_teacher
 from distill.lab.pool import Job, progress_bar, run_all, slots
 from distill.lab.study import Study
-from distill.lab.study_file import Variant
+from distill.lab.study_file import Variant, _other_kind
 from distill.lab.tables import check_comparable
 from studies import blocks, conditions, labels
 
@@ -118,34 +117,16 @@ def test_a_variant_has_options_of_its_own_over_those_of_the_file(write: Callable
     assert found["all labels"] == {"weight": 10.0, "temperature": 2.0}
 
 
+@pytest.mark.parametrize("value, default", [("kl", "mse"), (3, None), ("kl", None), ([1], (2,)), (2, 1.0)])
+def test_an_option_may_be_of_the_kind_of_its_default(value: object, default: object) -> None:
+    assert _other_kind(value, default) == ""
+    assert _other_kind(value, default if default is None else True) == ("" if default is None else "true or false")
+
+
 def test_a_variant_may_have_narrower_students(write: Callable[..., Path], refused) -> None:
     runs = plan(load_study(write("limit = 16", "limit = 16\nwidth = 0.5")), Path(), device="cpu")
     assert {run.variant: run.keywords["width"] for run in runs} == {"8 labels": 0.5, "all labels": 1.0}
     refused("width is 0", "give a number", call=lambda: load_study(write("limit = 16", "limit = 16\nwidth = 0.0")))
-
-
-def test_a_variant_of_equal_seconds_has_epochs_by_method(write: Callable[..., Path], refused) -> None:
-    own = "limit = 16\nepochs_of = { kd = 2, 'sakd+kd' = 1 }"
-    runs = plan(load_study(write("limit = 16", own).with_name("tiny.toml")), Path(), device="cpu")
-    assert [(r.settings.epochs, r.keywords["epochs"]) for r in runs if r.variant == "8 labels"] == [(2, 2)] * 2
-    assert {run.settings.epochs for run in runs if run.variant == "all labels"} == {3}
-    for wrong in ("kd = 0", "kd = 2.5", "kd = 'two'", "kt = 2"):
-        words = ("no method 'kt'",) if "kt" in wrong else ("epochs_of is", "a whole number of at least 1")
-        refused(*words, call=lambda w=wrong: load_study(write("limit = 16", f"epochs_of = {{ {w} }}")))
-
-
-def test_runs_of_equal_seconds_are_in_one_table() -> None:
-    def entry(variant: str, method: str, epochs: int) -> dict:
-        about = {"data": "sample", "backbone": "resnet18", "seed": 0, "split": "test", "miou": 0.5, "seconds": 1.0}
-        return {**about, "variant": variant, "method": method, "settings": {"epochs": epochs}}
-
-    variants = [{"name": "epochs"}, {"name": "seconds", "baseline": "epochs", "epochs_of": {"kd": 8, "at": 9}}]
-    records = [entry("epochs", "baseline", 12), entry("epochs", "kd", 12), entry("epochs", "at", 12)]
-    records += [entry("seconds", "kd", 8), entry("seconds", "at", 9)]
-    rows = tables(Findings(records, variants))["seconds"]
-    assert [(row["method"], row["epochs"]) for row in rows] == [("baseline", 12), ("kd", 8), ("at", 9)]
-    with pytest.raises(DistillError, match="epochs is 8"):
-        tables(Findings(records, [variants[0], {"name": "seconds", "baseline": "epochs"}]))
 
 
 def test_a_folders_images_are_cropped_and_its_name_is_only_a_name(write: Callable[..., Path]) -> None:
@@ -496,13 +477,18 @@ def test_a_study_goes_on_from_its_record_where_the_runs_are_gone(
     file, record = tmp_path / "four.toml", tmp_path / "four.json"
     file.write_text(FOUR)
     Study(file, tmp_path / "first", record, str(tiny_sample), "cpu", "2/3").run(jobs=1)
+    for entry in (there := read_json(record))["runs"]:
+        del entry["machine"]  # as in a record that is older than this
+    write_json(record, there | {"environment": there["environment"] | {"processor": "another"}})
     before = read_json(record)["runs"]
     words = ["study", file, "--runs", tmp_path / "second", "--results", record, "--data-root", tiny_sample]
     assert main([*map(str, words), "--dry-run", "--keep-recorded"]) == 0
     assert "4 runs, 1 of them finished, 0 begun" in capsys.readouterr().out
     Study(file, tmp_path / "second", record, str(tiny_sample), "cpu", keep_recorded=True).run(jobs=1)
     after = read_json(record)
-    assert [run["seed"] for run in after["runs"]] == [0, 1, 2, 3] and after["runs"][1] == before[0]
+    assert [run["seed"] for run in after["runs"]] == [0, 1, 2, 3]
+    assert after["runs"][1] == before[0] | {"machine": "another"} and after["runs"][0]["machine"] != "another"
+    assert [about["processor"] == "another" for about in after["environments"]] == [True, False]
     assert sorted(path.name for path in (tmp_path / "second" / "four").rglob("seed*")) == ["seed0", "seed2", "seed3"]
     file.write_text(FOUR.replace("epochs = 1", "epochs = 2"))
     changed = Study(file, tmp_path / "third", record, str(tiny_sample), "cpu", keep_recorded=True)
@@ -533,7 +519,9 @@ def test_a_record_written_late_takes_no_run_of_another_shard_away(
     study.folder.mkdir(parents=True)
     study.environments = [{"torch": "2"}]
     read = iter([1, 2])
-    monkeypatch.setattr(study, "_finished", lambda: [{"seed": seed} for seed in range(next(read, 2))])
+    monkeypatch.setattr(
+        study, "_finished", lambda: [ROW | {"method": "kd", "seed": seed} for seed in range(next(read, 2))]
+    )
     study.record()
     assert len(read_json(tmp_path / "new.json")["runs"]) == 2
 
@@ -712,18 +700,30 @@ def test_the_command_line_refuses_to_mix(tmp_path: Path, capsys: pytest.CaptureF
 # ---------------------------------------------------------------------------------------------- the record
 
 
-def test_a_record_with_more_runs_stays_until_all_are_there(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_record_with_other_runs_stays_until_all_are_there(write: Callable[..., Path], tmp_path: Path) -> None:
     path = write("variants]]\nname", "variants]]\nname", GOOD)
-    write_json(tmp_path / "old.json", {"shipped": {"a": "b"}, "runs": [{}] * 5})
     study = Study(path, tmp_path / "runs", tmp_path / "old.json", device="cpu")
+    names = ("variant", "backbone", "method", "seed")
+    entries = {run.folder: dict(zip(names, study_module._key_of(run), strict=True)) for run in study.runs}
+    study.before = {"shipped": {"a": "b"}, "runs": list(entries.values())[1:6]}
     study.folder.mkdir(parents=True)
     study.environments = [{"torch": "2"}]
-    for count, replaced in ((4, False), (5, True), (14, True)):
-        study.records = {run.folder: {"method": "baseline"} for run in study.runs[:count]}
+    for count, replaced in ((4, False), (5, False), (6, True), (14, True)):
+        study.records = dict(list(entries.items())[:count])
+        write_json(study.results, study.before)
         study.record()
-        now = read_json(tmp_path / "old.json")
+        now = read_json(study.results)
         assert len(now["runs"]) == (count if replaced else 5) and now["shipped"] == {"a": "b"}
     assert len(study.runs) == 14
+
+
+def test_the_teachers_scores_stay_where_it_is_not_loaded_again(write: Callable[..., Path], tmp_path: Path) -> None:
+    study = Study(write("seeds = 2", "seeds = 1"), tmp_path / "runs", tmp_path / "old.json", device="cpu")
+    study.folder.mkdir(parents=True)
+    write_json(study.folder / "teacher.json", scored := {"weights": "a", "miou": 0.5})
+    for loaded, found in ((None, scored), ("a", scored), ("b", None)):
+        study.weights = loaded
+        assert study._teacher_scores() == found
 
 
 def test_a_record_is_not_shortened_by_a_shorter_study_file(write: Callable[..., Path], tmp_path: Path, refused) -> None:
@@ -757,7 +757,7 @@ def test_a_record_that_is_whole_stays_as_it_is(tmp_path: Path, capsys: pytest.Ca
 def test_runs_of_other_machines_are_told(write: Callable[..., Path], tmp_path: Path) -> None:
     study = Study(write(), tmp_path / "runs", tmp_path / "new.json", device="cpu")
     study.folder.mkdir(parents=True)
-    study.records = {run.folder: {"method": "baseline"} for run in study.runs}
+    study.records = {run.folder: ROW | {"method": "baseline"} for run in study.runs}
     study.environments = [{"torch": "2"}, {"torch": "3"}]
     study.record()
     assert [entry["torch"] for entry in read_json(tmp_path / "new.json")["environments"]] == ["2", "3"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+import torchvision
 from torch import nn
 
 import distill
@@ -18,11 +19,12 @@ from distill.methods import POSITIONS
 from distill.networks import load_model, save_model
 
 CLASSES = 21
+NARROW = {"decoder_channels": (32, 16, 8, 8, 8)}
 
 
 def unet() -> nn.Module:
     torch.manual_seed(0)
-    return smp.Unet("mobilenet_v2", encoder_weights=None, classes=CLASSES, decoder_channels=(32, 16, 8, 8, 8))
+    return smp.Unet("mobilenet_v2", encoder_weights=None, classes=CLASSES, **NARROW)
 
 
 def segformer() -> nn.Module:
@@ -107,6 +109,46 @@ def test_a_relu_that_runs_several_times_stands_for_no_map_but_its_last() -> None
     assert found == {"layer1": "norms.1", "layer4": "relu:input"}
     maps = wrap(Reused(), found).eval()(torch.randn(1, 3, 64, 64), return_maps=True)[1]
     assert [m.shape[-1] for m in maps[:4] if m.numel()] == [16, 8]
+
+
+class Within(nn.Module):
+    """A network in another, which is given its images by name and answers with a tuple unless `alone`."""
+
+    def __init__(self, network: nn.Module, alone: bool = True) -> None:
+        super().__init__()
+        self.inner, self.alone = network, alone
+
+    def forward(self, x: torch.Tensor) -> Any:
+        answer = self.inner(x=x) if isinstance(self.inner, smp.Unet) else self.inner(x)
+        return answer if self.alone else (answer, x)
+
+
+def test_a_head_for_training_alone_is_no_decoder() -> None:
+    deeplab = torchvision.models.segmentation.deeplabv3_mobilenet_v3_large
+    network = deeplab(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=True)
+    found = suggest_positions(network, show=False)
+    assert found["aspp"].startswith("classifier.") and found["layer4"].startswith("backbone.")
+    assert not any(tap.startswith("aux_classifier") for tap in found.values())
+    assert suggest_positions(Within(network), show=False) == {key: f"inner.{tap}" for key, tap in found.items()}
+
+
+def test_a_decoder_with_as_many_channels_as_classes_is_found() -> None:
+    network = smp.Unet("mobilenet_v2", encoder_weights=None, classes=8, **NARROW)
+    assert suggest_positions(network, show=False) == suggest_positions(unet(), show=False)
+
+
+def test_layers_that_pad_are_no_maps(capsys: pytest.CaptureFixture[str]) -> None:
+    found = suggest_positions(smp.Unet("efficientnet-b0", encoder_weights=None, classes=CLASSES))
+    strides = [int(line.split()[1]) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert list(found) == ["layer1", "layer2", "layer3", "layer4", "decoder"] and strides == [4, 8, 16, 32, 1]
+
+
+def test_what_a_layer_that_is_called_by_name_gets_is_recorded(refused: Callable[..., str]) -> None:
+    images = torch.zeros(1, 3, 64, 64)
+    maps = wrap(Within(unet()), {"layer1": "inner:input"}).eval()(images, return_maps=True)[1]
+    assert maps[0].shape == images.shape
+    refused("'decoder.blocks'", "name one in it", call=lambda: wrap(unet(), {"decoder": "decoder.blocks"}))
+    refused("answers with a tuple", "small module", call=lambda: wrap(Within(Plain(), alone=False)))
 
 
 class ChannelsLast(nn.Module):
@@ -240,7 +282,25 @@ def test_mistakes_are_told(
     refused("no weights", call=lambda: wrap(nn.Identity()))
     refused("positions", "layer4", call=lambda: wrap(unet(), {"layer4": 3}))
     refused("norm of layer4 is a Conv2d", call=lambda: wrap(Reused(), {"layer4": "last"}, {"layer4": "convs.0"}))
+    refused("positions is 5", "layer4", call=lambda: wrap(unet(), 5))
+    refused("a str cannot be wrapped", call=lambda: suggest_positions("unet"))
     run = train("resnet18", "baseline", None, "ours")
     refused("of this package", call=lambda: run.student(unet()))
-    save_model(wrap(unet()), tmp_path / "u.safetensors")
-    refused("Unet of another library", call=lambda: load_model(tmp_path / "u.safetensors"))
+
+
+def test_a_file_is_put_into_a_network_that_is_built_again(tmp_path: Path, refused: Callable[..., str]) -> None:
+    names, path = [f"class {label}" for label in range(CLASSES)], tmp_path / "u.safetensors"
+    own = wrap(unet(), {"layer4": "encoder.features.18.2:input"}, class_names=names)
+    save_model(own, path)
+    refused("Unet of another library", "load_model(file, network)", call=lambda: load_model(path))
+    again = load_model(path, smp.Unet("mobilenet_v2", classes=CLASSES, encoder_weights=None, **NARROW).half())
+    assert (again.taps, again.class_names) == (own.taps, own.class_names)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in own.state_dict().items())
+    save_model(distill.make_student("resnet18", CLASSES), path)
+    refused("of this package", call=lambda: load_model(path, unet()))
+
+
+def test_a_wrapped_student_is_exported_for_the_size_that_is_asked_for(refused: Callable[..., str], tmp_path) -> None:
+    network = wrap(smp.FPN("mobilenet_v2", encoder_weights=None, classes=CLASSES))
+    assert network.divisor > 1
+    refused("FPN", "--size", call=lambda: distill.export(network, tmp_path / "any.onnx"))

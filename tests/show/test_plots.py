@@ -99,27 +99,12 @@ def test_gains_leave_the_baseline_out_and_have_a_panel_for_each_student() -> Non
 
 def test_a_leaderboard_has_a_panel_for_each_comparison() -> None:
     row = next(row for row in ROWS if "gain" in row)
-    figure = charts.leaderboard_chart({"at equal epochs": [row], "at equal time": [row | {"gain": -0.02}]})
+    panels = {"at equal epochs": [row], "at equal time": [row | {"gain": -0.02}, row | {"method": "cwd-maps"}]}
+    figure = charts.leaderboard_chart(panels, {row["method"]: "logits", "cwd-maps": "channels", "at": "places"})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["logits", "channels"]
+    assert [tick.get_text() for tick in figure.axes[1].get_yticklabels()] == [row["method"], "cwd-maps"]
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["at equal epochs", "at equal time"]
     assert figure.axes[1].lines[0].get_xdata() == pytest.approx([-2.0])
-
-
-def test_scores_stand_beside_the_teachers() -> None:
-    figure = charts.score_chart(ROWS, teacher_miou=0.8)
-    assert texts(figure) == ["teacher", "teacher"]
-    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["baseline", "KD"]
-
-
-@pytest.mark.parametrize("x", ["parameters", "milliseconds"])
-def test_size_and_speed_against_score(x: str) -> None:
-    points = [
-        {"name": "teacher", "method": "teacher", "miou": 0.8, x: 4_000_000.0},
-        {"name": "alone", "method": "baseline", "miou": 0.5, x: 1_000_000.0},
-        {"name": "distilled", "method": "kd", "miou": 0.6, x: 1_000_000.0},
-    ]
-    axis = charts.size_chart(points, x).axes[0]
-    assert {text.get_text() for text in axis.texts} == {"teacher", "alone", "distilled"}
-    assert axis.get_xscale() == "log" and axis.get_ylim() == pytest.approx((47, 83))
 
 
 def test_exported_networks_with_a_line_through_those_that_no_other_beats() -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from distill import Run, fit, open_dataset
-from distill.data.transforms import IGNORE_INDEX, normalise
+from distill.data.transforms import normalise
 from distill.files import fcntl
+from distill.losses import IGNORE_INDEX
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.teachers import ask_teacher
 from distill.training import batches as training

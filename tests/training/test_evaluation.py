@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision import tv_tensors
 
-from distill import Run, evaluate, load_teacher, predict
+from distill import Run, evaluate, load_teacher, predict, wrap
 from distill.data.folders import VOCFolder, open_dataset
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import save_model
@@ -347,6 +347,19 @@ def test_predict_takes_a_picture_an_array_or_a_path(network: DeepLabV3Plus, tmp_
         assert np.array_equal(predict(network, image), expected)
     assert predict(network, picture.convert("L")).shape == (30, 26)
     assert np.array_equal(predict_logits(network, array).argmax(0).numpy(), expected)
+
+
+def test_predict_asks_about_a_smaller_image_where_it_is_told(network: DeepLabV3Plus, refused) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    half = np.array(Image.fromarray(image).resize((48, 32), Image.Resampling.BOX))
+    assert np.array_equal(predict(network, image, side=48), predict(network, half).repeat(2, 0).repeat(2, 1))
+    assert np.array_equal(predict(network, image, side=500), predict(network, image)), "nothing is enlarged"
+    refused("side is 0", call=lambda: predict(network, image, side=0))
+
+
+def test_predict_refuses_more_classes_than_a_byte_counts(refused) -> None:
+    many = wrap(torch.nn.Conv2d(3, 300, 1))
+    refused("300 classes", "predict_logits", call=lambda: predict(many, np.zeros((8, 8, 3), dtype=np.uint8)))
 
 
 def test_predict_takes_a_mirrored_view_of_an_array(network: DeepLabV3Plus) -> None:

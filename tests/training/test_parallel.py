@@ -165,8 +165,13 @@ def test_the_pieces_of_all_processes_make_the_batch(kind: type, accumulate: int,
     assert torch.equal(torch.cat(labels(settings, Ranks(), 2)), whole[2]), "from the third step on"
 
 
+@pytest.mark.parametrize("divisions", ["once", "twice"])
 def test_a_batch_in_parts_has_the_gradient_of_the_batch(
-    tiny_sample: Path, tiny_teacher: DeepLabV3Plus, make_student: Callable[..., DeepLabV3Plus], tmp_path: Path
+    divisions: str,
+    tiny_sample: Path,
+    tiny_teacher: DeepLabV3Plus,
+    make_student: Callable[..., DeepLabV3Plus],
+    tmp_path: Path,
 ) -> None:
     """BatchNorm, which sees a part at a time, and dropout are kept out of it."""
     ends = []
@@ -182,6 +187,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_batch(
             out=tmp_path / str(accumulate),
             progress=False,
             device="cpu",
+            divisions=divisions,
             labelled=11,  # so that the parts have different numbers of labelled pixels
             **given,
         )

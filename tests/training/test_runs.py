@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,6 +36,20 @@ def records() -> list[dict]:
         *(entry("baseline", seed, miou) for seed, miou in enumerate(baseline)),
         *(entry("sakd", seed, miou, seconds=90.0) for seed, miou in enumerate(distilled)),
     ]
+
+
+def test_images_of_a_folder_that_is_called_sample_are_its_own(
+    tmp_path: Path, tiny_sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "sample"
+    shutil.copytree(tiny_sample, own)
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(Run, "config", {"data": "sample"})
+    for root in (None, own):
+        monkeypatch.setattr(Run, "data_root", own if root is None else None)
+        assert Run(tmp_path).images_of("val", root, 3).root == own
+    (own / "sample.txt").unlink()  # no drawn scenes, then, but somebody's images
+    assert len(Run(tmp_path).images_of("val", own, 3)) == 3
 
 
 # mean ± t · s / sqrt(n) with t from a printed table

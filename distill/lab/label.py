@@ -1,0 +1,83 @@
+"""A teacher's masks as labels: what to compare a distillation loss with where images have no labels."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+from tqdm.auto import tqdm
+
+from distill.data.folders import VOCFolder, images_below
+from distill.data.layout import IMAGES, MASKS, mask_image, new_folder, write_class_names, write_list
+from distill.errors import DistillError, check_number
+from distill.files import make_folder
+from distill.networks.teachers import load_teacher
+from distill.training.evaluation import check_classes, predict
+from distill.training.parallel import pick_device
+
+
+def label_by_teacher(
+    source: str | Path,
+    out: str | Path,
+    teacher: str | Path | nn.Module = "sample",
+    keep: int | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> Path:
+    """Copy a folder in VOC layout to `out`, with a teacher's masks for images without labels; `out` is returned.
+
+    These are the images that no list names, and with `keep` the training images after the first so many; all of them
+    are in the copy's train split. A teacher names a class everywhere, so its masks have no void. `teacher` is what
+    `load_teacher` takes. `out` appears only when it is complete. Raises DistillError when it exists already, an image
+    cannot be read, the teacher has other classes, or there is nothing to label.
+    """
+    source, out = Path(source), Path(out)
+    train, scored = VOCFolder(source, "train"), _scored(source)
+    if keep is not None:
+        check_number("keep", keep, 0, len(train))
+    kept = train.ids[:keep]
+    listed = {name for split in (train, *scored.values()) for name in split.ids}
+    folder = source / IMAGES
+    named = {path.relative_to(folder).with_suffix("").as_posix(): path for path in images_below(folder)}
+    unlabelled = {name: train.image_path(index) for index, name in enumerate(train.ids) if index >= len(kept)}
+    unlabelled |= {name: path for name, path in named.items() if name not in listed}
+    if not unlabelled:
+        raise DistillError(f"{source} has no images without labels; add some to {folder}, or give --keep N")
+    network = load_teacher(teacher, pick_device(device))
+    check_classes("teacher", network, train)
+    with new_folder(out) as whole:
+        for split in (train, *scored.values()):
+            for index, name in enumerate(split.ids):
+                if name in unlabelled:
+                    continue
+                _copy(split.image_path(index), whole / IMAGES, name)
+                if split is not scored.get("test") or split.mask_path(0).exists():  # VOC's comes without
+                    _copy(split.mask_path(index), whole / MASKS, name)
+        for name, path in tqdm(unlabelled.items(), desc="labelling", unit="image", disable=not progress):
+            _copy(path, whole / IMAGES, name)
+            mask = whole / MASKS / f"{name}.png"
+            make_folder(mask.parent)
+            mask_image(predict(network, path)).save(mask)
+        write_list(whole, "train", [*kept, *unlabelled])
+        for name, split in scored.items():
+            write_list(whole, name, split.ids)
+        write_class_names(whole, train.class_names)
+        if (source / "sample.txt").exists():  # drawn scenes stay such
+            shutil.copyfile(source / "sample.txt", whole / "sample.txt")
+    return out
+
+
+def _scored(source: Path) -> Mapping[str, VOCFolder]:
+    """val, and test where there is one."""
+    splits = {"val": VOCFolder(source, "val")}
+    try:
+        return splits | {"test": VOCFolder(source, "test")}
+    except DistillError:
+        return splits
+
+
+def _copy(path: Path, folder: Path, name: str) -> None:
+    """Copy a file of a data set into a folder, under its name in the lists."""
+    target = folder / f"{name}{path.suffix}"
+    make_folder(target.parent)  # a list may name images in folders
+    shutil.copyfile(path, target)

@@ -1,0 +1,58 @@
+"""A folder whose images without labels get a teacher's masks."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from distill import cli, load_teacher, open_dataset, predict
+from distill.data.folders import VOCFolder, read_mask
+from distill.lab.label import label_by_teacher
+
+
+def test_images_without_labels_get_the_teachers(tiny_sample: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(tiny_sample, whole)
+    (whole / "JPEGImages" / "more").mkdir()
+    ImageOps.mirror(Image.open(VOCFolder(whole, "train").image_path(0))).save(whole / "JPEGImages" / "more" / "new.png")
+    out = label_by_teacher(whole, tmp_path / "out", "sample", keep=3, device="cpu", progress=False)
+    before, after = VOCFolder(whole, "train"), VOCFolder(out, "train")
+    assert after.ids == [*before.ids, "more/new"]
+    teacher = load_teacher("sample")
+    for index in range(len(after)):
+        mask = read_mask(after.mask_path(index), 21)
+        own = index < 3
+        theirs = read_mask(before.mask_path(index), 21) if own else predict(teacher, after.image_path(index))
+        assert np.array_equal(mask, theirs) and (255 in mask) == own
+    for split in ("val", "test"):
+        ours, copied = VOCFolder(whole, split), VOCFolder(out, split)
+        assert copied.ids == ours.ids and all(torch.equal(a[1], b[1]) for a, b in zip(ours, copied, strict=True))
+    assert len(open_dataset("sample", "train", out)) == len(after), "drawn scenes stay such"
+
+
+def test_a_test_split_without_masks_stays_one(tiny_sample: Path, tmp_path: Path) -> None:
+    source = tmp_path / "voc"
+    shutil.copytree(tiny_sample, source)
+    for path in (source / "SegmentationClass").glob("test_*"):
+        path.unlink()
+    assert (
+        cli.main(["data", "label", str(source), "--keep", "0", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    )
+    copied = VOCFolder(tmp_path / "out", "test")
+    assert copied.image_path(0).exists() and not copied.mask_path(0).exists()
+
+
+def test_mistakes_are_told(
+    tiny_sample: Path, voc_folder: Callable[..., Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    asked = {"device": "cpu", "progress": False}
+    refused("no images without labels", "--keep", call=lambda: label_by_teacher(tiny_sample, tmp_path / "out", **asked))
+    refused("keep is 500", call=lambda: label_by_teacher(tiny_sample, tmp_path / "out", keep=500, **asked))
+    refused("is there already", call=lambda: label_by_teacher(tiny_sample, tmp_path, keep=0, **asked))
+    source = voc_folder({"train": [np.zeros((8, 8), dtype=int)] * 2, "val": [np.zeros((8, 8), dtype=int)]})
+    (source / "class_names.txt").write_text("sky\nsea\n")
+    refused("teacher knows 21 classes", call=lambda: label_by_teacher(source, tmp_path / "out", keep=0, **asked))
+    assert not (tmp_path / "out").exists()
