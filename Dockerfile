@@ -14,6 +14,7 @@ USER reader
 FROM tools AS course
 WORKDIR /home/reader/distill
 COPY --chown=reader . .
+RUN mkdir runs
 RUN make sample TORCH=cpu
 EXPOSE 8888
 CMD ["make", "lab", "LAB=--ip=0.0.0.0 --no-browser"]

@@ -152,7 +152,9 @@ def _add_train(commands: Commands) -> None:
         "--recipe", choices=RECIPES, default="matched", help="published: restore four faults of the published code"
     )
     train.add_argument(
-        "--unlabelled", metavar="DIR", help="a folder of further images, without masks, for the teacher alone"
+        "--unlabelled",
+        metavar="DIR",
+        help="a folder of further images without masks, on which the student learns from the teacher only",
     )
     train.add_argument(
         "--weights",
@@ -289,7 +291,7 @@ def _add_evaluate(commands: Commands) -> None:
     )
     command.add_argument("--dataset", help="default: the data that the run was trained on, else the sample")
     command.add_argument("--data-root")
-    command.add_argument("--split", default="val")
+    command.add_argument("--split", default="val", help="train, val or test (default: val)")
     command.add_argument("--protocol", default="native", choices=PROTOCOLS)
     command.add_argument("--device", default="auto")
     command.add_argument("--json", action="store_true", help="print scores for programs")
@@ -343,7 +345,11 @@ def _add_export(commands: Commands) -> None:
     command.add_argument("--format", choices=FORMATS, default="onnx", help="onnx (default), or torch's own .pt2")
     command.add_argument("--int8", action="store_true", help="8-bit weights and activations, calibrated on images")
     command.add_argument(
-        "--size", nargs=2, type=int, metavar=("H", "W"), help="of the only images it shall take (default: any size)"
+        "--size",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        help="fixed image size, one image at a time (default: any size and number)",
     )
     command.add_argument(
         "--dataset", help="for --int8 (default: the data that the run was trained on, else the sample)"

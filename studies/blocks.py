@@ -107,7 +107,7 @@ def recorded_on(study: dict) -> str:
     """When and on what, and whether all runs were alike in that."""
     environment = study["environment"]
     others = len(study.get("environments", ())) - 1
-    more = f"; some runs on {others} other machines or versions, which the file names" if others > 0 else ""
+    more = "; some runs on another machine or version, which the file names" if others > 0 else ""
     return (
         f"Recorded {study['date']} on {environment['cores']} cores of an {environment['processor']}, PyTorch "
         f"{environment['torch']}, one thread per run and one run per core{more}."

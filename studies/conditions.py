@@ -190,11 +190,11 @@ def in_short() -> str:
         runs = setting.found()
         leads = {name: lead_over(own, runs[best_baseline(runs)]) for name, own in runs.items()}
         gains = " and ".join(f"{gain_of(leads[method])} (`{method}`)" for method in METHODS)
-        control = "".join(f"; {what}: {gain_of(leads[what])}" for what in setting.controls)
+        control = "".join(f", against {gain_of(leads[what])} with the {what}" for what in setting.controls)
         better = any(leads[method]["verdict"] == "better" for method in METHODS)
         (ahead if better else others).append(f"{setting.name}, {gains}{control}{setting.but}")
-    told = [f"one of the two is ahead, or both, with {'; '.join(ahead)}."] * bool(ahead)
-    told += [f"Neither is with {'; '.join(others)}."] * bool(others)
+    told = [f"`kd`, `ofd` or both lead with {'; '.join(ahead)}."] * bool(ahead)
+    told += [f"Neither leads with {'; '.join(others)}."] * bool(others)
     return f"Other conditions, each against the best of its baselines, longer ones included: {' '.join(told)}"
 
 

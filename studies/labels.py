@@ -133,7 +133,8 @@ def section() -> str:
         f"only: the teacher learned from {read('teacher.json')['config']['images']:,} images with labels, these among "
         f"them. A student with a teacher takes about 3,000 steps of 16 images, with the usual decay where some images "
         f"have no labels; the student alone takes twice as many, on 64 to 256 labels with the better of two decays, on "
-        f"500 with the usual one. A lead is therefore no matter of epochs, and may be one of decay in part. The weight "
+        f"500 with the usual one. A lead therefore does not come from more epochs, "
+        f"but part of it may come from the other decay. The weight "
         f"of kd is the same everywhere."
         f"{so_far('labels')}"
     )

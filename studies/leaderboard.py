@@ -1,6 +1,6 @@
 """The leaderboard: what README.md and results/README.md say of all methods, at equal epochs and at equal time."""
 
-from distill.lab.literature import families, leaderboard
+from distill.lab.literature import alone_elsewhere, families, leaderboard
 from distill.lab.tables import not_converged, plus_minus, verdict_of
 from distill.lab.tune import percent
 from distill.show import charts
@@ -18,11 +18,21 @@ def section() -> str:
         f"of a step that the loss takes with its connectors, and *kept* what a step keeps for the backward pass, as "
         f"a multiple of the baseline's; both are of a benchmark that asks the teacher at every step "
         f"(results/losses.json), while these runs store its answers. That some methods took fewer seconds than the "
-        f"baseline is the noise of the clock between days."
+        f"baseline is the noise of the clock between days. {_elsewhere(alone, timed)}"
     )
     return "\n\n".join(
         [head, _table(equal, timed), _settled(taught, list(timed.values())), recorded_on(study), tuned()]
     )
+
+
+def _elsewhere(alone: dict, timed: dict[str, dict]) -> str:
+    """What seconds with a star are of."""
+    found = [
+        f"Seconds with a star are of another machine ({machine}), on which the student alone takes {seconds:.0f}; "
+        f"methods there are compared with longer schedules there."
+        for machine, seconds in alone_elsewhere(alone, timed).items()
+    ]
+    return " ".join(found)
 
 
 def in_short() -> str:
@@ -66,7 +76,7 @@ def _table(equal: list[dict], timed: dict[str, dict]) -> str:
             row["verdict"] if row.get("verdict") in ("better", "worse") else verdict_of(row, unfinished),
             f"{plus_minus(lent['gain'], lent['gain_interval'], '+')} ({_rival(lent)})" if lent else "",
             lent["verdict"] if lent else "",
-            f"{row['seconds']:.0f}",
+            f"{row['seconds']:.0f}{'' if row['machines'] == equal[0]['machines'] else ' *'}",
             f"{step['parts']['distillation'] / step['seconds']:.0%}" if "gain" in row else "",
             f"{kept[method] / kept['baseline']:.2f}",
         ]

@@ -16,7 +16,7 @@ import nbformat
 
 from distill.files import PROJECT, read_json
 from distill.lab.curves import interval95
-from distill.lab.literature import leaderboard, paired_difference
+from distill.lab.literature import alone_elsewhere, leaderboard, paired_difference
 from distill.lab.tables import results_file
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -42,6 +42,8 @@ def _leaderboard() -> dict[str, str]:
     """Gains of every method at equal epochs, and at equal time."""
     (alone, *taught), timed = leaderboard()
     values = {"leaderboard.seconds.alone": f"{alone['seconds']:.0f}"}
+    for seconds in alone_elsewhere(alone, timed).values():
+        values["leaderboard.seconds.elsewhere"] = f"{seconds:.0f}"
     for kind, rows in {"equal": taught, "timed": timed.values()}.items():
         for row in rows:
             values[f"leaderboard.{kind}.{row['method']}.gain"] = f"{100 * row['gain']:+.1f}"

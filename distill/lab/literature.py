@@ -101,6 +101,15 @@ def leaderboard(name: str = "leaderboard.json") -> tuple[list[dict[str, Any]], d
     return [alone, *taught], {row["method"]: row for row in at_equal_time(found, variant)}
 
 
+def alone_elsewhere(alone: Mapping[str, Any], timed: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """By machine, on those where `alone` was not trained, the seconds that the student would take for as many epochs.
+
+    That follows from its longer schedules there, which are in `timed`; `leaderboard` gives both.
+    """
+    others = [row for row in timed.values() if row["machines"] != alone["machines"]]
+    return {row["machines"][0]: alone["epochs"] * row["lent_seconds"] / row["lent_epochs"] for row in others}
+
+
 def published_beside_measured() -> str:
     """The published table on Pascal VOC beside the studies `sample` and `speed`: gains over the baseline, in points.
 

@@ -456,7 +456,9 @@ def _draw_band(
     means = [float(np.mean(values[epoch])) for epoch in epochs]
     every = max(1, len(epochs) // 8)
     places = [pace * epoch for epoch in epochs]
-    axis.plot(places, means, dashes, color=colour, marker=marker, ms=5, markevery=every, label=method_name(method))
+    above = 3 if method.startswith("baseline") else 2  # what all are compared with lies over the others
+    look: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5, "markevery": every, "zorder": above}
+    axis.plot(places, means, dashes, label=method_name(method), **look)
     lowest, highest = ([bound(values[epoch]) for epoch in epochs] for bound in (min, max))
     axis.fill_between(places, lowest, highest, color=colour, alpha=0.15, lw=0)
 

@@ -83,7 +83,8 @@ def deeplab_positions(shapes: Sequence[tuple[int, ...]]) -> Figure:
         _arrow(axis, (10.7, 2.6), (9.9, 1.1))
         axis.text(10.45, 1.6, "resized", size=9)
         _arrow(axis, (10.6, 0.55), (11.9, 0.55))
-        axis.text(3.1, 4.5, "backbone", size=10, style="italic")
+        axis.plot([1.6, 1.6, 9.6, 9.6], [4.15, 4.3, 4.3, 4.15], color=_INK, lw=1.0)
+        axis.text(5.6, 4.38, "backbone", size=10, style="italic", ha="center")
         places = [(left + 1.25, 3.8) for left in lefts] + [(10.6, 1.1)]
         for number, ((x, y), shape) in enumerate(zip(places, shapes, strict=True), start=1):
             _number(axis, x, y, number)
