@@ -74,6 +74,11 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
         "cwd-maps": {"weight": 1.58},
         "cirkd": {"weight": 0.0316},
         "dist": {"weight": 3.16},
+        "skd": {"weight": 0.316},
+        "ifvd": {"weight": 0.632},
+        "nfd": {"weight": 0.316},
+        "icsd": {"weight": 31.6},
+        "attnfd": {"weight": 0.632},
     },
 }
 
