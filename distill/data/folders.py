@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -166,6 +166,12 @@ def images_below(folder: Path) -> list[Path]:
     """The image files of a folder and of those in it, by their paths, but for hidden ones."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
     return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+
+
+def unlisted_images(folder: Path, listed: Container[str]) -> dict[str, Path]:
+    """The images below a folder that are not listed, by their names in lists: the path there, without ending."""
+    named = {path.relative_to(folder).with_suffix("").as_posix(): path for path in images_below(folder)}
+    return {name: path for name, path in named.items() if name not in listed}
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -468,6 +474,15 @@ def scored_splits(data: str | Path, root: str | Path | None = None) -> Iterator[
     test = open_dataset(data, "test", root)
     if test.mask_path(0).exists():
         yield "test", test
+
+
+def splits_to_score(root: Path) -> Iterator[VOCFolder]:
+    """val and test of a folder, those that are there, with masks or without."""
+    for split in ("val", "test"):
+        try:
+            yield VOCFolder(root, split)
+        except DistillError:  # there is none
+            continue
 
 
 def _find_voc(folder: Path) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from distill.data.folders import VOCFolder, images_below, read_image, read_split
+from distill.data.folders import VOCFolder, read_image, read_split, unlisted_images
 from distill.data.layout import IMAGES, LISTS, MASKS, mask_image, new_folder, write_class_names, write_list
 from distill.errors import DistillError, check_number
 from distill.files import make_folder
@@ -26,7 +26,7 @@ def resize_dataset(source: str | Path, out: str | Path, side: int, progress: boo
     chosen = [split for split in ("train", "val", "test") if split in (listed or ("train", "val"))]
     splits = {split: VOCFolder(source, split) for split in chosen or ["train"]}
     listed_ids = {name for dataset in splits.values() for name in dataset.ids}
-    others = _others(source / IMAGES, listed_ids)
+    others = unlisted_images(source / IMAGES, listed_ids)
     total = sum(map(len, splits.values())) + len(others)
     bar = tqdm(total=total, desc="resizing", unit="image", disable=not progress)
     with new_folder(out) as whole, bar:
@@ -54,12 +54,6 @@ def resize_dataset(source: str | Path, out: str | Path, side: int, progress: boo
             bar.update()
         write_class_names(whole, next(iter(splits.values())).class_names)
     return out
-
-
-def _others(folder: Path, listed: set[str]) -> dict[str, Path]:
-    """The images of a folder that are not listed, by their names without ending."""
-    named = {path.relative_to(folder).with_suffix("").as_posix(): path for path in images_below(folder)}
-    return {name: path for name, path in named.items() if name not in listed}
 
 
 def _save_image(image: np.ndarray, out: Path, name: str, side: int) -> None:

@@ -1,12 +1,11 @@
 """Further images without masks: students learn from their teacher on them, and from no label."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torchvision import tv_tensors
 
-from distill.data.folders import VOCFolder, ends, images_below, read_image
+from distill.data.folders import VOCFolder, ends, images_below, read_image, splits_to_score
 from distill.data.layout import IMAGES, LISTS
 from distill.errors import DistillError
 from distill.losses import IGNORE_INDEX
@@ -29,7 +28,7 @@ class WithUnlabelled(VOCFolder):
         if (self.folder / IMAGES).is_dir():
             self.folder = self.folder / IMAGES  # and not the masks beside it
         there = images_below(self.folder)
-        self.extra = _others(there, self.folder, [labelled, *_scored(labelled)])
+        self.extra = _others(there, self.folder, [labelled, *splits_to_score(labelled.root)])
         if not self.extra:
             more = f" but the {len(there)} of its train, val and test" if there else ""
             raise DistillError(f"{self.folder} holds no images{more}; give a folder of .jpg or .png files")
@@ -65,12 +64,3 @@ def _others(there: list[Path], folder: Path, splits: list[VOCFolder]) -> list[Pa
         and path.relative_to(folder).with_suffix("").as_posix() not in names
         and not (contents and ends(path) in contents)
     ]
-
-
-def _scored(labelled: VOCFolder) -> Iterator[VOCFolder]:
-    """The splits of the same folder that scores are of."""
-    for split in ("val", "test"):
-        try:
-            yield VOCFolder(labelled.root, split)
-        except DistillError:  # there is none
-            continue

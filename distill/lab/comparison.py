@@ -257,7 +257,9 @@ def _baselines(findings: Findings, backbone: str) -> list[list[dict[str, Any]]]:
 
 
 def _but_for_epochs(alone: list[dict[str, Any]], runs: list[dict[str, Any]]) -> bool:
-    """Whether baselines differ from a method's runs at most in their epochs, and in how often they were scored."""
+    """Whether baselines differ from a method's runs at most in their epochs, and in how often they were scored; all of
+    one machine.
+    """
     if len({entry.get("machine") for entry in [*alone, *runs]}) > 1:
         return False
     try:

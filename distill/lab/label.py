@@ -1,13 +1,12 @@
 """A teacher's masks as labels: what to compare a distillation loss with where images have no labels."""
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 from tqdm.auto import tqdm
 
-from distill.data.folders import VOCFolder, images_below
+from distill.data.folders import VOCFolder, splits_to_score, unlisted_images
 from distill.data.layout import IMAGES, MASKS, mask_image, new_folder, write_class_names, write_list
 from distill.errors import DistillError, check_number
 from distill.files import make_folder
@@ -32,17 +31,16 @@ def label_by_teacher(
     cannot be read, the teacher has other classes, or there is nothing to label.
     """
     source, out = Path(source), Path(out)
-    train, scored = VOCFolder(source, "train"), _scored(source)
+    train, val = VOCFolder(source, "train"), VOCFolder(source, "val")
+    scored = {"val": val} | {split.split: split for split in splits_to_score(source)}
     if keep is not None:
         check_number("keep", keep, 0, len(train))
     kept = train.ids[:keep]
     listed = {name for split in (train, *scored.values()) for name in split.ids}
-    folder = source / IMAGES
-    named = {path.relative_to(folder).with_suffix("").as_posix(): path for path in images_below(folder)}
     unlabelled = {name: train.image_path(index) for index, name in enumerate(train.ids) if index >= len(kept)}
-    unlabelled |= {name: path for name, path in named.items() if name not in listed}
+    unlabelled |= unlisted_images(source / IMAGES, listed)
     if not unlabelled:
-        raise DistillError(f"{source} has no images without labels; add some to {folder}, or give --keep N")
+        raise DistillError(f"{source} has no images without labels; add some to {source / IMAGES}, or give --keep N")
     network = load_teacher(teacher, pick_device(device))
     check_classes("teacher", network, train)
     with new_folder(out) as whole:
@@ -65,15 +63,6 @@ def label_by_teacher(
         if (source / "sample.txt").exists():  # drawn scenes stay such
             shutil.copyfile(source / "sample.txt", whole / "sample.txt")
     return out
-
-
-def _scored(source: Path) -> Mapping[str, VOCFolder]:
-    """val, and test where there is one."""
-    splits = {"val": VOCFolder(source, "val")}
-    try:
-        return splits | {"test": VOCFolder(source, "test")}
-    except DistillError:
-        return splits
 
 
 def _copy(path: Path, folder: Path, name: str) -> None:

@@ -58,21 +58,17 @@ def _version(value: Tensor) -> int:
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
-def hook_at(module: nn.Module, name: str, keep: Callable[[str, Tensor], object]) -> RemovableHandle:
+def hook_at(module: nn.Module, name: str, keep: Callable[[str, Tensor], None]) -> RemovableHandle:
     """Call `keep(name, tensor)` whenever the submodule that `name` means, as in `record`, runs."""
     path, _, side = name.partition(":")
     target = submodule(module, path)
     if side == "input":
         return target.register_forward_pre_hook(
-            lambda _, arguments, named: _only(keep(name, (*arguments, *named.values())[0])), with_kwargs=True
+            lambda _, arguments, named: keep(name, (*arguments, *named.values())[0]), with_kwargs=True
         )
     if side:
         raise DistillError(f"'{name}' should end in ':input', or in no ':' at all to record the output.")
     return target.register_forward_hook(lambda _, arguments, output: keep(name, output))
-
-
-def _only(_: object) -> None:
-    """What a hook answers that changes nothing."""
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module:

@@ -6,7 +6,7 @@ A teacher or student from another library, wrapped here, is trained, saved and s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -170,17 +170,13 @@ def suggest_positions(network: nn.Module, size: tuple[int, int] = (128, 192), sh
 
 def _of_use(logits: Tensor, maps: list[tuple[Made, _Shape]]) -> list[tuple[Made, _Shape]]:
     """The maps on which the logits depend; all of them where that cannot be told."""
-    known = [entry for entry in maps if isinstance(entry[0].tensor, Tensor) and entry[0].tensor.requires_grad]
+    known = [one.tensor for one, _ in maps if isinstance(one.tensor, Tensor) and one.tensor.requires_grad]
     try:
-        gradients = torch.autograd.grad(logits.sum(), [_tensor(one) for one, _ in known], allow_unused=True)
+        gradients = torch.autograd.grad(logits.sum(), known, allow_unused=True)
     except RuntimeError:  # a network that takes no gradient
         return maps
-    used = {id(one.tensor) for (one, _), gradient in zip(known, gradients, strict=True) if gradient is not None}
+    used = {id(tensor) for tensor, gradient in zip(known, gradients, strict=True) if gradient is not None}
     return [entry for entry in maps if id(entry[0].tensor) in used]
-
-
-def _tensor(one: Made) -> Tensor:
-    return cast(Tensor, one.tensor)
 
 
 def _before_logits(network: nn.Module, logits: Tensor, maps: list[tuple[Made, _Shape]]) -> list[tuple[Made, _Shape]]:

@@ -30,13 +30,13 @@ LOOKS: dict[str, tuple[str, str]] = {
     "teacher": ("#000000", "*"),
 }
 _OTHER_LOOKS = [("#56B4E9", "X"), ("#7A5195", "<"), ("#4D4D4D", ">")]
-# By what methods compare, as in `diagrams.family`.
-KIND_LOOKS: dict[str, tuple[str, str]] = {
-    "logits": ("#0072B2", "s"),
-    "places": ("#E69F00", "^"),
-    "channels": ("#009E73", "D"),
-    "pairs": ("#CC79A7", "P"),
-    "classes": ("#D55E00", "v"),
+# By what methods compare, as in `diagrams.family`, where no method has a look of its own.
+KIND_LOOKS = {
+    "logits": LOOKS["kd"],
+    "places": LOOKS["at"],
+    "channels": LOOKS["ofd"],
+    "pairs": LOOKS["kd+sakd"],
+    "classes": LOOKS["sakd"],
 }
 _NETWORKS = {"resnet18": "ResNet-18", "mobilenetv2": "MobileNetV2", "resnet101": "ResNet-101"}
 _GAIN = "gain over the baseline, points of mIoU"

@@ -214,15 +214,17 @@ def predict(
     for a network whose answer is not of the image's size.
     """
     array = _array(image)
-    height, width = array.shape[:2]
+    size = array.shape[:2]
     if side is not None:
         check_number("side", side, 8, 100_000)
         array = np.array(shrunk(Image.fromarray(array), int(side)))
     logits = predict_logits(model, array)
     if len(logits) > 256:
         raise DistillError(f"the network has {len(logits)} classes, and a map of bytes holds 256; use predict_logits")
-    labels = logits.argmax(0).to(torch.uint8).cpu().numpy()
-    return np.array(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+    labels = logits.argmax(0).cpu()
+    if side is not None:
+        labels = _resize_nearest(labels, size)
+    return labels.to(torch.uint8).numpy()
 
 
 @torch.inference_mode()

@@ -117,10 +117,19 @@ def test_a_variant_has_options_of_its_own_over_those_of_the_file(write: Callable
     assert found["all labels"] == {"weight": 10.0, "temperature": 2.0}
 
 
-@pytest.mark.parametrize("value, default", [("kl", "mse"), (3, None), ("kl", None), ([1], (2,)), (2, 1.0)])
+@pytest.mark.parametrize(
+    "value, default", [("kl", "mse"), (3, None), ("kl", None), ([1], (2,)), (2, 1.0), (True, False)]
+)
 def test_an_option_may_be_of_the_kind_of_its_default(value: object, default: object) -> None:
     assert _other_kind(value, default) == ""
-    assert _other_kind(value, default if default is None else True) == ("" if default is None else "true or false")
+
+
+@pytest.mark.parametrize(
+    "value, default, asked",
+    [(3, "mse", "a text"), ("kl", 1.0, "a number"), (3, (2,), "a list"), (1, True, "true or false")],
+)
+def test_an_option_of_another_kind_is_told_which(value: object, default: object, asked: str) -> None:
+    assert _other_kind(value, default) == asked
 
 
 def test_a_variant_may_have_narrower_students(write: Callable[..., Path], refused) -> None:
