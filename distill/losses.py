@@ -17,6 +17,10 @@ from distill.errors import DistillError
 
 IGNORE_INDEX = 255
 
+# A CPU's softmax takes so many numbers at once, with AVX-512. Along the rows of pixels with fewer classes it takes them
+# one by one, and several times as long as over dim 1 (benchmarks/classes.py).
+_AT_ONCE = 16
+
 # Of vectors shorter than this no direction is taken: its gradient grows as their length goes to 0.
 _SHORT = 1e-3
 
@@ -35,9 +39,11 @@ def cross_entropy(
     of labelled pixels as the divisor: for a part of a batch, it is the part's share of the batch's number.
     `class_weights` (C,) multiply the loss of every pixel by the weight of its class; the divisor stays the same.
     """
-    rows, classes = _pixels(_widen(logits)).flatten(0, -2), labels.long().flatten()
-    weights = None if class_weights is None else class_weights.to(rows.dtype)
-    total = _summed_cross_entropy(rows, classes, ignore_index, weights, at_once=not logits.is_cuda)
+    logits, classes = _widen(logits), labels.long()
+    weights = None if class_weights is None else class_weights.to(logits.dtype)
+    if not _few_classes(logits):
+        logits, classes = _pixels(logits).flatten(0, -2), classes.flatten()
+    total = _summed_cross_entropy(logits, classes, ignore_index, weights, at_once=not logits.is_cuda)
     return total / ((labels != ignore_index).sum().clamp(min=1) if count is None else count)
 
 
@@ -54,15 +60,17 @@ def class_weights(pixels: Tensor) -> Tensor:
 
 
 def _summed_cross_entropy(
-    rows: Tensor, classes: Tensor, ignore_index: int, weights: Tensor | None, at_once: bool
+    logits: Tensor, classes: Tensor, ignore_index: int, weights: Tensor | None, at_once: bool
 ) -> Tensor:
-    """Rows (P, C) and their classes (P,) to the sum over all pixels, which the loss itself forms with `at_once`.
+    """The sum over all pixels, which the loss itself forms with `at_once`.
+
+    Logits (P, C) or (N, C, H, W), and their classes (P,) or (N, H, W).
 
     On CUDA it would do so in a single block of threads, forward and backward, while the loss of every pixel by itself,
     and a sum after it, keep the whole GPU busy. The gradient is the same to the bit, the sum but for its last digits.
     """
     reduction = "sum" if at_once else "none"
-    return F.cross_entropy(rows, classes, weights, ignore_index=ignore_index, reduction=reduction).sum()
+    return F.cross_entropy(logits, classes, weights, ignore_index=ignore_index, reduction=reduction).sum()
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
@@ -73,9 +81,9 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
     as 1 / T², so the factor T² keeps its size comparable from one temperature to the next.
     """
     _same_shape(student_logits, teacher_logits)
-    student = F.log_softmax(_pixels(_widen(student_logits)) / temperature, dim=-1)
-    teacher = F.log_softmax(_pixels(_widen(teacher_logits.detach())) / temperature, dim=-1)
-    pixels = student.numel() // student.shape[-1]
+    student = _log_probabilities(student_logits, temperature)
+    teacher = _log_probabilities(teacher_logits.detach(), temperature)
+    pixels = student_logits.numel() // student_logits.shape[1]
     return F.kl_div(student, teacher, reduction="sum", log_target=True) * (temperature**2 / pixels)
 
 
@@ -364,6 +372,16 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _pixels(logits: Tensor) -> Tensor:
     """(N, C, H, W) to (N, H, W, C): in channels_last memory that is how they lie, and softmax need not copy them."""
     return logits.movedim(1, -1)
+
+
+def _few_classes(logits: Tensor) -> bool:
+    return logits.device.type == "cpu" and logits.shape[1] < _AT_ONCE
+
+
+def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """Of the classes at a temperature, (N, C, H, W) or (N, H, W, C): a sum over all of them is the same."""
+    softened = _widen(logits) / temperature
+    return F.log_softmax(softened, dim=1) if _few_classes(logits) else F.log_softmax(_pixels(softened), dim=-1)
 
 
 def _widen(tensor: Tensor) -> Tensor:

@@ -339,9 +339,9 @@ def test_cross_entropy_is_the_same_however_it_is_summed():
 def test_cross_entropy_is_summed_as_suits_the_device(cuda, monkeypatch):
     asked = []
 
-    def look(rows, classes, ignore_index, weights, at_once):
+    def look(logits, classes, ignore_index, weights, at_once):
         asked.append(at_once)
-        return rows.sum()
+        return logits.sum()
 
     class Logits(torch.Tensor):
         is_cuda = cuda
@@ -349,6 +349,26 @@ def test_cross_entropy_is_summed_as_suits_the_device(cuda, monkeypatch):
     monkeypatch.setattr(losses, "_summed_cross_entropy", look)
     losses.cross_entropy(random_map(1, 3, 2, 2).as_subclass(Logits), torch.zeros(1, 2, 2))
     assert asked == [not cuda]
+
+
+@pytest.mark.parametrize("classes", [3, 20])
+def test_softmax_over_few_classes_and_over_many_is_the_same(classes, monkeypatch):
+    """Over dim 1 or along the rows of pixels: the way that the number of classes does not ask for agrees too."""
+    student, teacher = (random_map(2, classes, 5, 6, seed=seed).requires_grad_() for seed in (0, 1))
+    labels = torch.randint(0, classes, (2, 5, 6), generator=torch.Generator().manual_seed(3))
+    labels[0, :2] = 255
+    weights = torch.rand(classes, generator=torch.Generator().manual_seed(4))
+    found = []
+    for few in (True, False):
+        monkeypatch.setattr(losses, "_few_classes", lambda _, few=few: few)
+        for total in (
+            losses.cross_entropy(student, labels, class_weights=weights),
+            losses.cross_entropy(student, labels),
+            losses.kd(student, teacher),
+        ):
+            found.append((total.item(), torch.autograd.grad(total, student)[0]))
+    for (one, gradient), (other, other_gradient) in zip(found[:3], found[3:], strict=True):
+        assert one == pytest.approx(other, rel=1e-12) and torch.allclose(gradient, other_gradient, rtol=1e-10)
 
 
 def test_void_pixels_do_not_contribute_to_cross_entropy():
