@@ -495,6 +495,9 @@ def _add_data(commands: Commands) -> None:
     resize.add_argument("folder", type=Path)
     resize.add_argument("--side", type=int, required=True, help="pixels that the longer side has at most")
     resize.add_argument("--out", type=Path, required=True, help="the new folder")
+    resize.add_argument(
+        "--shuffle", action="store_true", help="mix the list of train, of which --labelled keeps the first"
+    )
     labelme = _command(kinds, "labelme", _import, "turn a folder of labelme's into one in VOC layout")
     labelme.add_argument("folder", type=Path, help="images, with a JSON file beside each that is labelled")
     labelme.add_argument("--out", type=Path, required=True, help="the new folder")
@@ -586,7 +589,7 @@ def _make_sample(options: argparse.Namespace) -> None:
 
 
 def _resize(options: argparse.Namespace) -> None:
-    print(resize_dataset(options.folder, options.out, options.side))
+    print(resize_dataset(options.folder, options.out, options.side, options.shuffle))
 
 
 def _label(options: argparse.Namespace) -> None:

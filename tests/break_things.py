@@ -48,7 +48,12 @@ class Break(NamedTuple):
 BREAKS = (
     Break("KD without T²", "losses", "* (temperature**2 / pixels)", "/ pixels"),
     Break("KD's sign", "losses", "return F.kl_div(student", "return -F.kl_div(student"),
-    Break("KD averages over classes too", "losses", "student.numel() // student.shape[-1]", "student.numel()"),
+    Break(
+        "KD averages over classes too",
+        "losses",
+        "student_logits.numel() // student_logits.shape[1]",
+        "student_logits.numel()",
+    ),
     Break("the ignore index of cross-entropy", "losses", "ignore_index=ignore_index, reduction", "reduction"),
     Break("AT takes |F| in place of F²", "losses", "feature_map).square().sum(dim=1)", "feature_map).abs().sum(dim=1)"),
     Break("OFD's margin has the other sign", "losses", "mean - std * density", "mean + std * density"),

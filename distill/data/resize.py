@@ -1,5 +1,6 @@
 """A copy of a folder in VOC layout with smaller images."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ from distill.errors import DistillError, check_number
 from distill.files import make_folder
 
 
-def resize_dataset(source: str | Path, out: str | Path, side: int, progress: bool = True) -> Path:
+def resize_dataset(
+    source: str | Path, out: str | Path, side: int, shuffle: bool = False, progress: bool = True
+) -> Path:
     """Write the folder `source` to `out` with images whose longer side has at most `side` pixels; `out` is returned.
 
     Images are averaged over the pixels that become one, masks take the nearest; smaller images stay as they are. Images
     that no list names come along, as a student may learn on them by a teacher, and so do further lists, of images of
-    train, val and test; what is left out is told. `out` appears only when it is complete. Raises DistillError when it
-    exists already, or an image that is listed cannot be read.
+    train, val and test; what is left out is told. `out` appears only when it is complete. With `shuffle` the list of
+    train is mixed, the same way everywhere: the first images may all be of one street, and `labelled` and `limit` keep
+    the first. Raises DistillError when `out` exists already, or an image that is listed cannot be read.
     """
     source, out = Path(source), Path(out)
     check_number("side", side, 8, 100_000)
@@ -40,7 +44,8 @@ def resize_dataset(source: str | Path, out: str | Path, side: int, progress: boo
                     _save(mask, whole / MASKS / f"{name}.png", side, Image.Resampling.NEAREST)
                 _save_image(image, whole, name, side)
                 bar.update()
-            write_list(whole, split, dataset.ids)
+            mixed = shuffle and split == "train"
+            write_list(whole, split, sorted(dataset.ids, key=_checksum) if mixed else dataset.ids)
         for split in sorted(set(listed) - set(splits)):
             if (ids := set(names := read_split(source, split))) <= listed_ids:
                 write_list(whole, split, names)
@@ -54,6 +59,10 @@ def resize_dataset(source: str | Path, out: str | Path, side: int, progress: boo
             bar.update()
         write_class_names(whole, next(iter(splits.values())).class_names)
     return out
+
+
+def _checksum(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def _save_image(image: np.ndarray, out: Path, name: str, side: int) -> None:

@@ -174,3 +174,18 @@ def test_a_folder_is_copied_with_smaller_images(
     refused("side is 0", call=lambda: resize_dataset(source, tmp_path / "x", 0))
     refused("no folder", call=lambda: resize_dataset(tmp_path / "nowhere", tmp_path / "x", 20))
     assert cli.main(["data", "resize", str(source), "--side", "16", "--out", str(tmp_path / "cli")]) in (None, 0)
+
+
+def test_the_list_of_train_is_mixed_where_asked(voc_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """The first of a mixed list are of all parts of it, and masks stay with their images."""
+    source = voc_folder({"train": [np.full((8, 8), index) for index in range(20)], "val": [np.zeros((8, 8))] * 9})
+    plain = VOCFolder(source, "train")
+    out = tmp_path / "mixed"
+    cli.main(["data", "resize", str(source), "--side", "8", "--out", str(out), "--shuffle"])
+    mixed = VOCFolder(out, "train")
+    assert sorted(mixed.ids) == sorted(plain.ids) and VOCFolder(out, "val").ids == VOCFolder(source, "val").ids
+    places = [plain.ids.index(name) for name in mixed.ids]
+    assert min(places[:5]) < 10 <= max(places[:5]) and places != sorted(places)
+    assert [int(labels[0, 0]) for _, labels in mixed] == places
+    again = resize_dataset(source, tmp_path / "again", 8, shuffle=True, progress=False)
+    assert VOCFolder(again, "train").ids == mixed.ids
