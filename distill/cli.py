@@ -380,6 +380,9 @@ def _add_study(commands: Commands) -> None:
         "--shard", metavar="K/N", help="only every N-th run from the K-th on: machines that share a disk divide a study"
     )
     command.add_argument(
+        "--only", metavar="PATTERN", help="only runs with such names as --dry-run prints, e.g. '*/kd/*'"
+    )
+    command.add_argument(
         "--keep-recorded", action="store_true", help="continue from the record, without the folders of its runs"
     )
     command.add_argument("--dry-run", action="store_true", help="only print what would be done, in order")
@@ -387,7 +390,7 @@ def _add_study(commands: Commands) -> None:
 
 def _study(options: argparse.Namespace) -> None:
     where = options.runs, options.results, options.data_root, options.device
-    study = Study(options.file, *where, options.shard, options.keep_recorded)
+    study = Study(options.file, *where, options.shard, options.keep_recorded, options.only)
     if options.dry_run:
         print(study.to_do())
     else:

@@ -300,7 +300,7 @@ def gain_of(row: dict) -> str:
 
 def camvid() -> str:
     """Real photographs: the teacher, and students with and without it."""
-    teacher, study = read("camvid-teacher.json"), read("camvid.json")
+    teacher, study, masks = read("camvid-teacher.json"), read("camvid.json"), read("camvid-masks.json")
     rows = tables(read_findings([results_file("camvid.json")]))[""]
     coarse, _ = teacher["runs"]
     run, strides = study["runs"][0], [part["config"]["settings"]["output_stride"] for part in teacher["runs"]]
@@ -309,7 +309,8 @@ def camvid() -> str:
         f"{100 * (teacher['val']['miou'] - miou):.1f} for {charts.network_name(name)}" for name, miou in alone.items()
     ]
     head = (
-        f"CamVid, street scenes at half size, {coarse['config']['images']} training and 101 validation photographs, "
+        f"CamVid, street scenes at half size, {coarse['config']['images']} training and {masks['split_images']} "
+        "validation photographs, "
         f"{len(run['class_names'])} classes; students from random weights, {run['settings']['epochs']} epochs. The "
         f"teacher, DeepLabV3+ on EfficientNet-Lite0 with ImageNet weights ({teacher['parameters'] / 1e6:.2f} million "
         f"parameters), has **{100 * teacher['val']['miou']:.1f}** mIoU on val: "

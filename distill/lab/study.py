@@ -11,6 +11,7 @@ trains and scores the teacher. All shards write one record, each time with all t
 import datetime
 import json
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ class Study:
 
     `runs` is the folder of all studies' runs, by default `runs` of the clone, or of the working folder. `results` is by
     default results/STUDY.json of the clone for a file that lies in it, else results.json beside the runs. `own` are
-    the runs that are trained here: all, or those of the `shard`, which is a text such as "1/3". With `keep_recorded`,
-    runs that the record holds are not trained again, though their folders are not here.
+    the runs that are trained here: all, or those of the `shard`, which is a text such as "1/3", or those with a name
+    like `only`, a pattern such as "resnet18/*". With `keep_recorded`, runs that the record holds are not trained again,
+    though their folders are not here.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Study:
         device: str = "auto",
         shard: str | None = None,
         keep_recorded: bool = False,
+        only: str | None = None,
     ) -> None:
         self.path, self.device, self.data_root = Path(path), device, data_root
         self.content = load_study(self.path)
@@ -71,7 +74,12 @@ class Study:
         self.teacher_run = plan_teacher(self.content, self.folder, data_root, device)
         self.runs = plan(self.content, self.folder, data_root, device)
         self.number, self.of = _shard(shard, len(self.runs)) if shard is not None else (1, 1)
-        self.own = self.runs[self.number - 1 :: self.of]
+        self.own = [run for run in self.runs[self.number - 1 :: self.of] if fnmatchcase(run.name, only or "*")]
+        if not self.own:
+            raise DistillError(
+                f"no run of {self.path} has a name like {only}; names are such as {self.runs[0].name}, patterns such as "
+                "'resnet18/*'"
+            )
         self.shard = shard
         self.before, self.keep_recorded = self._recorded(), keep_recorded
         self.records: dict[Path, dict[str, Any]] = self._kept() if keep_recorded else {}

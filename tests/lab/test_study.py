@@ -548,6 +548,17 @@ def test_a_dry_run_lists_only_the_runs_of_the_shard(tmp_path: Path, capsys: pyte
     assert listed == [["teacher", *everything[::2]], everything[1::2]]
 
 
+def test_runs_are_chosen_by_their_names(tmp_path: Path, write: Callable[..., Path], capsys, refused) -> None:
+    whole = Study(write(), tmp_path / "runs")
+    names = [run.name for run in whole.runs if "/kd/" in run.name]
+    assert 0 < len(names) < len(whole.runs)
+    assert main(["study", str(whole.path), "--runs", str(tmp_path / "runs"), "--dry-run", "--only", "*/kd/*"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert f": {len(names)} runs" in head and [line.split(maxsplit=2)[-1] for line in lines] == names
+    message = refused("no run of", "like kd;", call=lambda: Study(write(), tmp_path / "runs", only="kd"))
+    assert whole.runs[0].name in message
+
+
 def test_only_the_first_shard_trains_the_teacher(tmp_path: Path, refused) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(TINY)
