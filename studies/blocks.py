@@ -335,12 +335,12 @@ def over_longer(name: str) -> list[dict]:
     processor seconds; the longer baseline's own row has no gain.
     """
     rows = []
-    longer = read(f"{name}-long.json")["runs"]
+    longer, short = (read_study(results_file(f"{study}.json"))[0] for study in (f"{name}-long", name))
     for backbone in dict.fromkeys(run["backbone"] for run in longer):
         own = [run for run in longer if run["backbone"] == backbone]
         alone = {run["seed"]: run for run in own if run["method"] == "baseline"}
         rows.append(lead_row([*alone.values()], {}))
-        for runs in ([run for run in own if run["method"] != "baseline"], read(f"{name}.json")["runs"]):
+        for runs in ([run for run in own if run["method"] != "baseline"], short):
             there = [run for run in runs if run["backbone"] == backbone and run["seed"] in alone]
             for method in dict.fromkeys(run["method"] for run in there):
                 rows.append(lead_row([run for run in there if run["method"] == method], alone))
@@ -358,16 +358,30 @@ def lead_row(runs: list[dict], alone: dict[int, dict]) -> dict:
     if leads:
         gain = {"gain": sum(leads) / len(leads), "gain_interval": interval95(leads), "verdict": verdict(leads)}
     about = {key: runs[0][key] for key in ("backbone", "method")} | {"epochs": runs[0]["settings"]["epochs"]}
-    return about | gain | {"scores": [run["miou"] for run in runs], "seconds": average(runs, "cpu_seconds")}
+    scores = {"scores": [run["miou"] for run in runs], "seconds": average(runs, "cpu_seconds")}
+    return about | gain | scores | {"seconds_on": _seconds_on(runs)}
+
+
+def _seconds_on(runs: list[dict]) -> dict[str, float]:
+    """Processor seconds by machine: those of two cannot be compared, nor have a mean."""
+    there: dict[str, list[dict]] = {}
+    for run in runs:
+        there.setdefault(run.get("machine", "an unknown machine"), []).append(run)
+    return {machine: average(found, "cpu_seconds") for machine, found in sorted(there.items())}
 
 
 def as_long(name: str) -> str:
     """Have the baselines of a study converged, and what is left of the gains once they train twice as long?"""
     lines = ["| student | method | epochs | processor seconds | mIoU | lead over the longer baseline | seeds |"]
     lines.append(f"|{'---|' * 7}")
-    for row in over_longer(name):
+    rows = over_longer(name)
+    several = len({machine for row in rows for machine in row["seconds_on"]}) > 1
+    for row in rows:
         miou = plus_minus(sum(row["scores"]) / len(row["scores"]), interval95(row["scores"]))
-        cells = [row["backbone"], row["method"], row["epochs"], f"{row['seconds']:.0f}", miou, gain_of(row)]
+        seconds = f"{row['seconds']:.0f}"
+        if several:
+            seconds = ", ".join(f"{taken:.0f} ({machine})" for machine, taken in row["seconds_on"].items())
+        cells = [row["backbone"], row["method"], row["epochs"], seconds, miou, gain_of(row)]
         lines.append(f"| {' | '.join(map(str, cells))} | {len(row['scores'])} |")
     methods = {run["method"] for run in read(f"{name}-long.json")["runs"]}
     head = (

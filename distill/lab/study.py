@@ -77,8 +77,8 @@ class Study:
         self.own = [run for run in self.runs[self.number - 1 :: self.of] if fnmatchcase(run.name, only or "*")]
         if not self.own:
             raise DistillError(
-                f"no run of {self.path} has a name like {only}; names are such as {self.runs[0].name}, patterns such as "
-                "'resnet18/*'"
+                f"no run of {self.path} has a name like {only}; names are such as {self.runs[0].name}, patterns such "
+                "as 'resnet18/*'"
             )
         self.shard = shard
         self.before, self.keep_recorded = self._recorded(), keep_recorded
