@@ -104,9 +104,30 @@ def in_short() -> str:
         f"{gain_of(best)} on {charts.network_name(best['backbone'])}: a student with a teacher learns in fewer epochs, "
         f"which is not the same as becoming better. {blocks.half_schedule()}",
         conditions.in_short(),
+        photographs(),
     ]
     lines = "\n".join(f"- {point}" for point in points)
-    return f"**With all {images} labels** ([every table, chart and cost](results/README.md)):\n\n{lines}"
+    where = f"[every table, chart and cost](results/README.md); {images} images of the sample unless said"
+    return f"**With labels for every image** ({where}):\n\n{lines}"
+
+
+def photographs() -> str:
+    """What a teacher adds on CamVid, and what twice the epochs add without one."""
+    study, teacher = read("camvid.json"), read("camvid-teacher.json")
+    rows = tables(read_findings([results_file("camvid.json")]))[""]
+    alone = [row for row in rows if "gain" not in row]
+    longer = [
+        row | {"gain": -row["gain"]} for row in over_longer("camvid") if row["method"] == "baseline" and "gain" in row
+    ]
+    settled = said([row for row in rows if row.get("verdict") in ("better", "worse")])
+    scores = " and ".join(f"{100 * row['miou']:.1f}" for row in alone)
+    return (
+        f"On photographs ({study['runs'][0]['images']} of CamVid, half size; a teacher that began with ImageNet's "
+        f"weights, {100 * teacher['val']['miou']:.1f} mIoU on val; [07b](notebooks/07b_real_photographs.ipynb)), after "
+        f"{alone[0]['epochs']} epochs: {_list([row for row in rows if 'gain' in row])}, over the "
+        f"{scores} of the student alone. {settled} Twice the epochs "
+        f"add {_list(longer, of='')} to it ({len(longer[0]['scores'])} seeds)."
+    )
 
 
 def _longer(epochs: int) -> str:
