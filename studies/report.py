@@ -126,7 +126,7 @@ def photographs() -> str:
         f"weights, {100 * teacher['val']['miou']:.1f} mIoU on val; [07b](notebooks/07b_real_photographs.ipynb)), after "
         f"{alone[0]['epochs']} epochs: {_list([row for row in rows if 'gain' in row])}, over the "
         f"{scores} of the student alone. {settled} Twice the epochs "
-        f"add {_list(longer, of='')} to it ({len(longer[0]['scores'])} seeds)."
+        f"add {_list(longer, of='')} to it (seeds: {len(longer[0]['scores'])})."
     )
 
 
