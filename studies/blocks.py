@@ -123,7 +123,7 @@ def said(rows: list[dict]) -> str:
     }
     found = []
     for word, sentence in words.items():
-        named = [row for row in rows if row.get("verdict") == word]
+        named = [row for row in rows if row.get("verdict") == word and len(row["seeds"]) > 1]
         if named:
             methods: dict[str, list[str]] = {}
             for row in named:
