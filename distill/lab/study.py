@@ -49,7 +49,7 @@ class Study:
     `runs` is the folder of all studies' runs, by default `runs` of the clone, or of the working folder. `results` is by
     default results/STUDY.json of the clone for a file that lies in it, else results.json beside the runs. `own` are
     the runs that are trained here: all, or those of the `shard`, which is a text such as "1/3", or those with a name
-    like `only`, a pattern such as "resnet18/*". With `keep_recorded`, runs that the record holds are not trained again,
+    like `only`, a pattern such as `resnet18/*`. With `keep_recorded`, runs that the record holds are not trained again,
     though their folders are not here.
     """
 
