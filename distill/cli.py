@@ -592,7 +592,7 @@ def _make_sample(options: argparse.Namespace) -> None:
 
 
 def _resize(options: argparse.Namespace) -> None:
-    print(resize_dataset(options.folder, options.out, options.side, options.shuffle))
+    print(resize_dataset(options.folder, options.out, options.side, shuffle=options.shuffle))
 
 
 def _label(options: argparse.Namespace) -> None:

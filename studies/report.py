@@ -127,7 +127,7 @@ def photographs() -> str:
         f"{alone[0]['epochs']} epochs: {_list([row for row in rows if 'gain' in row])}, over the "
         f"{scores} of the student alone. {corrected(rows)} Twice the epochs add {_list(added, of='')} to the student "
         f"alone, for about the seconds of a run with a teacher; over these longer runs the leads are {_list(leads)}. "
-        f"{_list(ahead) + ' leads' if ahead else 'None is settled: more than speed is not shown'}."
+        f"{_list(ahead) + ' leads' if ahead else 'None leads: more than speed is not shown'}."
     )
 
 

@@ -14,7 +14,7 @@ from distill.files import make_folder
 
 
 def resize_dataset(
-    source: str | Path, out: str | Path, side: int, shuffle: bool = False, progress: bool = True
+    source: str | Path, out: str | Path, side: int, progress: bool = True, shuffle: bool = False
 ) -> Path:
     """Write the folder `source` to `out` with images whose longer side has at most `side` pixels; `out` is returned.
 
