@@ -8,7 +8,7 @@ from distill.lab import latency
 from distill.lab.comparison import Findings, read_findings, tables
 from distill.lab.curves import interval95, late_rise, twice_as_long, verdict
 from distill.lab.plan import load_study, plan
-from distill.lab.tables import class_gains, compare, markdown_table, plus_minus, read_study, results_file
+from distill.lab.tables import compare, markdown_table, plus_minus, read_study, results_file
 from distill.show import charts
 
 
@@ -298,34 +298,17 @@ def gain_of(row: dict) -> str:
     return plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else ""
 
 
-def camvid() -> str:
-    """Real photographs: the teacher, and students with and without it."""
-    teacher, study, masks = read("camvid-teacher.json"), read("camvid.json"), read("camvid-masks.json")
-    rows = tables(read_findings([results_file("camvid.json")]))[""]
-    coarse, _ = teacher["runs"]
-    run, strides = study["runs"][0], [part["config"]["settings"]["output_stride"] for part in teacher["runs"]]
-    alone = {row["backbone"]: row["miou"] for row in rows if row["method"] == "baseline"}
-    gaps = [
-        f"{100 * (teacher['val']['miou'] - miou):.1f} for {charts.network_name(name)}" for name, miou in alone.items()
-    ]
-    head = (
-        f"CamVid, street scenes at half size, {coarse['config']['images']} training and {masks['split_images']} "
-        "validation photographs, "
-        f"{len(run['class_names'])} classes; students from random weights, {run['settings']['epochs']} epochs. The "
-        f"teacher, DeepLabV3+ on EfficientNet-Lite0 with ImageNet weights ({teacher['parameters'] / 1e6:.2f} million "
-        f"parameters), has **{100 * teacher['val']['miou']:.1f}** mIoU on val: "
-        f"{100 * coarse['val']['miou']:.1f} after training at output stride {strides[0]}, the rest by further epochs "
-        f"at {strides[1]}. The gap to the students alone is "
-        f"{', '.join(gaps)}."
+def gains_of(rows: list[dict], of: str = "`{method}` on ") -> str:
+    return ", ".join(
+        f"{gain_of(row)} ({of.format(method=row['method'])}{charts.network_name(row['backbone'])})" for row in rows
     )
-    head += so_far("camvid")
-    told = [head, markdown_table(rows), recorded_on(study)]
-    if found := said(rows):
-        told.append(found)
-    told += [as_long("camvid")]
-    told += [_classes(study["runs"], teacher["val"]["per_class_iou"])]
-    told += [weights("camvid", "training images held out"), camvid_schedule()]
-    return "\n\n".join(["## camvid: real photographs", *told])
+
+
+def corrected(rows: list[dict]) -> str:
+    """What Holm's correction leaves of a table's intervals."""
+    tested = [row for row in rows if row.get("p_holm") is not None]
+    kept = said([row for row in tested if row["p_holm"] < 0.05])
+    return f"Corrected for {len(tested)} comparisons (Holm): {kept or 'none is settled.'}"
 
 
 def over_longer(name: str) -> list[dict]:
@@ -393,22 +376,6 @@ def as_long(name: str) -> str:
     return head + "\n\n" + "\n".join(lines)
 
 
-def _classes(runs: list[dict], teacher: dict[str, float]) -> str:
-    """IoU by class: teacher, students alone, and what each method adds."""
-    gains, alone = class_gains(runs), {}
-    for run in (run for run in runs if run["method"] == "baseline"):
-        alone.setdefault(run["backbone"], []).append(run["per_class_iou"])
-    heads = [f"{charts.network_name(name)} alone" for name in alone]
-    heads += [f"{method} on {charts.network_name(name)}" for name, method in gains]
-    lines = [f"| class | teacher | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"]
-    for name, iou in teacher.items():
-        means = [sum(run[name] for run in found) / len(found) for found in alone.values()]
-        cells = [f"{100 * value:.0f}" for value in (iou, *means)]
-        cells += [f"{100 * found[name]:+.1f}" for found in gains.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "IoU by class, means over seeds, and the mean gain of each method:\n\n" + "\n".join(lines)
-
-
 def weights(name: str = "sample", where: str = "val") -> str:
     """The runs that chose the weights of a study, scored on the images that `where` says."""
     runs, of_seeds = read(f"{name}-weights.json")["runs"], {}
@@ -436,17 +403,6 @@ def weights(name: str = "sample", where: str = "val") -> str:
         f"The smallest weight tried was best for {' and '.join(edge) or 'no method'}, the largest for "
         f"{' and '.join(far) or 'no method'}; there a better one may lie beyond. Every weight is below the baseline "
         f"for {' and '.join(below) or 'no method'}."
-    )
-    return head + "\n\n" + "\n".join(lines)
-
-
-def camvid_schedule() -> str:
-    """The baseline alone at half size: the first step of a comparison whose baseline has converged."""
-    lines = tried_alone("ResNet-18, alone", read("camvid-schedule.json")["runs"])
-    head = (
-        "The runs that chose the schedule, shorter ones, scored on training images held out, with one seed. Rate 0.032 "
-        "and the published scales unless the row says otherwise; narrow scales are from 0.8 to 1.4 times the image's "
-        "size. Photographs need a lower rate than the sample, more epochs, and scales near that of the image:"
     )
     return head + "\n\n" + "\n".join(lines)
 

@@ -13,8 +13,8 @@ from distill.lab.comparison import by_labels, read_findings, tables
 from distill.lab.tables import compare, markdown_table, read_study, results_file
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
-from studies import blocks, conditions, labels, leaderboard
-from studies.blocks import gain_of, mean_of, over_longer, paired, read, recorded_on, said
+from studies import blocks, camvid, conditions, labels, leaderboard
+from studies.blocks import corrected, gain_of, gains_of, mean_of, over_longer, paired, read, recorded_on, said
 from studies.prose import fill
 
 RESULTS = PROJECT / "results"
@@ -62,7 +62,7 @@ def results_page() -> str:
         blocks.long_quirks(),
     ]
     short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), labels.few_labels(), blocks.quirks()]
-    return "\n\n".join([head, *converged, *short, blocks.camvid(), steps(), blocks.exported(), blocks.page()]) + "\n"
+    return "\n\n".join([head, *converged, *short, camvid.section(), steps(), blocks.exported(), blocks.page()]) + "\n"
 
 
 def better() -> str:
@@ -98,37 +98,17 @@ def in_short() -> str:
     best = max((row for row in early if "gain" in row), key=lambda row: row["gain"])
     points = [
         f"After {study['runs'][0]['settings']['epochs']} epochs, gains of {seeds} seeds whose interval excludes zero: "
-        f"{_list(settled)}. {corrected(rows)} {leaderboard.in_short()}",
+        f"{gains_of(settled)}. {corrected(rows)} {leaderboard.in_short()}",
         _longer(study["runs"][0]["settings"]["epochs"]),
         f"Short baselines make large gains. After only {early[0]['epochs']} epochs `{best['method']}` leads by "
         f"{gain_of(best)} on {charts.network_name(best['backbone'])}: a student with a teacher learns in fewer epochs, "
         f"which is not the same as becoming better. {blocks.half_schedule()}",
         conditions.in_short(),
-        photographs(),
+        camvid.in_short(),
     ]
     lines = "\n".join(f"- {point}" for point in points)
     where = f"[every table, chart and cost](results/README.md); {images} images of the sample unless said"
     return f"**With labels for every image** ({where}):\n\n{lines}"
-
-
-def photographs() -> str:
-    """What a teacher adds on CamVid, and what twice the epochs add without one."""
-    study, teacher = read("camvid.json"), read("camvid-teacher.json")
-    rows = tables(read_findings([results_file("camvid.json")]))[""]
-    alone = [row for row in rows if "gain" not in row]
-    beside = [row for row in over_longer("camvid") if "gain" in row and row["epochs"] == alone[0]["epochs"]]
-    added = [row | {"gain": -row["gain"]} for row in beside if row["method"] == "baseline"]
-    leads = [row for row in beside if row["method"] != "baseline"]
-    ahead = [row for row in leads if row["verdict"] == "better"]
-    scores = " and ".join(f"{100 * row['miou']:.1f}" for row in alone)
-    return (
-        f"On photographs ({study['runs'][0]['images']} of CamVid, half size; a teacher that began with ImageNet's "
-        f"weights, {100 * teacher['val']['miou']:.1f} mIoU on val; [07b](notebooks/07b_real_photographs.ipynb)), after "
-        f"{alone[0]['epochs']} epochs: {_list([row for row in rows if 'gain' in row])}, over the "
-        f"{scores} of the student alone. {corrected(rows)} Twice the epochs add {_list(added, of='')} to the student "
-        f"alone, for about the seconds of a run with a teacher; over these longer runs the leads are {_list(leads)}. "
-        f"{_list(ahead) + ' leads' if ahead else 'None leads: more than speed is not shown'}."
-    )
 
 
 def _longer(epochs: int) -> str:
@@ -137,26 +117,13 @@ def _longer(epochs: int) -> str:
     added = [row | {"gain": -row["gain"]} for row in longer if row["method"] == "baseline" and "gain" in row]
     ahead = [row for row in longer if row["epochs"] == epochs and row.get("verdict") == "better"]
     as_many = [row for row in longer if row["epochs"] > epochs and row["method"] != "baseline"]
-    told = f" Given as many epochs as they have, the method that val chose leads by {_list(as_many)}."
+    told = f" Given as many epochs as they have, the method that val chose leads by {gains_of(as_many)}."
     return (
-        f"Twice the epochs, for about twice the seconds, add {_list(added, of='')} to the student alone. Over these "
-        f"longer baselines {_list(ahead) + ' leads' if ahead else 'no method leads'} after {epochs} epochs."
+        f"Twice the epochs, for about twice the seconds, add {gains_of(added, of='')} to the student alone. Over these "
+        f"longer baselines {gains_of(ahead) + ' leads' if ahead else 'no method leads'} after {epochs} epochs."
         f"{told if as_many else ''} Nor have they converged: in one run each, {charts.network_name('resnet18')} alone "
         f"has {doublings()}."
     )
-
-
-def _list(rows: list[dict], of: str = "`{method}` on ") -> str:
-    return ", ".join(
-        f"{gain_of(row)} ({of.format(method=row['method'])}{charts.network_name(row['backbone'])})" for row in rows
-    )
-
-
-def corrected(rows: list[dict]) -> str:
-    """What Holm's correction leaves of a table's intervals."""
-    tested = [row for row in rows if row.get("p_holm") is not None]
-    kept = said([row for row in tested if row["p_holm"] < 0.05])
-    return f"Corrected for {len(tested)} comparisons (Holm): {kept or 'none is settled.'}"
 
 
 def doublings() -> str:

@@ -98,15 +98,7 @@ def fit(
         if progress and ranks.first:
             tqdm.write(f"{len(train.extra)} further images without masks, of {train.folder}")
     given = None if isinstance(student, str) else student  # the caller's, to be trained in place
-    if given is not None and (width != 1.0 or weights is not None):
-        raise DistillError(
-            "width and weights belong to a student given by name; build this network with them, or give a name"
-        )
-    if isinstance(student, str):
-        student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights, width)
-    check_student(student, train, chosen)
-    student = student.to(target).float().to(memory_format=torch.channels_last)
-    student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others
+    student = _as_student(student, train, preset, chosen, seed, weights, width).to(target)
     if terms and isinstance(teacher, nn.Module):
         check_apart(teacher, student)  # before the teacher is frozen
     teacher = _as_teacher(teacher, target) if terms else None
@@ -145,6 +137,27 @@ def fit(
             f"run is in {folder})"
         ) from None
     return Run(folder)
+
+
+def _as_student(
+    student: str | DeepLabV3Plus | Wrapped,
+    train: VOCFolder,
+    preset: str,
+    chosen: Settings,
+    seed: int,
+    weights: str | None,
+    width: float,
+) -> DeepLabV3Plus | Wrapped:
+    """The student itself, or one built by its name; checked, in float32, with the names of the classes."""
+    if isinstance(student, str):
+        student = make_student(student, train.num_classes, preset, chosen.output_stride, seed, weights, width)
+    elif width != 1.0 or weights is not None:
+        raise DistillError(
+            "width and weights belong to a student given by name; build this network with them, or give a name"
+        )
+    check_student(student, train, chosen)
+    student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others
+    return student.float().to(memory_format=torch.channels_last)
 
 
 def _done(folder: Path, student: DeepLabV3Plus | Wrapped | None) -> Run:
