@@ -34,7 +34,6 @@ class Setting:
     baselines: Place | None = None
     others: dict[str, Place] = field(default_factory=dict)
     controls: dict[str, Place] = field(default_factory=dict)
-    but: str = ""  # what a reader of the leads has to know
 
     def found(self) -> dict[str, list[dict]]:
         """Its runs by method, baselines first, each other baseline under a name that begins so."""
@@ -120,7 +119,6 @@ CONDITIONS = [
                 ("label-noise", "twice as long"),
                 others={what: ("label-noise", what) for what in ("decay 0.1", "decay 0.3", "decay 0.1, twice as long")},
                 controls={"teacher's masks as labels": ("teacher-masks", "")},
-                but=" (the teacher had learned the right labels of these images)",
             ),
         ],
     ),
@@ -139,7 +137,6 @@ CONDITIONS = [
                 ("student-size", QUARTER),
                 ("student-size", f"{QUARTER}, twice as long"),
                 others={"four times the epochs": ("student-size", f"{QUARTER}, four times as long")},
-                but=" (every doubling of its epochs still adds points to the student alone)",
             ),
         ],
     ),
@@ -181,21 +178,6 @@ def section(condition: Condition) -> str:
     head += so_far(condition.record)
     picture = f"![mIoU on validation images against processor seconds]({condition.record}.png)"
     return "\n\n".join([head, condition.table(), condition.read_out(), recorded_on(study), picture])
-
-
-def in_short() -> str:
-    """What the README says of all of them: the leads over the best baselines."""
-    ahead, others = [], []
-    for setting in (setting for condition in recorded() for setting in condition.settings if setting is not USUAL):
-        runs = setting.found()
-        leads = {name: lead_over(own, runs[best_baseline(runs)]) for name, own in runs.items()}
-        gains = " and ".join(f"{gain_of(leads[method])} (`{method}`)" for method in METHODS)
-        control = "".join(f", against {gain_of(leads[what])} with the {what}" for what in setting.controls)
-        better = any(leads[method]["verdict"] == "better" for method in METHODS)
-        (ahead if better else others).append(f"{setting.name}, {gains}{control}{setting.but}")
-    told = [f"`kd`, `ofd` or both lead with {'; '.join(ahead)}."] * bool(ahead)
-    told += [f"Neither leads with {'; '.join(others)}."] * bool(others)
-    return f"Other conditions, each against the best of its baselines, longer ones included: {' '.join(told)}"
 
 
 def runs_of(place: Place, method: str) -> list[dict]:

@@ -108,7 +108,7 @@ def masks() -> str:
     begin = "The control" if own["verdict"] == "better" else "A loss may not be needed"
     return (
         f"{begin}: with the teacher's masks as labels of the {BY_MASKS.images - BY_MASKS.labels:,} images, and no "
-        f"distillation, the student has {_score(BY_MASKS)}; kd leads that by {gain_of(own)}{settled}."
+        f"distillation, the student has {score(BY_MASKS)}; kd leads that by {gain_of(own)}{settled}."
     )
 
 
@@ -116,12 +116,12 @@ def ceiling() -> str:
     if not CEILING.found():
         return ""
     return (
-        f"Labels for all 2,000 images give the student alone {_score(CEILING)}; kd with 128 of them is off by "
+        f"Labels for all 2,000 images give the student alone {score(CEILING)}; kd with 128 of them is off by "
         f"{lead(WIDER, CEILING)}."
     )
 
 
-def _score(row: Row) -> str:
+def score(row: Row) -> str:
     scores = [run["miou"] for run in row.found()]
     return plus_minus(sum(scores) / len(scores), interval95(scores))
 
@@ -162,66 +162,6 @@ def chart() -> Figure:
                 histories.setdefault(panel, {})[name] = [run["history"] for run in runs]
                 seconds[panel, name] = average(runs, "cpu_seconds")
     return charts.time_chart(histories, seconds, read("sample-128.json")["teacher"]["val_miou"])
-
-
-def more_images() -> str:
-    """What the README says beside the table of 128 labels."""
-    told = [ceiling()]
-    pairs = {labels: (taught(labels, 2000), alone(labels)) for labels in (64, 256)}
-    others = [
-        f"{lead(row, base)} with {labels} labels, where the student alone has {_score(base)}"
-        for labels, (row, base) in pairs.items()
-        if row and base
-    ]
-    if others:
-        told.append(
-            f"Over the student alone for twice the steps kd on 2,000 images leads by {', and by '.join(others)}."
-        )
-    return " ".join(filter(None, told))
-
-
-# What a row of README.md is called.
-FEW = {
-    "128 images with labels": ONCE,
-    "the same, twice as long": TWICE,
-    "the same, and a teacher (kd)": BY_KD,
-    "the same, and a teacher (ofd)": Row(128, 128, "ofd", ("sample-128", "128 labels"), "ofd"),
-    "also 1,872 images without labels, and a teacher (kd)": WIDER,
-}
-
-
-def few() -> str:
-    """Few labels, every row against the better baseline."""
-    # Which baseline is the better one is seen on val: no choice is made on test images.
-    best = max((ONCE, TWICE), key=lambda row: average(row.found(), "val_miou"))
-    lines = [
-        "| learns from | mIoU | gain over the better baseline | epochs | weight decay | processor seconds per run |",
-        "|---|---|---|---|---|---|",
-    ]
-    above = True
-    for what, row in FEW.items():
-        runs, settings = row.found(), row.found()[0]["settings"]
-        gain = {} if row.method == "baseline" else lead_over(runs, best.found())
-        cells = [what, _score(row), gain_of(gain), f"{settings['epochs']}", f"{settings['weight_decay']:g}"]
-        lines.append(f"| {' | '.join(cells)} | {average(runs, 'cpu_seconds'):.0f} |")
-        above &= not gain or gain["verdict"] == "better"
-    head = (
-        f"### Few labels: a student with a teacher is ahead\n\nSynthetic scenes of 64 x 64 pixels, "
-        f"{charts.network_name('resnet18')}, test split. mIoU is the mean overlap of true and predicted areas, over "
-        f"the classes, in percent. A baseline is the student without a teacher. A gain is a difference in mIoU, in "
-        f"points, between runs of one seed, which start from the same weights; ± is half of a 95 % confidence interval "
-        f"over seeds, here {len(ONCE.found())}, which is a rough one. The baselines' weight decay was chosen on val, "
-        f"one run per value ([how](results/README.md)); the last row has the usual one. The teacher learned from "
-        f"{read('teacher.json')['config']['images']:,} images with labels, these among them: labels are scarce for the "
-        f"student only. A teacher that had few labels itself was not tried here."
-    )
-    foot = "The interval of every gain lies above zero." if above else "Not every interval lies above zero."
-    foot += (
-        f" {masks()} Twice the epochs, with a decay of their own, add {lead(TWICE, ONCE)} points to the baseline, and "
-        f"still longer ones were not tried: part of each gain may be speed. {more_images()}"
-    )
-    when = f"{recorded_on(read('sample-128.json'))} The runs that are not in the table: {read('labels.json')['date']}."
-    return "\n\n".join([head, "\n".join(lines), f"{foot} {when}"])
 
 
 def converged() -> str:

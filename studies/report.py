@@ -10,21 +10,21 @@ from matplotlib.figure import Figure
 from distill import load_model, load_teacher, open_dataset, predict
 from distill.files import PROJECT, replace_file, write_text
 from distill.lab.comparison import by_labels, read_findings, tables
-from distill.lab.tables import compare, markdown_table, read_study, results_file
+from distill.lab.tables import markdown_table, results_file
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
-from studies import blocks, camvid, conditions, labels, leaderboard
-from studies.blocks import corrected, gain_of, gains_of, mean_of, over_longer, paired, read, recorded_on, said
+from studies import blocks, camvid, conditions, labels, leaderboard, readme
+from studies.blocks import mean_of, paired, read, recorded_on, said
 from studies.prose import fill
 
 RESULTS = PROJECT / "results"
 
 
-def readme_with_results(readme: str) -> str:
+def readme_with_results(text: str) -> str:
     """The README's text with its marked numbers, and everything between its two marks, made anew from results/."""
     begin, end = "<!-- results:begin -->", "<!-- results:end -->"
-    before, rest = fill(readme).split(begin)
-    return f"{before}{begin}\n{labels.few()}\n\n{in_short()}\n{end}{rest.split(end)[1]}"
+    before, rest = fill(text).split(begin)
+    return f"{before}{begin}\n{readme.results()}\n{end}{rest.split(end)[1]}"
 
 
 def results_page() -> str:
@@ -86,53 +86,6 @@ def better() -> str:
     head += blocks.so_far("sample")
     picture = f"![Gain of every method over the baseline of {run['settings']['epochs']} epochs](gains.png)"
     return "\n\n".join([head, markdown_table(rows), recorded_on(study), picture, said(rows)])
-
-
-def in_short() -> str:
-    """What the main study, the conditions and the short study say, a point each."""
-    study = read("sample.json")
-    rows = tables(read_findings([results_file("sample.json")]))[""]
-    seeds, images = len({run["seed"] for run in study["runs"]}), study["runs"][0]["images"]
-    settled = [row for row in rows if row.get("verdict") in ("better", "worse")]
-    early = compare(*read_study(results_file("speed.json")))
-    best = max((row for row in early if "gain" in row), key=lambda row: row["gain"])
-    points = [
-        f"After {study['runs'][0]['settings']['epochs']} epochs, gains of {seeds} seeds whose interval excludes zero: "
-        f"{gains_of(settled)}. {corrected(rows)} {leaderboard.in_short()}",
-        _longer(study["runs"][0]["settings"]["epochs"]),
-        f"Short baselines make large gains. After only {early[0]['epochs']} epochs `{best['method']}` leads by "
-        f"{gain_of(best)} on {charts.network_name(best['backbone'])}: a student with a teacher learns in fewer epochs, "
-        f"which is not the same as becoming better. {blocks.half_schedule()}",
-        conditions.in_short(),
-        camvid.in_short(),
-    ]
-    lines = "\n".join(f"- {point}" for point in points)
-    where = f"[every table, chart and cost](results/README.md); {images} images of the sample unless said"
-    return f"**With labels for every image** ({where}):\n\n{lines}"
-
-
-def _longer(epochs: int) -> str:
-    """What is left of the gains over baselines of twice the epochs."""
-    longer = over_longer("sample")
-    added = [row | {"gain": -row["gain"]} for row in longer if row["method"] == "baseline" and "gain" in row]
-    ahead = [row for row in longer if row["epochs"] == epochs and row.get("verdict") == "better"]
-    as_many = [row for row in longer if row["epochs"] > epochs and row["method"] != "baseline"]
-    told = f" Given as many epochs as they have, the method that val chose leads by {gains_of(as_many)}."
-    return (
-        f"Twice the epochs, for about twice the seconds, add {gains_of(added, of='')} to the student alone. Over these "
-        f"longer baselines {gains_of(ahead) + ' leads' if ahead else 'no method leads'} after {epochs} epochs."
-        f"{told if as_many else ''} Nor have they converged: in one run each, {charts.network_name('resnet18')} alone "
-        f"has {doublings()}."
-    )
-
-
-def doublings() -> str:
-    """What the baseline alone reaches with more and more epochs of all images, one run each."""
-    runs = {run["variant"]: run for run in read("sample-schedule.json")["runs"]}
-    names = [f"500 labels, {epochs} epochs" for epochs in (96, 192, 384)]
-    return ", ".join(
-        f"{100 * runs[name]['miou']:.1f} after {runs[name]['settings']['epochs']} epochs" for name in names
-    )
 
 
 def self_attention() -> str:

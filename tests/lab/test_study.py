@@ -914,13 +914,13 @@ def test_few_labels_are_compared_with_the_student_alone_on_as_many(
     assert "| 64 | 64 | alone, twice the steps | 51.0 ± 2.5 |  | 1,488 | 0.02 | 1 | 3 |" in section
     assert "With 256 labels, kd leads by +10.0 ± 0.0 (2,000 images)." in section
     assert "The control: with" in section and "kd leads that by +20.0 ± 0.0." in section
-    assert "Labels for all 2,000 images give the student alone 61.0 ± 2.5" in labels.more_images()
+    assert "Labels for all 2,000 images give the student alone 61.0 ± 2.5" in section
     assert len(labels.chart().axes) == 3
 
     shorter = read_json(tmp_path / "labels.json")
     shorter["runs"] = [run for run in shorter["runs"] if run["method"] == "kd"]  # the rest is not there yet
     write_json(tmp_path / "labels.json", shorter)
-    assert "So far" in labels.section() and "Labels for all" not in labels.more_images()
+    assert "So far" in labels.section() and "Labels for all" not in labels.section()
 
 
 def test_what_a_record_does_not_hold_is_said(tmp_path: Path) -> None:
