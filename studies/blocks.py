@@ -87,10 +87,11 @@ def speed() -> str:
         f"seeds, in points. The gap is that between baseline and teacher."
     )
     rows = compare(*read_study(results_file("speed.json")))
+    tuned = dict.fromkeys(run["method"] for run in read("speed-weights.json")["runs"] if run["method"] != "baseline")
     foot = (
         f"{recorded_on(study)} The seconds of runs of equal work differ by up to a factor of "
-        f"{_spread(study['runs']):.1f}. Every method's weight was chosen on the "
-        f"val split with another seed, from equally many candidates ([speed-weights.json](speed-weights.json))."
+        f"{_spread(study['runs']):.1f}. The weights of {', '.join(tuned)} were chosen on the val split with another "
+        f"seed, from equally many candidates ([speed-weights.json](speed-weights.json))."
     )
     return f"{head}\n\n{markdown_table(rows)}\n\n{foot}\n\n![Gain of every method over the baseline](speed-gains.png)"
 
@@ -308,7 +309,7 @@ def corrected(rows: list[dict]) -> str:
     """What Holm's correction leaves of a table's intervals."""
     tested = [row for row in rows if row.get("p_holm") is not None]
     kept = said([row for row in tested if row["p_holm"] < 0.05])
-    return f"Corrected for {len(tested)} comparisons (Holm): {kept or 'none is settled.'}"
+    return f"After Holm's correction for {len(tested)} comparisons: {kept or 'none does.'}"
 
 
 def over_longer(name: str) -> list[dict]:
@@ -334,6 +335,11 @@ def average(runs: list[dict], key: str) -> float:
     return sum(run[key] for run in runs) / len(runs)
 
 
+def score(runs: list[dict]) -> str:
+    """The mean mIoU of runs, and half of its interval."""
+    return plus_minus(average(runs, "miou"), interval95([run["miou"] for run in runs]))
+
+
 def lead_row(runs: list[dict], alone: dict[int, dict]) -> dict:
     """A row of runs of one method, with their lead over the runs of the same seed in `alone`, which may be empty."""
     leads = [run["miou"] - alone[run["seed"]]["miou"] for run in runs if alone]
@@ -342,10 +348,10 @@ def lead_row(runs: list[dict], alone: dict[int, dict]) -> dict:
         gain = {"gain": sum(leads) / len(leads), "gain_interval": interval95(leads), "verdict": verdict(leads)}
     about = {key: runs[0][key] for key in ("backbone", "method")} | {"epochs": runs[0]["settings"]["epochs"]}
     scores = {"scores": [run["miou"] for run in runs], "seconds": average(runs, "cpu_seconds")}
-    return about | gain | scores | {"seconds_on": _seconds_on(runs)}
+    return about | gain | scores | {"seconds_on": seconds_on(runs)}
 
 
-def _seconds_on(runs: list[dict]) -> dict[str, float]:
+def seconds_on(runs: list[dict]) -> dict[str, float]:
     """Processor seconds by machine: those of two cannot be compared, nor have a mean."""
     there: dict[str, list[dict]] = {}
     for run in runs:

@@ -1,4 +1,6 @@
-"""Real photographs: what README.md and results/README.md say of the studies on CamVid."""
+"""Real photographs: what results/README.md says of the studies on CamVid."""
+
+from collections import Counter
 
 from distill.lab.comparison import read_findings, tables
 from distill.lab.tables import class_gains, markdown_table, results_file
@@ -8,14 +10,16 @@ from studies.blocks import (
     read,
     recorded_on,
     said,
+    score,
     so_far,
     tried_alone,
     weights,
 )
-from studies.labels import ALONE, Row, lead, score, table
+from studies.conditions import MASKS as BY_TEACHER
+from studies.labels import ALONE, Row, lead, table
 
 COUNTS = (46, 92, 183)  # of labels, of 367 photographs
-MASKS = Row(46, 367, "the teacher's masks as labels", ("camvid-by-teacher", ""))
+MASKS = Row(46, 367, f"the {BY_TEACHER}", ("camvid-by-teacher", ""))
 ALL = Row(367, 367, "alone, four times the steps", ("camvid-long", ""))
 
 
@@ -46,21 +50,24 @@ def few_labels() -> str:
 
 
 def few_read() -> str:
-    """The leads over the student alone, and the control, in sentences."""
-    rows = few_rows()
-    told = []
-    for labels in dict.fromkeys(row.labels for row in rows):
-        base, *others = [row for row in rows if row.labels == labels and row is not MASKS]
-        leads = " and ".join(f"{lead(row, base)} (`{row.method}`)" for row in others)
-        told += [f"With {labels} labels the student alone has {score(base)}; the leads are {leads}."] if others else []
-    if MASKS in rows:
-        beside = [row for row in rows if row.labels == MASKS.labels and row.images > row.labels and row is not MASKS]
-        leads = " and ".join(f"{lead(row, MASKS)} (`{row.method}`)" for row in beside)
+    """The leads over the student alone, and over the control, in sentences."""
+    rows, told = few_rows(), []
+    alone = {row.labels: row for row in rows if row.how == ALONE}
+    for labels, base in alone.items():
+        if leads := _leads(labels, base):
+            told.append(f"With {labels} labels the student alone has {score(base.found())}; the leads are {leads}.")
+    if MASKS in rows and (leads := _leads(MASKS.labels, MASKS)):
         told.append(
             f"With {MASKS.labels} labels and the teacher's masks as labels of the other {MASKS.images - MASKS.labels} "
-            f"photographs, without distillation, it has {score(MASKS)}; the leads over that are {leads}."
+            f"photographs, without distillation and in twice the steps, it has {score(MASKS.found())}; the leads over "
+            f"that are {leads}."
         )
     return " ".join(told)
+
+
+def _leads(labels: int, base: Row) -> str:
+    taught = [row for row in few_rows() if row.labels == labels and row.method != "baseline"]
+    return " and ".join(f"{lead(row, base)} (`{row.method}`)" for row in taught)
 
 
 def section() -> str:
@@ -99,18 +106,19 @@ def _classes(runs: list[dict], teacher: dict[str, float]) -> str:
     for run in (run for run in runs if run["method"] == "baseline"):
         alone.setdefault(run["backbone"], []).append(run["per_class_iou"])
     heads = [f"{charts.network_name(name)} alone" for name in alone]
-    heads += [f"{method} on {charts.network_name(name)}" for name, method in gains]
+    counts = Counter((run["backbone"], run["method"]) for run in runs)
+    heads += [f"{method} on {charts.network_name(name)} ({counts[name, method]})" for name, method in gains]
     lines = [f"| class | teacher | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"]
     for name, iou in teacher.items():
         means = [sum(run[name] for run in found) / len(found) for found in alone.values()]
         cells = [f"{100 * value:.0f}" for value in (iou, *means)]
         cells += [f"{100 * found[name]:+.1f}" for found in gains.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "IoU by class, means over seeds, and the mean gain of each method:\n\n" + "\n".join(lines)
+    return "IoU by class, means over seeds, and the mean gain of each method (its seeds):\n\n" + "\n".join(lines)
 
 
 def _schedule() -> str:
-    """The baseline alone at half size: the first step of a comparison whose baseline has converged."""
+    """The baseline alone at half size: the runs that chose rate, schedule, class weights and decay."""
     lines = tried_alone("ResNet-18, alone", read("camvid-schedule.json")["runs"])
     head = (
         "The runs that chose the schedule, shorter ones, scored on training images held out, with one seed. Rate 0.032 "

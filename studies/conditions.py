@@ -16,6 +16,7 @@ from distill.show import charts
 from studies.blocks import average, gain_of, lead_row, read, recorded_on, so_far
 
 RESULTS = PROJECT / "results"
+MASKS = "teacher's masks as labels"  # the control of every loss
 LONGER = "baseline, twice the epochs"
 STUDENT, METHODS = "resnet18", ("kd", "ofd")
 Place = tuple[str, str]  # a record in results/, without its ending, and a variant in it
@@ -97,7 +98,7 @@ class Condition:
             runs = {method: own for method, own in every.items() if not method.startswith("baseline") or method in kept}
             histories[setting.name] = {method: [run["history"] for run in own] for method, own in runs.items()}
             seconds |= {(setting.name, method): average(own, "cpu_seconds") for method, own in runs.items()}
-        return charts.time_chart(histories, seconds, self.settings[0].teacher())
+        return charts.time_chart(histories, seconds, {one.name: one.teacher() for one in self.settings})
 
 
 def best_baseline(runs: dict[str, list[dict]]) -> str:
@@ -107,19 +108,33 @@ def best_baseline(runs: dict[str, list[dict]]) -> str:
 
 USUAL = Setting("as in the study sample", ("sample", ""), ("sample-long", ""))
 HALF, QUARTER = "half the channels", "a quarter of the channels"
+NOISY = Setting(
+    "three labels in ten wrong",
+    ("label-noise", "three labels in ten wrong"),
+    ("label-noise", "twice as long"),
+    others={what: ("label-noise", what) for what in ("decay 0.1", "decay 0.3", "decay 0.1, twice as long")},
+    controls={MASKS: ("teacher-masks", "")},
+)
+HALVED = Setting(
+    HALF,
+    ("student-size", HALF),
+    ("student-size", f"{HALF}, twice as long"),
+)
+QUARTERED = Setting(
+    QUARTER,
+    ("student-size", QUARTER),
+    ("student-size", f"{QUARTER}, twice as long"),
+    others={"four times the epochs": ("student-size", f"{QUARTER}, four times as long")},
+)
+CROPS = Setting("crops, 192 epochs", ("patience", ""), None, others={"without crops": ("sample-long", "")})
+OWN = Setting("a teacher of the same 500 images", ("own-teacher", ""), ("sample-long", ""), ("sample", ""))
 CONDITIONS = [
     Condition(
         "label-noise",
         "Does a teacher help where labels are wrong?",
         [
             USUAL,
-            Setting(
-                "three labels in ten wrong",
-                ("label-noise", "three labels in ten wrong"),
-                ("label-noise", "twice as long"),
-                others={what: ("label-noise", what) for what in ("decay 0.1", "decay 0.3", "decay 0.1, twice as long")},
-                controls={"teacher's masks as labels": ("teacher-masks", "")},
-            ),
+            NOISY,
         ],
     ),
     Condition(
@@ -127,17 +142,8 @@ CONDITIONS = [
         "Does a smaller student gain more?",
         [
             USUAL,
-            Setting(
-                HALF,
-                ("student-size", HALF),
-                ("student-size", f"{HALF}, twice as long"),
-            ),
-            Setting(
-                QUARTER,
-                ("student-size", QUARTER),
-                ("student-size", f"{QUARTER}, twice as long"),
-                others={"four times the epochs": ("student-size", f"{QUARTER}, four times as long")},
-            ),
+            HALVED,
+            QUARTERED,
         ],
     ),
     Condition(
@@ -145,13 +151,13 @@ CONDITIONS = [
         "Do crops and patience help?",
         [
             USUAL,
-            Setting("crops, 192 epochs", ("patience", ""), None, others={"without crops": ("sample-long", "")}),
+            CROPS,
         ],
     ),
     Condition(
         "own-teacher",
         "Must the teacher know more than the labels?",
-        [USUAL, Setting("a teacher of the same 500 images", ("own-teacher", ""), ("sample-long", ""), ("sample", ""))],
+        [USUAL, OWN],
     ),
 ]
 
@@ -183,6 +189,8 @@ def section(condition: Condition) -> str:
 def runs_of(place: Place, method: str) -> list[dict]:
     """Of one student; by seed, so that curves and tables of several records are in the same order."""
     record, variant = place
+    if not (RESULTS / f"{record}.json").is_file():
+        return []
     runs = [run for run in read(f"{record}.json")["runs"] if run["backbone"] == STUDENT]
     runs = [run for run in runs if (run["variant"] or "", run["method"]) == (variant, method)]
     return sorted(runs, key=lambda run: run["seed"])

@@ -1,4 +1,4 @@
-"""Few labels: what README.md and results/README.md say of the studies that have fewer than 500."""
+"""Few labels: what results/README.md says of the studies that have fewer than 500."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ from distill.lab.comparison import Findings, markdown, read_findings, tables
 from distill.lab.curves import interval95
 from distill.lab.tables import compare, plus_minus, results_file
 from distill.show import charts
-from studies.blocks import average, gain_of, mean_of, paired, read, recorded_on, so_far, tried_alone
-from studies.conditions import STUDENT, Place, lead_over, runs_of
+from studies.blocks import average, gain_of, mean_of, paired, read, recorded_on, score, so_far, tried_alone
+from studies.conditions import MASKS, STUDENT, Place, lead_over, runs_of
 
 ALONE, TAUGHT = "alone, twice the steps", "kd"
 COUNTS = (64, 128, 256)  # of labels, beside which images without labels were tried
@@ -29,11 +29,10 @@ class Row:
         return runs_of(self.runs, self.method)
 
 
-ONCE = Row(128, 128, "alone", ("sample-128", "128 labels"))
 TWICE = Row(128, 128, ALONE, ("sample-128", "128 labels, twice as long"))
 BY_KD = Row(128, 128, TAUGHT, ("sample-128", "128 labels"), "kd")
 WIDER = Row(128, 2000, TAUGHT, ("sample-128", "128 labels, 2,000 images"), "kd")
-BY_MASKS = Row(128, 2000, "the teacher's masks as labels", ("labels-by-teacher", ""))
+BY_MASKS = Row(128, 2000, f"the {MASKS}", ("labels-by-teacher", ""))
 CEILING = Row(2000, 2000, "alone", ("labels", "2,000 labels"))
 ROWS = [
     Row(64, 64, ALONE, ("labels", "64 labels")),
@@ -70,16 +69,15 @@ def lead(row: Row, over: Row) -> str:
 
 def table(rows: list[Row]) -> str:
     """The rows, each but the student alone with its lead over the student alone on as many labels."""
-    alone = {row.labels: row for row in rows if row.how.startswith("alone")}
+    bases = {row.labels: row for row in rows if row.how.startswith("alone")}
     lines = [
         "| labels | images | learns | mIoU | lead over the student alone | steps | decay | processor seconds | seeds |",
         f"|{'---|' * 9}",
     ]
     for row in rows:
-        runs, base = row.found(), alone.get(row.labels)
-        run, scores = runs[0], [one["miou"] for one in runs]
-        settings = run["settings"]
-        cells = [f"{row.labels:,}", f"{row.images:,}", row.how, plus_minus(average(runs, "miou"), interval95(scores))]
+        runs, base = row.found(), bases.get(row.labels)
+        run, settings = runs[0], runs[0]["settings"]
+        cells = [f"{row.labels:,}", f"{row.images:,}", row.how, score(runs)]
         cells.append(lead(row, base) if base and base is not row else "")
         cells += [f"{run['samples'] // settings['batch_size']:,}", f"{settings['weight_decay']:g}"]
         lines.append(f"| {' | '.join(cells)} | {average(runs, 'cpu_seconds'):.0f} | {len(runs)} |")
@@ -108,7 +106,7 @@ def masks() -> str:
     begin = "The control" if own["verdict"] == "better" else "A loss may not be needed"
     return (
         f"{begin}: with the teacher's masks as labels of the {BY_MASKS.images - BY_MASKS.labels:,} images, and no "
-        f"distillation, the student has {score(BY_MASKS)}; kd leads that by {gain_of(own)}{settled}."
+        f"distillation, the student has {score(BY_MASKS.found())}; kd leads that by {gain_of(own)}{settled}."
     )
 
 
@@ -116,14 +114,9 @@ def ceiling() -> str:
     if not CEILING.found():
         return ""
     return (
-        f"Labels for all 2,000 images give the student alone {score(CEILING)}; kd with 128 of them is off by "
+        f"Labels for all 2,000 images give the student alone {score(CEILING.found())}; kd with 128 of them is off by "
         f"{lead(WIDER, CEILING)}."
     )
-
-
-def score(row: Row) -> str:
-    scores = [run["miou"] for run in row.found()]
-    return plus_minus(sum(scores) / len(scores), interval95(scores))
 
 
 def section() -> str:
@@ -134,7 +127,7 @@ def section() -> str:
         f"rows of the studies `sample-128` and `sample-long` beside new ones. Images without labels are the student's "
         f"only: the teacher learned from {read('teacher.json')['config']['images']:,} images with labels, these among "
         f"them. A student with a teacher takes about 3,000 steps of 16 images, with the usual decay where some images "
-        f"have no labels; the student alone takes twice as many, on 64 to 256 labels with the better of two decays, on "
+        f"have no labels; the student alone takes twice as many, on 64 to 256 labels with the best decay tried, on "
         f"500 with the usual one. A lead therefore does not come from more epochs, "
         f"but part of it may come from the other decay. The weight "
         f"of kd is the same everywhere."

@@ -50,7 +50,7 @@ def _ahead(rows: list[dict]) -> str:
     """Which gains have an interval above zero, and which of them Holm's correction leaves."""
     ahead = [row for row in rows if row["verdict"] == "better"]
     kept = ", ".join(f"`{row['method']}`" for row in ahead if row.get("p_holm", 1) < 0.05)
-    left = f" (corrected, {kept or 'none'})" if ahead else ""
+    left = f" ({kept or 'none'} after Holm's correction)" if ahead else ""
     names = ", ".join(f"`{row['method']}`" for row in ahead)
     return f"{names or 'none'}{left}"
 

@@ -1,117 +1,179 @@
 """What README.md says of the recorded runs: one table of when a teacher helps, and a few points beside it."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from distill.files import PROJECT
 from distill.lab.comparison import read_findings, tables
-from distill.lab.curves import interval95
-from distill.lab.tables import compare, plus_minus, read_study, results_file
+from distill.lab.tables import compare, read_study, results_file
 from distill.show import charts
 from studies import blocks, leaderboard
-from studies.blocks import average, corrected, gain_of, gains_of, over_longer, read
-from studies.conditions import CONDITIONS, METHODS, STUDENT, USUAL, Setting, best_baseline, lead_over
+from studies.blocks import corrected, gain_of, gains_of, over_longer, read, score, seconds_on
+from studies.conditions import (
+    CROPS,
+    HALVED,
+    MASKS,
+    METHODS,
+    NOISY,
+    OWN,
+    QUARTERED,
+    STUDENT,
+    USUAL,
+    Place,
+    Setting,
+    best_baseline,
+    lead_over,
+)
 
-FEW = ("sample-128", "128 labels, twice as long")
-MASKS = "the teacher's masks as labels"
+USUALLY = "500 labels"
+TWICE = ("sample-128", "128 labels, twice as long")
 PHOTOGRAPHS = ("46 labels, 367 photographs", "46 labels")
 
 
 def settings() -> list[Setting]:
-    """The rows of the table that are recorded, few labels first."""
-    noisy, half, quarter, crops, own = (
-        setting for condition in CONDITIONS for setting in condition.settings if setting is not USUAL
-    )
-    wider = ("sample-128", "128 labels, 2,000 images")
+    """The rows of the table, few labels first."""
     taught, alone = (("camvid-labels", variant) for variant in PHOTOGRAPHS)
-    rows = [
-        _wider(64),
-        Setting("128 labels", ("sample-128", "128 labels"), FEW),
-        Setting(
-            "128 labels, and 1,872 images without",
-            wider,
-            FEW,
-            ("sample-128", "128 labels"),
-            controls={MASKS: ("labels-by-teacher", "")},
+    return [
+        _wider(64, ("labels", "64 labels, 2,000 images"), None, ("labels", "64 labels")),
+        Setting("128 labels", ("sample-128", "128 labels"), TWICE),
+        _wider(
+            128, ("sample-128", "128 labels, 2,000 images"), TWICE, ("sample-128", "128 labels"), "labels-by-teacher"
         ),
-        _wider(256),
-        replace(USUAL, name="500 labels"),
-        replace(noisy, name="500 labels, three in ten wrong"),
-        replace(half, name="500 labels, half of the student's channels"),
-        replace(quarter, name="500 labels, a quarter of its channels"),
-        replace(crops, name="500 labels, crops"),
-        replace(own, name="500 labels, a teacher of the same images"),
-        Setting(
-            "photographs, 46 labels, 321 without", taught, None, alone, controls={MASKS: ("camvid-by-teacher", "")}
-        ),
-        Setting("photographs, 367 labels", ("camvid", ""), ("camvid-long", "")),
+        _wider(256, ("labels", "256 labels, 2,000 images"), None, ("labels", "256 labels")),
+        replace(USUAL, name=USUALLY),
+        replace(NOISY, name="500 labels, three in ten wrong"),
+        replace(HALVED, name="500 labels, half of these channels"),
+        replace(QUARTERED, name="500 labels, a quarter of these channels"),
+        replace(CROPS, name="500 labels, crops (alone: without crops)"),
+        replace(OWN, name="500 labels, a teacher of these images only"),
+        _wider(46, taught, None, alone, "camvid-by-teacher", images=367, what="photographs"),
+        Setting("367 labels, photographs", ("camvid", ""), ("camvid-long", "")),
     ]
-    return [row for row in rows if all((PROJECT / "results" / f"{place[0]}.json").exists() for place in _places(row))]
 
 
-def _wider(labels: int) -> Setting:
-    name = f"{labels} labels, and {2000 - labels:,} images without"
-    return Setting(name, ("labels", f"{labels} labels, 2,000 images"), None, ("labels", f"{labels} labels"))
+def _wider(
+    labels: int,
+    taught: Place,
+    longer: Place | None,
+    alone: Place,
+    masks: str = "",
+    images: int = 2000,
+    what: str = "images",
+) -> Setting:
+    """A student with a teacher that learns from further images, which have no labels."""
+    controls = {MASKS: (masks, "")} if masks else {}
+    name = f"{labels} labels; taught also on {images - labels:,} {what} without"
+    return Setting(name, taught, longer, alone, controls=controls)
 
 
-def _places(row: Setting) -> Iterator[tuple[str, str]]:
-    yield row.runs
-    yield from (place for place in (row.longer, row.baselines, *row.others.values(), *row.controls.values()) if place)
+@dataclass
+class Line:
+    """A row of the table: the best student alone, its lead by method, and the control."""
 
+    setting: Setting
+    alone: list[dict]
+    leads: dict[str, dict]  # as `lead_over` gives them
+    steps: str
 
-def table() -> tuple[str, int]:
-    """The table, and how many intervals it has."""
-    lines = ["| learns from | alone | `kd` | `ofd` | masks | seeds |", f"|{'---|' * 6}"]
-    intervals = 0
-    for row in settings():
-        runs = row.found()
-        base = runs[best_baseline(runs)]
-        scores = [run["miou"] for run in base]
-        cells = [row.name, plus_minus(average(base, "miou"), interval95(scores))]
-        for what in (*METHODS, *row.controls):
-            lead = lead_over(runs[what], base) if runs[what] else {}
-            intervals += bool(lead)
+    def __str__(self) -> str:
+        cells = [self.setting.name, score(self.alone)]
+        for what in (*METHODS, MASKS):
+            lead = self.leads.get(what, {})
             cells.append(f"**{gain_of(lead)}**" if lead.get("verdict") in ("better", "worse") else gain_of(lead))
-        cells += [""] * (not row.controls)
-        lines.append(f"| {' | '.join(cells)} | {len(base)} |")
-    return "\n".join(lines), intervals
+        seeds = min(len(lead["scores"]) for lead in self.leads.values())
+        return f"| {' | '.join(cells)} | {self.steps} | {seeds} |"
+
+
+def _steps(run: dict) -> int:
+    return run["samples"] // run["settings"]["batch_size"]
+
+
+def lines() -> list[Line]:
+    """The rows of which there are a student alone and one with a teacher."""
+    found = []
+    for row in settings():
+        runs = {what: own for what, own in row.found().items() if own}
+        taught = [runs[method][0] for method in METHODS if method in runs]
+        if not taught or not any(what.startswith("baseline") for what in runs):
+            continue
+        alone = runs[best_baseline(runs)]
+        leads = {what: lead_over(runs[what], alone) for what in (*METHODS, *row.controls) if what in runs}
+        found.append(Line(row, alone, leads, f"{_steps(alone[0]):,} / {_steps(taught[0]):,}"))
+    return found
 
 
 def results() -> str:
-    lines, intervals = table()
-    camvid, teacher = read("camvid.json"), read("camvid-teacher.json")
+    rows = lines()
+    intervals = sum(len(row.leads) for row in rows)
     head = (
-        f"{charts.network_name(STUDENT)} on synthetic scenes of 64 x 64 pixels, test images, and on photographs "
-        f"({camvid['runs'][0]['images']} of CamVid, half size, val; [07b](notebooks/07b_real_photographs.ipynb)). "
-        "*Alone*: mIoU, the mean overlap of true and predicted areas over the classes in percent, of the student "
-        "without a teacher, the best on val of what is recorded; in all rows but that with crops one takes twice the "
-        "steps, in about as many seconds as training with a teacher. `kd`, `ofd`: the lead over it, in points, between "
-        "runs of one seed. *Masks*: no distillation, but the teacher's masks as labels of the images that have none, "
-        "or wrong ones. ± is half of a 95 % confidence interval over seeds, a rough one; bold excludes zero, as about "
-        f"{0.05 * intervals:.0f} of these {intervals} would by chance. Here are [all tables, charts and "
-        "costs](results/README.md), with seconds, machines and dates."
+        f"{charts.network_name(STUDENT)} is slim here, with a quarter of the usual channels. It learns from synthetic "
+        "scenes of 64 x 64 pixels and is scored on test images, or from photographs (CamVid at half size; "
+        "[07b](notebooks/07b_real_photographs.ipynb)) and is scored on val.\n\n"
+        "*Alone*: mIoU, the mean overlap of true and predicted areas over the classes, in percent, without a teacher; "
+        "of the schedules run with these seeds the best on val. `kd`, `ofd`: the lead over it in points, between runs "
+        "of one seed; empty where not tried. *Masks*: no distillation, but the teacher's masks as labels where there "
+        "are none (for wrong labels: everywhere). *Steps*: of 16 images, alone / with a teacher; the latter take "
+        f"{_cost('sample', 'sample')} times as long on drawings whole, whose answers are kept, and "
+        f"{_cost('camvid', 'camvid-long')} times on photographs. ± is half of a 95 % confidence interval over seeds, "
+        f"a rough one. Bold excludes zero: by chance about {0.05 * intervals:.0f} of these {intervals} would, if "
+        "teachers had no effect. Here are [all tables and charts](results/README.md), with seconds, machines and dates."
     )
-    return f"{head}\n\n{lines}\n\n{_points(camvid, teacher)}"
+    table = "\n".join(
+        ["| learns from | alone | `kd` | `ofd` | masks | steps | seeds |", f"|{'---|' * 7}", *map(str, rows)]
+    )
+    return f"{_in_short(rows)}{head}\n\n{table}\n\n{_points()}"
 
 
-def _points(camvid: dict, teacher: dict) -> str:
-    study = read("sample.json")
+def _in_short(rows: list[Line]) -> str:
+    """The answer in a sentence, as long as the rows say it."""
+    ahead = {row.setting.name: [lead["verdict"] == "better" for lead in row.leads.values()] for row in rows}
+    few = [verdicts for name, verdicts in ahead.items() if "taught also" in name or "wrong" in name]
+    if any(ahead[USUALLY]) or not all(map(any, few)):
+        return ""
+    return (
+        "**It helps much where labels are few or wrong and the teacher knows better. Where all labels are right, it "
+        "mostly makes training faster.** "
+    )
+
+
+def _cost(taught: str, alone: str) -> str:
+    """How many times as long a step with a teacher takes, from and to, on machines that have both."""
+    runs = {name: read_study(results_file(f"{name}.json"))[0] for name in (taught, alone)}
+    paces = {method: _paces(runs[taught], method) for method in METHODS} | {"": _paces(runs[alone], "baseline")}
+    ratios = [
+        seconds / paces[""][machine]
+        for method in METHODS
+        for machine, seconds in paces[method].items()
+        if machine in paces[""]
+    ]
+    return f"{min(ratios):.1f} to {max(ratios):.1f}"
+
+
+def _paces(runs: list[dict], method: str) -> dict[str, float]:
+    """Processor seconds of an image by machine."""
+    own = [run for run in runs if (run["backbone"], run["method"]) == (STUDENT, method)]
+    return {machine: seconds / own[0]["samples"] for machine, seconds in seconds_on(own).items()}
+
+
+def _points() -> str:
+    study, teachers = read("sample.json"), {name: read(f"{name}.json") for name in ("teacher", "camvid-teacher")}
     rows = tables(read_findings([results_file("sample.json")]))[""]
     seeds, epochs = len({run["seed"] for run in study["runs"]}), study["runs"][0]["settings"]["epochs"]
     settled = [row for row in rows if row.get("verdict") in ("better", "worse")]
     early = compare(*read_study(results_file("speed.json")))
     best = max((row for row in early if "gain" in row), key=lambda row: row["gain"])
     points = [
-        "**The teacher knows more than the student is told**, in all rows but one: the teacher of the drawings learned "
-        f"from {read('teacher.json')['config']['images']:,} images with right labels, that of the photographs from all "
-        f"{camvid['runs'][0]['images']} of them and, before, from ImageNet ({100 * teacher['val']['miou']:.1f} mIoU). "
-        "Labels are few for the student only; a teacher that had few itself was not tried.",
-        f"**At equal epochs gains are larger**, over a student alone that takes about half the seconds. After {epochs} "
-        f"epochs on 500 labels the interval, of {seeds} seeds, excludes zero for {gains_of(settled)}. "
-        f"{corrected(rows)} {leaderboard.in_short()}{_as_many(epochs)}",
+        "**The teacher knows more than the student is told**, in all rows but that with a teacher of these images only "
+        f"({100 * read('own-teacher.json')['teacher']['miou']:.1f} mIoU). The one of the drawings "
+        f"({100 * study['teacher']['miou']:.1f} mIoU) learned from {teachers['teacher']['config']['images']:,} images "
+        "with right labels, these among them; that of the photographs "
+        f"({100 * teachers['camvid-teacher']['val']['miou']:.1f} mIoU) from ImageNet, then from all its "
+        "training images with labels. "
+        "Labels are few for the student only: a teacher that had few itself was not tried.",
+        f"**At equal epochs gains are larger.** After {epochs} epochs, alone and with a teacher ({seeds} seeds, 500 "
+        f"labels) the interval excludes zero for {gains_of(settled)}. {corrected(rows)} "
+        f"{leaderboard.in_short()}{_as_many(epochs)}",
         f"**Short baselines make large gains.** After only {early[0]['epochs']} epochs `{best['method']}` leads by "
         f"{gain_of(best)} on {charts.network_name(best['backbone'])}: a student with a teacher learns in fewer epochs, "
-        f"which is not the same as becoming better. {blocks.half_schedule()} Nor has any student alone converged: in "
+        f"which is not the same as becoming better. {blocks.half_schedule()} And the student alone still improves: in "
         f"one run each, {charts.network_name(STUDENT)} on 500 labels has {doublings()}.",
     ]
     return "\n".join(f"- {point}" for point in points)
@@ -120,7 +182,9 @@ def _points(camvid: dict, teacher: dict) -> str:
 def _as_many(epochs: int) -> str:
     """The method that got as many epochs as the longer student alone."""
     rows = [row for row in over_longer("sample") if row["epochs"] > epochs and row["method"] != "baseline"]
-    return f" Given twice the epochs too, the method that val chose leads by {gains_of(rows)}." if rows else ""
+    if not rows:
+        return ""
+    return f" With {rows[0]['epochs']} epochs for both, the method that val chose leads by {gains_of(rows)}."
 
 
 def doublings() -> str:

@@ -62,7 +62,11 @@ def results_page() -> str:
         blocks.long_quirks(),
     ]
     short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), labels.few_labels(), blocks.quirks()]
-    return "\n\n".join([head, *converged, *short, camvid.section(), steps(), blocks.exported(), blocks.page()]) + "\n"
+    few = [camvid.few_labels()] if camvid.few_rows() != [camvid.ALL] else []
+    return (
+        "\n\n".join([head, *converged, *short, camvid.section(), *few, steps(), blocks.exported(), blocks.page()])
+        + "\n"
+    )
 
 
 def better() -> str:
@@ -114,12 +118,13 @@ def steps() -> str:
         for student in dict.fromkeys(row["backbone"] for row in one["steps"]):
             ratios = {row["method"]: f"{row['ratio']:.2f}" for row in one["steps"] if row["backbone"] == student}
             lines.append(f"| {what} | {student} | {' | '.join(ratios[method] for method in methods)} |")
+    no_gpu = "" if (RESULTS / "benchmark-gpu.json").is_file() else "; no GPU was available to run it"
     head = (
         f"## Speed of a training step\n\nSpeed-up of a training step over a plain implementation, which computes in "
         f"float32, keeps PyTorch's default memory format, runs the teacher in training mode and records its gradients, "
         f"and writes the losses as the papers do. `python benchmarks/cpu.py` measures this table; `python -m distill "
         f"bench` measures your machine, with a GPU or without. `benchmarks/gpu.py` measures the published size on one "
-        f"GPU in one call; no GPU was available to run it. Medians of "
+        f"GPU in one call{no_gpu}. Medians of "
         f"{measured[0]['options']['steps']} steps each, in turns, on {machine['threads']} cores of an "
         f"{machine['processor']}, PyTorch {machine['torch']}, {measured[0]['date']}."
     )
@@ -127,7 +132,7 @@ def steps() -> str:
 
 
 def _limits(measured: list[dict]) -> str:
-    """What a step's time goes to, over all rows that have a teacher."""
+    """What a step's time goes to, over the float32 rows that have a teacher."""
     said = []
     for one in (one for one in measured if one["options"]["precision"] == "float32"):
         rows = [row["ours"] for row in one["steps"] if row["method"] != "baseline"]
@@ -144,8 +149,9 @@ def _limits(measured: list[dict]) -> str:
         )
     kept = [row["ratio"] for row in measured[0]["cache"]]
     return (
-        f"Convolutions take most of the time: in float32, {'; '.join(said)}. On the sample the teacher's answers are "
-        f"cached, which makes a step {min(kept):.1f} to {max(kept):.1f} times as fast again as in the table."
+        f"The passes of the networks take most of the time: in float32, {'; '.join(said)}. On the sample "
+        f"the teacher's answers are cached, which makes a step {min(kept):.1f} to {max(kept):.1f} times as fast again "
+        "as in the table."
     )
 
 
@@ -158,7 +164,7 @@ def _loading(measured: list[dict]) -> str:
     )
 
 
-def draw_masks(count: int = 4) -> None:
+def draw_masks() -> None:
     """The README's first picture: the first test images under the shipped networks, chosen by their order alone."""
     data = open_dataset("sample", "test")
     networks = {
@@ -167,7 +173,7 @@ def draw_masks(count: int = 4) -> None:
         "student distilled": load_model(shipped_file("student-resnet18-distilled.safetensors")),
     }
     rows = {}
-    for index in range(count):
+    for index in range(4):
         image, labels = (tensor.numpy() for tensor in data[index])
         image = image.transpose(1, 2, 0)
         masks = {name: predict(network, image) for name, network in networks.items()}

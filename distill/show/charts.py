@@ -405,12 +405,12 @@ def curve_bands(
 def time_chart(
     students: Mapping[str, Mapping[str, Sequence[Sequence[dict[str, Any]]]]],
     seconds: Mapping[tuple[str, str], float],
-    teacher_miou: float | None = None,
+    teacher_miou: float | Mapping[str, float] | None = None,
 ) -> Figure:
     """The score on validation images against the seconds of training, a panel per student, a line per method.
 
-    `students` as in `curve_bands`; `seconds[student, method]` is what a run took; the teacher's score, a share, is a
-    dashed line. A line ends where the run finished.
+    `students` as in `curve_bands`; `seconds[student, method]` is what a run took; the teacher's score, a share,
+    is a dashed line, one for all panels or one for each student. A line ends where the run finished.
     """
     with style():
         figure = Figure(figsize=(0.6 + 4.8 * len(students), 3.6))
@@ -423,11 +423,12 @@ def time_chart(
                 dashes = ("-", "--", ":", "-.")[(colours.count(colours[-1]) - 1) % 4]  # lines of one colour differ
                 pace = seconds[student, method] / last
                 _draw_band(axis, method, histories, "val_miou", dashes, pace)
-            if teacher_miou is not None:
-                axis.axhline(100 * teacher_miou, color="black", lw=1, ls="--", zorder=1)
+            miou = teacher_miou.get(student) if isinstance(teacher_miou, Mapping) else teacher_miou
+            if miou is not None:
+                axis.axhline(100 * miou, color="black", lw=1, ls="--", zorder=1)
                 end = axis.get_yaxis_transform()  # from the panel's left edge, 0, to its right one, 1
-                text = f"teacher {100 * teacher_miou:.1f}"
-                axis.annotate(text, (1, 100 * teacher_miou), (-3, -3), end, "offset points", ha="right", va="top")
+                text = f"teacher {100 * miou:.1f}"
+                axis.annotate(text, (1, 100 * miou), (-3, -3), end, "offset points", ha="right", va="top")
             axis.set(title=network_name(student), xlabel="seconds of training (line: mean over seeds, band: range)")
             axis.set_xlim(0, 1.04 * axis.get_xlim()[1])
             axis.grid(axis="y")
