@@ -1,6 +1,7 @@
 """Every exercise of the course: the template in its notebook fails the check, the solution in notebook 09 passes it."""
 
 import ast
+import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -35,12 +36,14 @@ def imports(path: Path) -> str:
     return "\n".join(ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
 
 
+@functools.cache
 def functions(path: Path, tag: str) -> dict[str, Callable]:
     """The functions that the cells with a tag define, by name; every cell of its own, after the notebook's imports."""
     found: dict[str, Callable] = {}
+    imported: dict = {}
+    exec(imports(path), imported)
     for source in cells(path, tag):
-        space: dict = {}
-        exec(imports(path), space)
+        space = dict(imported)
         before = set(space)
         exec(source, space)
         found |= {name: space[name] for name in set(space) - before if callable(space[name])}

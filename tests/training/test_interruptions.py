@@ -111,7 +111,7 @@ def test_ctrl_c_in_a_terminal(augment: tuple[str, ...], command: Callable[..., l
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(command: Callable[..., list[str]], tmp_path: Path) -> None:
-    words = ("--epochs", "40")
+    words = ("--epochs", "24")
     interrupt(command("cut", *words), tmp_path / "cut")
     for out in ("cut", "whole"):
         subprocess.run(command(out, *words), check=True, capture_output=True)
@@ -282,7 +282,7 @@ def test_interrupted_is_still_a_keyboard_interrupt() -> None:
 
 def test_a_full_disk_leaves_the_last_checkpoint(command: Callable[..., list[str]], tmp_path: Path) -> None:
     """The second process may write no file of more than 100 kB, which every checkpoint is; then there is room again."""
-    words = ("--epochs", "40")
+    words = ("--epochs", "24")
     folder = tmp_path / "run"
     interrupt(command("run", *words), folder)
     before = {path: path.read_bytes() for path in folder.iterdir() if path.suffix in (".pt", ".safetensors")}
@@ -302,7 +302,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(command: Callable[..., list[str]
     assert load_model(folder / "student.safetensors") and torch.load(folder / "last.pt", weights_only=True)
 
     subprocess.run(command("run", *words), check=True, capture_output=True)
-    assert len(Run(folder).history) == 40
+    assert len(Run(folder).history) == 24
 
 
 @pytest.mark.parametrize(
