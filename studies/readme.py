@@ -123,15 +123,18 @@ def results() -> str:
 
 
 def _in_short(rows: list[Line]) -> str:
-    """The answer in a sentence, as long as the rows say it."""
-    ahead = {row.setting.name: [lead["verdict"] == "better" for lead in row.leads.values()] for row in rows}
-    few = [verdicts for name, verdicts in ahead.items() if "taught also" in name or "wrong" in name]
-    if any(ahead[USUALLY]) or not all(map(any, few)):
-        return ""
-    return (
-        "**It helps much where labels are few or wrong and the teacher knows better. Where all labels are right, it "
-        "mostly makes training faster.** "
-    )
+    """The answer in two sentences, as long as the rows say it."""
+    ahead = {row.setting.name: any(lead["verdict"] == "better" for lead in row.leads.values()) for row in rows}
+    drawn = {name: found for name, found in ahead.items() if "photographs" not in name}
+    few = [found for name, found in drawn.items() if "taught also" in name or "wrong" in name]
+    photographs = [found for name, found in ahead.items() if name not in drawn]
+    said = ""
+    if all(few) and not ahead[USUALLY]:
+        said = (
+            "**On drawings it helps much where labels are few or wrong and the teacher knows better; where all labels "
+            "are right, it mostly makes training faster.** "
+        )
+    return said if any(photographs) else f"{said}**On photographs no lead over the best student alone is settled.** "
 
 
 def _cost(taught: str, alone: str) -> str:
