@@ -884,7 +884,7 @@ def an_unknown_format(world: World) -> object:
     return lambda: distill.export(world.weights, world.root / "net", format="jpeg")
 
 
-@case("nowhere", "no teacher")
+@case("nowhere", "no run or network", "folders of runs")
 def latency_of_a_network_that_is_missing(world: World) -> list:
     return ["bench", "--latency", world.root / "nowhere"]
 

@@ -24,7 +24,7 @@ from typing_extensions import NotRequired, TypedDict  # pydantic wants these bef
 from distill.data.folders import VOCFolder, open_dataset
 from distill.data.layout import IMAGES
 from distill.data.unlabelled import WithUnlabelled
-from distill.errors import DistillError
+from distill.errors import DistillError, nearest
 from distill.files import (
     PROJECT,
     Number,
@@ -202,6 +202,12 @@ def open_network(source: Run | str | Path | nn.Module) -> nn.Module:
         path = shipped_file(f"{source}.safetensors")
     if path.suffix == ".onnx":
         return load_onnx(path)
+    names = ("sample", "torchvision", *SHIPPED_STUDENTS)
+    if not (path.suffix or path.exists() or str(source) in names):
+        raise DistillError(
+            f"there is no run or network at {path}{nearest(str(source), names)}, folders of runs, and files that end "
+            "in .safetensors, .onnx or .pth.tar"
+        )
     return load_model(path).eval() if path.suffix == ".safetensors" else load_teacher(source)
 
 
