@@ -335,6 +335,12 @@ def average(runs: list[dict], key: str) -> float:
     return sum(run[key] for run in runs) / len(runs)
 
 
+def steps(run: dict) -> int:
+    """Of a run; what is left of an epoch's images after its last whole batch is not used in it."""
+    epochs = run["settings"]["epochs"]
+    return epochs * (run["samples"] // epochs // run["settings"]["batch_size"])
+
+
 def score(runs: list[dict]) -> str:
     """The mean mIoU of runs, and half of its interval."""
     return plus_minus(average(runs, "miou"), interval95([run["miou"] for run in runs]))

@@ -39,7 +39,7 @@ def few_labels() -> str:
     head = (
         "## camvid-labels: photographs with few labels\n\nCamVid at half size, slim ResNet-18 from random weights, "
         "val. The student alone learns from the images with labels; with a teacher, from all 367, which have no labels "
-        "but these. It then takes half the steps, for a step with a teacher takes twice as long or more. The decay of "
+        "but these, in half the steps, for one with a teacher takes twice as long or more. The decay of "
         "the student alone is the better of two on images held out from train. Labels are few for the student only: "
         "the teacher learned from all 367 images with labels."
         f"{so_far('camvid-labels')}"

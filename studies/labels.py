@@ -8,7 +8,7 @@ from distill.lab.comparison import Findings, markdown, read_findings, tables
 from distill.lab.curves import interval95
 from distill.lab.tables import compare, plus_minus, results_file
 from distill.show import charts
-from studies.blocks import average, gain_of, mean_of, paired, read, recorded_on, score, so_far, tried_alone
+from studies.blocks import average, gain_of, mean_of, paired, read, recorded_on, score, so_far, steps, tried_alone
 from studies.conditions import MASKS, STUDENT, Place, lead_over, runs_of
 
 ALONE, TAUGHT = "alone, twice the steps", "kd"
@@ -79,7 +79,7 @@ def table(rows: list[Row]) -> str:
         run, settings = runs[0], runs[0]["settings"]
         cells = [f"{row.labels:,}", f"{row.images:,}", row.how, score(runs)]
         cells.append(lead(row, base) if base and base is not row else "")
-        cells += [f"{run['samples'] // settings['batch_size']:,}", f"{settings['weight_decay']:g}"]
+        cells += [f"{steps(run):,}", f"{settings['weight_decay']:g}"]
         lines.append(f"| {' | '.join(cells)} | {average(runs, 'cpu_seconds'):.0f} | {len(runs)} |")
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ from distill.lab.comparison import read_findings, tables
 from distill.lab.tables import compare, read_study, results_file
 from distill.show import charts
 from studies import blocks, leaderboard
-from studies.blocks import corrected, gain_of, gains_of, over_longer, read, score, seconds_on
+from studies.blocks import corrected, gain_of, gains_of, over_longer, read, score, seconds_on, steps
 from studies.conditions import (
     CROPS,
     HALVED,
@@ -82,10 +82,6 @@ class Line:
         return f"| {' | '.join(cells)} | {self.steps} | {seeds} |"
 
 
-def _steps(run: dict) -> int:
-    return run["samples"] // run["settings"]["batch_size"]
-
-
 def lines() -> list[Line]:
     """The rows of which there are a student alone and one with a teacher."""
     found = []
@@ -96,7 +92,7 @@ def lines() -> list[Line]:
             continue
         alone = runs[best_baseline(runs)]
         leads = {what: lead_over(runs[what], alone) for what in (*METHODS, *row.controls) if what in runs}
-        found.append(Line(row, alone, leads, f"{_steps(alone[0]):,} / {_steps(taught[0]):,}"))
+        found.append(Line(row, alone, leads, f"{steps(alone[0]):,} / {steps(taught[0]):,}"))
     return found
 
 
