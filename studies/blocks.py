@@ -299,10 +299,8 @@ def gain_of(row: dict) -> str:
     return plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else ""
 
 
-def gains_of(rows: list[dict], of: str = "`{method}` on ") -> str:
-    return ", ".join(
-        f"{gain_of(row)} ({of.format(method=row['method'])}{charts.network_name(row['backbone'])})" for row in rows
-    )
+def gains_of(rows: list[dict]) -> str:
+    return ", ".join(f"{gain_of(row)} (`{row['method']}` on {charts.network_name(row['backbone'])})" for row in rows)
 
 
 def corrected(rows: list[dict]) -> str:

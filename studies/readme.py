@@ -107,7 +107,7 @@ def results() -> str:
         "of the schedules run with these seeds the best on val. `kd`, `ofd`: the lead over it in points, between runs "
         "of one seed; empty where not tried. *Masks*: no distillation, but the teacher's masks as labels where there "
         "are none (for wrong labels: everywhere). *Steps*: of 16 images, alone / with a teacher; the latter take "
-        f"{_cost('sample', 'sample')} times as long on drawings whole, whose answers are kept, and "
+        f"{_cost('sample', 'sample')} times as long on whole drawings, to which answers are kept, and "
         f"{_cost('camvid', 'camvid-long')} times on photographs. ± is half of a 95 % confidence interval over seeds, "
         f"a rough one. Bold excludes zero: by chance about {0.05 * intervals:.0f} of these {intervals} would, if "
         "teachers had no effect. Here are [all tables and charts](results/README.md), with seconds, machines and dates."

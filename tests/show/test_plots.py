@@ -157,6 +157,16 @@ def test_a_line_over_time_ends_where_the_run_was_finished() -> None:
     assert list(second.get_xdata()) == [15.0, 30.0] and set(teacher.get_ydata()) == {80.0}
 
 
+def test_each_panel_over_time_has_its_own_teacher() -> None:
+    history = {"kd": [[{"epoch": 4, "val_miou": 0.5}]]}
+    panels, seconds = ("one", "other", "without"), 8.0
+    figure = charts.time_chart(
+        dict.fromkeys(panels, history), {(panel, "kd"): seconds for panel in panels}, {"one": 0.8, "other": 0.7}
+    )
+    one, other, without = (axis.get_lines() for axis in figure.axes)
+    assert set(one[-1].get_ydata()) == {80.0} and set(other[-1].get_ydata()) == {70.0} and len(without) == 1
+
+
 def test_a_longer_baseline_looks_like_a_baseline_and_is_dashed() -> None:
     history = [[{"epoch": 1, "val_miou": 0.4}, {"epoch": 2, "val_miou": 0.6}]]
     methods = ("baseline", "kd", "at", "ofd", "baseline, twice the epochs")  # also when a round of dashes is over
