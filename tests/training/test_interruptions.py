@@ -120,10 +120,10 @@ def test_an_interrupted_run_resumes_to_the_same_weights(command: Callable[..., l
 
 
 def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_happened(tiny_sample: Path, tmp_path: Path) -> None:
-    """Three times here, twenty times by kill.py itself."""
+    """Twice here, twenty times by kill.py itself."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     seconds = kill.finish(kill.command(whole, tiny_sample))
-    kills = kill.kill_and_resume(kill.command(cut, tiny_sample), cut, 3, 0.75 * seconds, random.Random(1))
+    kills = kill.kill_and_resume(kill.command(cut, tiny_sample), cut, 2, 0.75 * seconds, random.Random(1))
     assert kill.same_end(whole, cut), kills
     assert parts(cut) == []
 
