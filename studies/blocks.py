@@ -1,19 +1,12 @@
-"""What results/README.md says of each recorded study, one function a study; see report.py."""
+"""Sections of results/README.md, one function each; see report.py. Those of larger studies have files of their own."""
 
-from pathlib import Path
 from statistics import median
 
-from distill.files import PROJECT, read_json
 from distill.lab import latency
-from distill.lab.comparison import Findings, read_findings, tables
-from distill.lab.curves import interval95, late_rise, twice_as_long, verdict
-from distill.lab.plan import load_study, plan
+from distill.lab.curves import interval95, late_rise, twice_as_long
 from distill.lab.tables import compare, markdown_table, plus_minus, read_study, results_file
 from distill.show import charts
-
-
-def read(name: str) -> dict:
-    return read_json(results_file(name))
+from studies.shared import gain_of, over_longer, read, recorded_on, said, tried_alone
 
 
 def schedule() -> str:
@@ -52,15 +45,6 @@ def schedule() -> str:
         f"main study has 96."
     )
     return "\n\n".join(["## sample-schedule: what is the baseline worth?", head, "\n".join(lines)])
-
-
-def tried_alone(what: str, runs: list[dict]) -> list[str]:
-    """The rows of runs of a baseline that differ in their settings."""
-    lines = [f"| {what} | mIoU | rise in the last quarter | seconds |", "|---|---|---|---|"]
-    for run in runs:
-        cells = [f"{100 * run['val_miou']:.1f}", f"{100 * (late_rise(run) or 0):+.1f}", f"{run['cpu_seconds']:.0f}"]
-        lines.append(f"| {run['variant']} | {' | '.join(cells)} |")
-    return lines
 
 
 def small_schedule() -> str:
@@ -102,35 +86,6 @@ def _spread(runs: list[dict]) -> float:
     for run in runs:
         rows.setdefault((run["backbone"], run["method"]), []).append(run["seconds"])
     return max(max(seconds) / min(seconds) for seconds in rows.values())
-
-
-def recorded_on(study: dict) -> str:
-    """When and on what, and whether all runs were alike in that."""
-    environment = study["environment"]
-    others = len(study.get("environments", ())) - 1
-    more = "; some runs on another machine or version, which the file names" if others > 0 else ""
-    return (
-        f"Recorded {study['date']} on {environment['cores']} cores of an {environment['processor']}, PyTorch "
-        f"{environment['torch']}, one thread per run and one run per core{more}."
-    )
-
-
-def said(rows: list[dict]) -> str:
-    """What the intervals allow to say, by verdict."""
-    words = {
-        "better": "The 95 % interval of the gain lies above zero for {}.",
-        "worse": "The 95 % interval of the gain lies below zero for {}.",
-        "not settled": "The 95 % interval of the gain includes zero for {}.",
-    }
-    found = []
-    for word, sentence in words.items():
-        named = [row for row in rows if row.get("verdict") == word and len(row["seeds"]) > 1]
-        if named:
-            methods: dict[str, list[str]] = {}
-            for row in named:
-                methods.setdefault(charts.network_name(row["backbone"]), []).append(f"`{row['method']}`")
-            found.append(sentence.format("; ".join(f"{', '.join(m)} on {network}" for network, m in methods.items())))
-    return " ".join(found)
 
 
 def reading() -> str:
@@ -181,186 +136,6 @@ def controls() -> str:
         "study. No network has converged by then, so this does not tell what the gap after many epochs consists of:"
     )
     return head + "\n\n" + "\n".join(lines)
-
-
-# Each fault: the variants that its distilled runs and its baselines are of, and the variant without it.
-FAULTS = {
-    "distilled students skip ASPP's dropout": ("no dropout in distilled students", "matched", "matched"),
-    "the teacher is in training mode": ("teacher in training mode", "matched", "matched"),
-    "baselines train half as long at twice the rate": ("matched", "another schedule for baselines", "matched"),
-    "losses are divided twice": ("divided twice", "divided twice", "matched"),
-    "padding is labelled background": ("crops, padding is background", "crops, padding is background", "crops"),
-}
-
-
-def quirks() -> str:
-    """What each fault adds to the gain of a method: the gain with it less the gain without, seed by seed."""
-    study, found = read("quirks.json"), read_findings([results_file("quirks.json")])
-    tables(found)  # which refuses runs that cannot be compared
-    head = (
-        f"## quirks: the faults of the published protocol\n\nThe gain over the baseline without and with each fault, "
-        f"and what the fault adds, paired by seed, with 95 % intervals, in points of test mIoU. On the sample, with "
-        f"{charts.network_name(study['study']['students'][0])}, half the schedule of the study `speed` and "
-        f"{len({entry['seed'] for entry in study['runs']})} seeds."
-    )
-    return "\n\n".join([head, faults(found), best_epochs(found), recorded_on(study)])
-
-
-def long_quirks() -> str:
-    """The same where students are not stopped early; without a fault are the runs of the study `sample`."""
-    study, found = read("quirks-long.json"), beside_sample()
-    epochs = found.records[-1]["settings"]["epochs"]
-    head = (
-        f"## quirks-long: the faults of the published protocol after {epochs} epochs\n\nThe gain over the baseline "
-        f"without and with each fault, and what the fault adds, paired by seed, in points of test mIoU, with "
-        f"{charts.network_name('resnet18')}; a row has the seeds that both have. The rows without a fault "
-        f"are those of the study `sample`, over baselines that twice the epochs still improve; after "
-        f"{read('quirks.json')['runs'][0]['settings']['epochs']} epochs the study `quirks`, below, has more faults."
-        f"{so_far('quirks-long')}"
-    )
-    return "\n\n".join([head, faults(found), recorded_on(study)])
-
-
-def so_far(name: str) -> str:
-    """How much of a study is recorded, where that is not all of it."""
-    recorded, planned = (
-        len(read(f"{name}.json")["runs"]),
-        len(plan(load_study(PROJECT / "studies" / f"{name}.toml"), Path())),
-    )
-    return f" So far {recorded} of the study's {planned} runs are recorded." if recorded < planned else ""
-
-
-def beside_sample() -> Findings:
-    """The runs with a fault of the study `quirks-long`, and those of the study `sample` as its variant `matched`."""
-    found = read_findings([results_file("quirks-long.json")])
-    usual = [entry for entry in read("sample.json")["runs"] if entry["backbone"] == "resnet18"]
-    found.records += [entry | {"variant": "matched"} for entry in usual]
-    return found
-
-
-def half_schedule() -> str:
-    """What a gain becomes over baselines of another schedule, as those of the published table had."""
-    fair, faulty, _ = gains_with(beside_sample(), "baselines train half as long at twice the rate")
-    return (
-        f"Over baselines of half the epochs at twice the rate, as in the published protocol, the gain of `kd` on "
-        f"{charts.network_name('resnet18')} would be {mean_of(faulty)} instead of {mean_of(fair)}."
-    )
-
-
-def gains_with(found: Findings, fault: str) -> tuple[list[float], list[float], list[float]]:
-    """The gains of kd without a fault and with it, and what it adds, of the seeds that all of these have."""
-    runs, baselines, reference = FAULTS[fault]
-    without, with_it = [(reference, "kd"), (reference, "baseline")], [(runs, "kd"), (baselines, "baseline")]
-    own = [entry for entry in found.records if entry["backbone"] == "resnet18"]
-    seeds = [{e["seed"] for e in own if (e["variant"], e["method"]) == row} for row in [*without, *with_it]]
-    shared = Findings([entry for entry in own if entry["seed"] in set.intersection(*seeds)])
-    return paired(shared, without), paired(shared, with_it), paired(shared, with_it + without[::-1])
-
-
-def faults(found: Findings) -> str:
-    """A row for each fault that is recorded, and which of them are settled."""
-    lines = ["| fault | method | gain without | gain with | added by the fault | seeds |", f"|{'---|' * 6}"]
-    real, noise = [], []
-    for fault in FAULTS:
-        gains = gains_with(found, fault)
-        if not (added := gains[-1]):
-            continue
-        lines.append(f"| {fault} | kd | {' | '.join(map(mean_of, gains))} | {len(added)} |")
-        (real if abs(sum(added) / len(added)) > interval95(added) else noise).append(fault)
-    read_as = (
-        f"The 95 % interval of what is added excludes zero for: {'; '.join(real) or 'no fault'}. It includes zero for: "
-        f"{'; '.join(noise) or 'no fault'}."
-    )
-    return "\n".join(lines) + "\n\n" + read_as
-
-
-def best_epochs(found: Findings) -> str:
-    """The fault that needs no run: the best epoch, chosen on the very images that are reported."""
-    matched = [entry for entry in found.records if entry["variant"] == "matched"]
-    methods = list(dict.fromkeys(entry["method"] for entry in matched))
-    more = {m: [e["best_val_miou"] - e["val_miou"] for e in matched if e["method"] == m] for m in methods}
-    said = ", ".join(f"{mean_of(values)} for {method}" for method, values in more.items())
-    return f"Reporting the best epoch on val instead of the last one raises the val mIoU by {said}."
-
-
-def paired(found: Findings, rows: list[tuple[str, str]], backbone: str = "resnet18") -> list[float]:
-    """Scores of the first (variant, method) less those of the second, plus those of the third …, of the same seed."""
-    own = [entry for entry in found.records if entry["backbone"] == backbone]
-    by_seed = [{e["seed"]: e["miou"] for e in own if (e.get("variant") or "", e["method"]) == row} for row in rows]
-    seeds = [seed for seed in by_seed[0] if all(seed in scores for scores in by_seed)]
-    return [sum((-1) ** place * scores[seed] for place, scores in enumerate(by_seed)) for seed in seeds]
-
-
-def mean_of(values: list[float]) -> str:
-    return plus_minus(sum(values) / len(values), interval95(values), "+") if values else "no seed has all of it"
-
-
-def gain_of(row: dict) -> str:
-    return plus_minus(row["gain"], row["gain_interval"], "+") if "gain" in row else ""
-
-
-def gains_of(rows: list[dict]) -> str:
-    return ", ".join(f"{gain_of(row)} (`{row['method']}` on {charts.network_name(row['backbone'])})" for row in rows)
-
-
-def corrected(rows: list[dict]) -> str:
-    """What Holm's correction leaves of a table's intervals."""
-    tested = [row for row in rows if row.get("p_holm") is not None]
-    kept = said([row for row in tested if row["p_holm"] < 0.05])
-    return f"After Holm's correction for {len(tested)} comparisons: {kept or 'none does.'}"
-
-
-def over_longer(name: str) -> list[dict]:
-    """By student and method of a study, and of the one with twice its epochs, the lead over the latter's baselines.
-
-    Each row has what `compare` would call backbone, method, gain, its interval and verdict, and the seeds, epochs and
-    processor seconds; the longer baseline's own row has no gain.
-    """
-    rows = []
-    longer, short = (read_study(results_file(f"{study}.json"))[0] for study in (f"{name}-long", name))
-    for backbone in dict.fromkeys(run["backbone"] for run in longer):
-        own = [run for run in longer if run["backbone"] == backbone]
-        alone = {run["seed"]: run for run in own if run["method"] == "baseline"}
-        rows.append(lead_row([*alone.values()], {}))
-        for runs in ([run for run in own if run["method"] != "baseline"], short):
-            there = [run for run in runs if run["backbone"] == backbone and run["seed"] in alone]
-            for method in dict.fromkeys(run["method"] for run in there):
-                rows.append(lead_row([run for run in there if run["method"] == method], alone))
-    return rows
-
-
-def average(runs: list[dict], key: str) -> float:
-    return sum(run[key] for run in runs) / len(runs)
-
-
-def steps(run: dict) -> int:
-    """Of a run; what is left of an epoch's images after its last whole batch is not used in it."""
-    epochs = run["settings"]["epochs"]
-    return epochs * (run["samples"] // epochs // run["settings"]["batch_size"])
-
-
-def score(runs: list[dict]) -> str:
-    """The mean mIoU of runs, and half of its interval."""
-    return plus_minus(average(runs, "miou"), interval95([run["miou"] for run in runs]))
-
-
-def lead_row(runs: list[dict], alone: dict[int, dict]) -> dict:
-    """A row of runs of one method, with their lead over the runs of the same seed in `alone`, which may be empty."""
-    leads = [run["miou"] - alone[run["seed"]]["miou"] for run in runs if alone]
-    gain = {}
-    if leads:
-        gain = {"gain": sum(leads) / len(leads), "gain_interval": interval95(leads), "verdict": verdict(leads)}
-    about = {key: runs[0][key] for key in ("backbone", "method")} | {"epochs": runs[0]["settings"]["epochs"]}
-    scores = {"scores": [run["miou"] for run in runs], "seconds": average(runs, "cpu_seconds")}
-    return about | gain | scores | {"seconds_on": seconds_on(runs)}
-
-
-def seconds_on(runs: list[dict]) -> dict[str, float]:
-    """Processor seconds by machine: those of two cannot be compared, nor have a mean."""
-    there: dict[str, list[dict]] = {}
-    for run in runs:
-        there.setdefault(run.get("machine", "an unknown machine"), []).append(run)
-    return {machine: average(found, "cpu_seconds") for machine, found in sorted(there.items())}
 
 
 def as_long(name: str) -> str:

@@ -5,18 +5,10 @@ from collections import Counter
 from distill.lab.comparison import read_findings, tables
 from distill.lab.tables import class_gains, markdown_table, results_file
 from distill.show import charts
-from studies.blocks import (
-    as_long,
-    read,
-    recorded_on,
-    said,
-    score,
-    so_far,
-    tried_alone,
-    weights,
-)
+from studies.blocks import as_long, weights
 from studies.conditions import MASKS as BY_TEACHER
 from studies.labels import ALONE, Row, lead, table
+from studies.shared import read, recorded_on, said, score, so_far, tried_alone
 
 COUNTS = (46, 92, 183)  # of labels, of 367 photographs
 MASKS = Row(46, 367, f"the {BY_TEACHER}", ("camvid-by-teacher", ""))

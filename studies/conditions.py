@@ -13,7 +13,7 @@ from distill.files import PROJECT
 from distill.lab.curves import interval95
 from distill.lab.tables import plus_minus
 from distill.show import charts
-from studies.blocks import average, gain_of, lead_row, read, recorded_on, so_far
+from studies.shared import average, gain_of, lead_row, read, recorded_on, so_far
 
 RESULTS = PROJECT / "results"
 MASKS = "teacher's masks as labels"  # the control of every loss

@@ -8,8 +8,8 @@ from distill.lab.comparison import Findings, markdown, read_findings, tables
 from distill.lab.curves import interval95
 from distill.lab.tables import compare, plus_minus, results_file
 from distill.show import charts
-from studies.blocks import average, gain_of, mean_of, paired, read, recorded_on, score, so_far, steps, tried_alone
 from studies.conditions import MASKS, STUDENT, Place, lead_over, runs_of
+from studies.shared import average, gain_of, mean_of, paired, read, recorded_on, score, so_far, steps, tried_alone
 
 ALONE, TAUGHT = "alone, twice the steps", "kd"
 COUNTS = (64, 128, 256)  # of labels, beside which images without labels were tried
@@ -189,7 +189,7 @@ def unlabelled() -> str:
     runs = read("sample-unlabelled.json")["runs"]
     lines = ["| images | method | mIoU, val | mIoU, test | epochs | processor seconds |", f"|{'---|' * 6}"]
     for run in runs:
-        cells = [run["variant"], run["method"], *(f"{100 * run[score]:.1f}" for score in ("val_miou", "miou"))]
+        cells = [run["variant"], run["method"], *(f"{100 * run[key]:.1f}" for key in ("val_miou", "miou"))]
         lines.append(f"| {' | '.join(cells)} | {run['settings']['epochs']} | {run['cpu_seconds']:.0f} |")
     miou = {(run["variant"], run["method"]): 100 * run["miou"] for run in runs}
     few, all_of_them = ("128 labels", "128 labels, 2,000 images"), ("500 labels", "500 labels, 5,000 images")
@@ -216,7 +216,7 @@ def unlabelled() -> str:
 def few_labels() -> str:
     """mIoU by the number of labels, and what distilling on unlabelled images adds, seed by seed."""
     study, found = read("sample-few-labels.json"), read_findings([results_file("sample-few-labels.json")])
-    rows = {(name, row["method"]): row for name, table in tables(found).items() for row in table}
+    rows = {(name, row["method"]): row for name, part in tables(found).items() for row in part}
     head = (
         f"## sample-few-labels: short runs with fewer labels\n\n{charts.network_name(study['study']['students'][0])} "
         f"on the first of the {max(entry['images'] for entry in study['runs'])} training images alone, and with "

@@ -4,7 +4,7 @@ from distill.lab.literature import alone_elsewhere, families, leaderboard
 from distill.lab.tables import not_converged, plus_minus, verdict_of
 from distill.lab.tune import percent
 from distill.show import charts
-from studies.blocks import read, recorded_on
+from studies.shared import read, recorded_on
 
 
 def section() -> str:

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from distill.lab.comparison import read_findings, tables
 from distill.lab.tables import compare, read_study, results_file
 from distill.show import charts
-from studies import blocks, leaderboard
-from studies.blocks import corrected, gain_of, gains_of, over_longer, read, score, seconds_on, steps
+from studies import leaderboard, quirks
 from studies.conditions import (
     CROPS,
     HALVED,
@@ -22,6 +21,7 @@ from studies.conditions import (
     best_baseline,
     lead_over,
 )
+from studies.shared import corrected, gain_of, gains_of, over_longer, read, score, seconds_on, steps
 
 USUALLY = "500 labels"
 TWICE = ("sample-128", "128 labels, twice as long")
@@ -172,7 +172,7 @@ def _points() -> str:
         f"{leaderboard.in_short()}{_as_many(epochs)}",
         f"**Short baselines make large gains.** After only {early[0]['epochs']} epochs `{best['method']}` leads by "
         f"{gain_of(best)} on {charts.network_name(best['backbone'])}: a student with a teacher learns in fewer epochs, "
-        f"which is not the same as becoming better. {blocks.half_schedule()} And the student alone still improves: in "
+        f"which is not the same as becoming better. {quirks.half_schedule()} And the student alone still improves: in "
         f"one run each, {charts.network_name(STUDENT)} on 500 labels has {doublings()}.",
     ]
     return "\n".join(f"- {point}" for point in points)

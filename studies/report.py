@@ -13,9 +13,9 @@ from distill.lab.comparison import by_labels, read_findings, tables
 from distill.lab.tables import markdown_table, results_file
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
-from studies import blocks, camvid, conditions, labels, leaderboard, readme
-from studies.blocks import mean_of, paired, read, recorded_on, said
+from studies import blocks, camvid, conditions, labels, leaderboard, quirks, readme
 from studies.prose import fill
+from studies.shared import mean_of, paired, read, recorded_on, said, so_far
 
 RESULTS = PROJECT / "results"
 
@@ -59,9 +59,9 @@ def results_page() -> str:
         blocks.schedule(),
         *map(conditions.section, conditions.recorded()),
         blocks.small_schedule(),
-        blocks.long_quirks(),
+        quirks.long_quirks(),
     ]
-    short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), labels.few_labels(), blocks.quirks()]
+    short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), labels.few_labels(), quirks.quirks()]
     few = [camvid.few_labels()] if camvid.few_rows() != [camvid.ALL] else []
     return (
         "\n\n".join([head, *converged, *short, camvid.section(), *few, steps(), blocks.exported(), blocks.page()])
@@ -87,7 +87,7 @@ def better() -> str:
         f"trained on {read('teacher.json')['config']['images']:,} images, has **{100 * teacher:.1f}** mIoU. The "
         f"gap between student and teacher is {', '.join(gaps)}."
     )
-    head += blocks.so_far("sample")
+    head += so_far("sample")
     picture = f"![Gain of every method over the baseline of {run['settings']['epochs']} epochs](gains.png)"
     return "\n\n".join([head, markdown_table(rows), recorded_on(study), picture, said(rows)])
 

@@ -26,7 +26,7 @@ from distill.lab.pool import Job, progress_bar, run_all, slots
 from distill.lab.study import Study
 from distill.lab.study_file import Variant, _other_kind
 from distill.lab.tables import check_comparable
-from studies import blocks, conditions, labels
+from studies import conditions, labels, quirks, shared
 
 GOOD = """
 about = "A study."
@@ -833,7 +833,7 @@ def test_the_readme_can_show_few_labels(tmp_path: Path, monkeypatch: pytest.Monk
 
     write_json(tmp_path / "sample-few-labels.json", recorded("sample-few-labels", worth))
     shutil.copy(PROJECT / "results" / "sample.json", tmp_path)  # whose baselines the text names
-    monkeypatch.setattr(blocks, "results_file", lambda name: tmp_path / name)
+    monkeypatch.setattr(shared, "results_file", lambda name: tmp_path / name)
     monkeypatch.setattr(labels, "results_file", lambda name: tmp_path / name)
     block = labels.few_labels()
     assert "| 64 | kd | 61.0 ± 2.5 | +10.0 ± 0.0 | 66.0 ± 2.5 | +15.0 ± 0.0 | +5.0 ± 0.0 |" in block
@@ -846,8 +846,9 @@ def test_the_readme_can_show_what_faults_are_worth(tmp_path: Path, monkeypatch: 
         return 0.1 * (method == "kd") + 0.02 * (method == "kd" and changed) - 0.03 * (changed and method == "baseline")
 
     write_json(tmp_path / "quirks.json", recorded("quirks", worth))
-    monkeypatch.setattr(blocks, "results_file", lambda name: tmp_path / name)
-    block = blocks.quirks()
+    for module in (shared, quirks):
+        monkeypatch.setattr(module, "results_file", lambda name: tmp_path / name)
+    block = quirks.quirks()
     assert "| distilled students skip ASPP's dropout | kd | +10.0 ± 0.0 | +12.0 ± 0.0 | +2.0 ± 0.0 | 3 |" in block
     assert "| losses are divided twice | kd | +10.0 ± 0.0 | +15.0 ± 0.0 | +5.0 ± 0.0 | 3 |" in block
     assert "at twice the rate | kd | +10.0 ± 0.0 | +13.0 ± 0.0 | +3.0 ± 0.0 | 3 |" in block
@@ -858,11 +859,11 @@ def test_the_readme_can_show_what_faults_are_worth(tmp_path: Path, monkeypatch: 
     long["runs"] = [run for run in long["runs"] if run["variant"] != "teacher in training mode"]  # not there yet
     write_json(tmp_path / "quirks-long.json", long)
     write_json(tmp_path / "sample.json", usual)
-    block = blocks.long_quirks()
+    block = quirks.long_quirks()
     assert "after 96 epochs" in block and "training mode" not in block and "padding" not in block
     assert "| losses are divided twice | kd | +10.0 ± 0.0 | +15.0 ± 0.0 | +5.0 ± 0.0 | 4 |" in block
     assert "| distilled students skip ASPP's dropout | kd | +10.0 ± 0.0 | +12.0 ± 0.0 | +2.0 ± 0.0 | 5 |" in block
-    assert "would be +13.0 ± 0.0 instead of +10.0 ± 0.0" in blocks.half_schedule()
+    assert "would be +13.0 ± 0.0 instead of +10.0 ± 0.0" in quirks.half_schedule()
 
 
 def test_a_condition_stands_beside_the_usual_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -878,7 +879,7 @@ def test_a_condition_stands_beside_the_usual_setting(tmp_path: Path, monkeypatch
             run["settings"]["weight_decay"] = 0.02
         write_json(tmp_path / f"{name}.json", study)
     shutil.copy(PROJECT / "results" / "teacher.json", tmp_path)  # whose number of images the text names
-    monkeypatch.setattr(blocks, "results_file", lambda name: tmp_path / name)
+    monkeypatch.setattr(shared, "results_file", lambda name: tmp_path / name)
     (noise,) = [one for one in conditions.CONDITIONS if one.record == "label-noise"]
     block = conditions.section(noise)
     assert "| as in the study sample | ofd | 96 | 0.02 | 1 | 62.0 ± 2.0 | +10.0 ± 0.0 | +6.0 ± 0.0 | 5 |" in block
@@ -908,7 +909,7 @@ def test_few_labels_are_compared_with_the_student_alone_on_as_many(
         study["teacher"]["val_miou"] = 0.9
         write_json(tmp_path / f"{name}.json", study)
     shutil.copy(PROJECT / "results" / "teacher.json", tmp_path)
-    monkeypatch.setattr(blocks, "results_file", lambda name: tmp_path / name)
+    monkeypatch.setattr(shared, "results_file", lambda name: tmp_path / name)
     section = labels.section()
     assert "| 64 | 2,000 | kd | 71.0 ± 2.5 | +20.0 ± 0.0 | 24 | 0.02 | 1 | 3 |" in section
     assert "| 64 | 64 | alone, twice the steps | 51.0 ± 2.5 |  | 1,488 | 0.02 | 1 | 3 |" in section
