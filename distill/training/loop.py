@@ -22,6 +22,7 @@ from distill.networks.saving import load_into, save_model
 from distill.networks.taps import eval_mode
 from distill.networks.teachers import ask, ask_teacher, freeze, load_teacher
 from distill.networks.wrapped import Wrapped
+from distill.training.allocator import keep_freed_memory
 from distill.training.batches import Batch, batches_for
 from distill.training.board import Board
 from distill.training.checkpoint import PARTS, read_checkpoint, write_checkpoint
@@ -108,6 +109,7 @@ def fit(
         built = build_method(method, teacher, student, **choose_options(terms, data, method_options))
     if target.type == "cpu":
         check_width(student)
+        keep_freed_memory()
     scored = dict(scored_splits(data, data_root))
     val = scored["val"]
     config = config_of(data, train, val, student, teacher, built, seed, preset, chosen, ranks)
