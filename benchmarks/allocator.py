@@ -72,7 +72,11 @@ def main() -> None:
         rows.append(measured(name, given, options.repeats))
         print(rows[-1], flush=True)
     about = {"command": "python benchmarks/allocator.py", "date": datetime.date.today().isoformat()}
-    about |= {"environment": environment(torch.device("cpu")), "repeats": options.repeats}
+    about |= {
+        "environment": environment(torch.device("cpu")),
+        "repeats": options.repeats,
+        "load_average": os.getloadavg()[2],
+    }
     write_json(PROJECT / "results" / "allocator.json", {**about, "runs": rows})
 
 

@@ -310,6 +310,26 @@ def losses() -> str:
     return "\n\n".join([head, "\n".join(lines)])
 
 
+def kept_memory() -> str:
+    """What a run on a CPU gains by keeping the memory that its steps free."""
+    record = read("allocator.json")
+    machine = record["environment"]
+    lines = ["| run | seconds, as a share | system seconds | without | most memory, MB | without |", f"|{'---|' * 6}"]
+    for row in record["runs"]:
+        both, ratios = (row["kept"], row["usual"]), row["ratios"]
+        cells = [row["run"], f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
+        cells += [f"{one['system_seconds']:.1f}" for one in both] + [f"{one['peak_megabytes']:.0f}" for one in both]
+        lines.append(f"| {' | '.join(cells)} |")
+    head = (
+        f"### Memory that a step frees\n\nOn Linux a run on a CPU keeps the large blocks that it frees, which glibc "
+        f"would give back to the system and ask for anew (`distill/training/allocator.py`). Its processor seconds as a "
+        f"share of those without: whole short runs, {record['repeats']} pairs in turns, one thread of an "
+        f"{machine['processor']}, PyTorch {machine['torch']}, {record['date']}, load average "
+        f"{record['load_average']:.0f}; `python benchmarks/allocator.py`. Older seconds are without."
+    )
+    return "\n\n".join([head, "\n".join(lines)])
+
+
 def export_points() -> list[dict]:
     """The points of `charts.export_chart`: one core."""
     points = []

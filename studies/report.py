@@ -128,7 +128,9 @@ def steps() -> str:
         f"{measured[0]['options']['steps']} steps each, in turns, on {machine['threads']} cores of an "
         f"{machine['processor']}, PyTorch {machine['torch']}, {measured[0]['date']}."
     )
-    return "\n\n".join([head, "\n".join(lines), _limits(measured), _loading(measured), blocks.losses()])
+    return "\n\n".join(
+        [head, "\n".join(lines), _limits(measured), _loading(measured), blocks.losses(), blocks.kept_memory()]
+    )
 
 
 def _limits(measured: list[dict]) -> str:

@@ -78,6 +78,8 @@ def fit(
     run is returned as it is. Raises DistillError when `out` holds a run of another configuration, and when
     the teacher was trained for other classes than the data has.
 
+    On a CPU the process keeps, from then on, the memory that a step frees (see `allocator`).
+
     Started by torchrun, all processes train one network: each computes its share of every batch and of every scoring,
     and the first writes the files, on a disk that all of them see. The results are those of one process except for
     rounding (see `parallel`).
