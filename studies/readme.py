@@ -120,17 +120,26 @@ def results() -> str:
 
 def _in_short(rows: list[Line]) -> str:
     """The answer in two sentences, as long as the rows say it."""
-    ahead = {row.setting.name: any(lead["verdict"] == "better" for lead in row.leads.values()) for row in rows}
-    drawn = {name: found for name, found in ahead.items() if "photographs" not in name}
+    better = {}
+    for row in rows:
+        better[row.setting.name] = {what for what, lead in row.leads.items() if lead["verdict"] == "better"}
+    drawn = {name: found for name, found in better.items() if "photographs" not in name}
     few = [found for name, found in drawn.items() if "taught also" in name or "wrong" in name]
-    photographs = [found for name, found in ahead.items() if name not in drawn]
+    photographs = set[str]().union(*(found for name, found in better.items() if name not in drawn))
     said = ""
-    if all(few) and not ahead[USUALLY]:
+    if all(few) and not better[USUALLY]:
         said = (
             "**On drawings it helps much where labels are few or wrong and the teacher knows better; where all labels "
             "are right, it mostly makes training faster.** "
         )
-    return said if any(photographs) else f"{said}**On photographs no lead over the best student alone is settled.** "
+    if not photographs:
+        said += "**On photographs no lead over the best student alone is settled.** "
+    elif photographs == {MASKS}:
+        said += (
+            "**On photographs with few labels its masks help, as labels of the others; no distillation loss is ahead "
+            "of the best student alone.** "
+        )
+    return said
 
 
 def _cost(taught: str, alone: str) -> str:

@@ -160,19 +160,20 @@ def test_the_fuzzing_recorded_is_of_every_kind_and_of_ten_thousand_cases() -> No
 
 
 def test_the_readmes_answer_is_printed_only_where_the_rows_say_it() -> None:
-    from studies.conditions import Setting
+    from studies.conditions import MASKS, Setting
     from studies.readme import USUALLY, Line, _in_short, _wider
 
-    def said(usual: str, few: str, photographs: str) -> str:
+    def said(usual: str, few: str, photographs: str, what: str = "kd") -> str:
         place = ("sample", "")
         rows = [
             (_wider(64, place, None, place), few),
             (Setting(USUALLY, place, None), usual),
             (Setting("photographs", place, None), photographs),
         ]
-        return _in_short([Line(row, [], {"kd": {"verdict": found}}, "") for row, found in rows])
+        return _in_short([Line(row, [], {what: {"verdict": found}}, "") for row, found in rows])
 
     assert "On drawings it helps" in said("not settled", "better", "not settled")
     assert "no lead" in said("not settled", "better", "not settled")
     assert "On drawings" not in said("not settled", "not settled", "better") + said("better", "better", "better")
-    assert "no lead" not in said("not settled", "better", "better")
+    assert "On photographs" not in said("not settled", "better", "better")
+    assert "its masks help" in said("not settled", "better", "better", MASKS)
