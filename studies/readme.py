@@ -92,7 +92,10 @@ def lines() -> list[Line]:
             continue
         alone = runs[best_baseline(runs)]
         leads = {what: lead_over(runs[what], alone) for what in (*METHODS, *row.controls) if what in runs}
-        found.append(Line(row, alone, leads, f"{steps(alone[0]):,} / {steps(taught[0]):,}"))
+        taken = f"{steps(alone[0]):,} / {steps(taught[0]):,}"
+        if MASKS in leads and steps(runs[MASKS][0]) != steps(taught[0]):
+            taken += f" (masks: {steps(runs[MASKS][0]):,})"
+        found.append(Line(row, alone, leads, taken))
     return found
 
 
