@@ -19,9 +19,16 @@ from PIL import Image
 from distill.data.camvid import download_camvid
 from distill.data.check import check_dataset
 from distill.data.download import download
-from distill.data.folders import make_default_sample, open_dataset, read_class_names, read_image, repeated
+from distill.data.folders import (
+    make_default_sample,
+    open_dataset,
+    read_class_names,
+    read_image,
+    repeated,
+    split_names,
+)
 from distill.data.labelme import import_labelme
-from distill.data.layout import LISTS, mask_image
+from distill.data.layout import mask_image
 from distill.data.resize import resize_dataset
 from distill.data.sample import SAMPLE_SIZES, make_sample
 from distill.doctor import examine
@@ -622,7 +629,7 @@ def _check(options: argparse.Namespace) -> None:
         print(json.dumps(report, indent=1))
     else:
         print(f"{options.folder}: {len(read_class_names(options.folder))} classes")
-        if not any((options.folder / LISTS).glob("*.txt")):
+        if not split_names(options.folder):
             print("no lists in ImageSets/Segmentation: about every fifth image, chosen by name, is val")
         for split, found in report.items():
             _print_split(split, found)

@@ -18,6 +18,9 @@ from distill.files import PROJECT, read_json
 from distill.lab.curves import interval95
 from distill.lab.literature import alone_elsewhere, leaderboard, paired_difference
 from distill.lab.tables import results_file
+from studies import camvid
+from studies.conditions import lead_over
+from studies.labels import ALONE
 
 NOTEBOOKS = PROJECT / "notebooks"
 MARK = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?)<!-- =([\w.+-]+) -->")
@@ -33,7 +36,7 @@ def recorded() -> dict[str, str]:
     for student, leads in paired_difference("sakd", "sakd-plain").items():
         values[f"attention.{student}.gain"] = f"{100 * sum(leads) / len(leads):+.1f}"
         values[f"attention.{student}.interval"] = f"{100 * interval95(leads):.1f}"
-    values |= _leaderboard()
+    values |= _leaderboard() | _photographs()
     seconds = sum(read_json(results_file("notebooks.json"))["seconds"].values())
     return values | {"notebooks.minutes": f"{math.ceil(seconds / 60)}"} | _published()
 
@@ -48,6 +51,20 @@ def _leaderboard() -> dict[str, str]:
         for row in rows:
             values[f"leaderboard.{kind}.{row['method']}.gain"] = f"{100 * row['gain']:+.1f}"
             values[f"leaderboard.{kind}.{row['method']}.interval"] = f"{100 * row['gain_interval']:.1f}"
+    return values
+
+
+def _photographs() -> dict[str, str]:
+    """Leads over the student alone where few photographs have masks."""
+    rows, values = camvid.few_rows(), {}
+    names = dict(zip((camvid.MASKS, *camvid.BY_FEW), ("masks", "few.kd", "few.masks"), strict=True))
+    alone = {row.labels: row.found() for row in rows if row.how == ALONE}
+    for row in rows:
+        if row.how != ALONE and row.labels in alone:
+            lead = lead_over(row.found(), alone[row.labels])
+            name = f"photographs.{row.labels}.{names.get(row, row.method)}"
+            values[f"{name}.gain"] = f"{100 * lead['gain']:+.1f}"
+            values[f"{name}.interval"] = f"{100 * lead['gain_interval']:.1f}"
     return values
 
 

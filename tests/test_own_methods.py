@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from torch import nn
+from torch.nn import functional
 
-from distill import Run, methods
+from distill import Run, fit, methods
 from distill.cli import main
 from distill.methods import METHODS, load_methods
 from distill.networks.saving import save_model
@@ -138,3 +139,23 @@ def test_what_is_no_python_file_is_told(own: Path, refused: Callable[..., str]) 
     refused("(Is a directory)", call=lambda: load_methods(own.parent))
     own.write_bytes(b"\x89PNG\0")
     refused("mine.py, line 1", call=lambda: load_methods(own))
+
+
+class Square(methods.PlainMapTerm):
+    """A loss that keeps both maps for its gradient."""
+
+    loss = staticmethod(functional.mse_loss)
+
+    def __init__(self, teacher: nn.Module, student: nn.Module, *, weight: float = 1.0) -> None:
+        super().__init__(teacher, student, weight=weight)
+
+
+@pytest.mark.parametrize("augment", ["flip", "crops"])
+def test_its_loss_may_keep_the_teachers_maps(
+    augment: str, own: Path, tiny_sample: Path, tiny_teacher: nn.Module, tmp_path: Path
+) -> None:
+    """Those of stored answers, and those of a teacher that is asked at every step."""
+    methods.register_method("square", Square)
+    asked = {"data_root": tiny_sample, "limit": 8, "batch_size": 4, "epochs": 1, "device": "cpu", "progress": False}
+    run = fit("resnet18", "square", tiny_teacher, augment=augment, out=tmp_path / "run", **asked)
+    assert run.history[-1]["square"] > 0

@@ -9,7 +9,7 @@ from conftest import tiny_network
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distill import build_model, evaluate, fit, load_model, open_dataset
+from distill import build_model, evaluate, fit, load_model, open_dataset, wrap
 from distill.methods import build_method
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.teachers import freeze
@@ -21,9 +21,23 @@ RUNS = {
     "baseline-flip": {"method": "baseline"},
     "kd+sakd-crops": {"method": "kd+sakd", "augment": "crops"},
     "ofd-flip": {"method": "ofd", "connector_epochs": 1},
+    "wrapped-flip": {"method": "kd"},
 }
 BACKBONES = ("resnet18", "mobilenetv2", *(["timm:mobilenetv3_small_050"] if find_spec("timm") else []))
 SETTINGS = {"optimizer": "sgd", "lr": 1e-3, "epochs": 2, "batch_size": 8, "evaluate_every": 1}
+
+
+class _WithAuxiliary(nn.Module):
+    """A network with a part that gives no logits, as heads for training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.other = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 21, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = self.body(x).relu()
+        return {"out": self.head(maps), "aux": self.other(maps)}
 
 
 def _student(backbone: str) -> DeepLabV3Plus:
@@ -67,7 +81,9 @@ def main(out: Path, sample: Path) -> None:
     teacher = freeze(tiny_network("resnet101", seed=7))
     for name, given in RUNS.items():
         folder = out / f"{name}-{ranks.world}"
-        fit("resnet18", teacher=teacher, data_root=sample, out=folder, progress=False, **(SETTINGS | given))
+        asked = {"student": "resnet18", "teacher": teacher} | SETTINGS | given
+        asked |= {"student": wrap(_WithAuxiliary())} if name.startswith("wrapped") else {}
+        fit(data_root=sample, out=folder, progress=False, **asked)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from distill.data.folders import AUGMENTED_LISTS, AugmentedVOC, VOCFolder, read_class_names
-from distill.data.layout import LISTS
+from distill.data.folders import AUGMENTED_LISTS, AugmentedVOC, VOCFolder, read_class_names, split_names
 from distill.errors import DistillError
 from distill.losses import IGNORE_INDEX
 
@@ -23,9 +22,16 @@ def check_dataset(
     """
     root = Path(root)
     names = read_class_names(root)
-    found = sorted(p.stem for p in (root / LISTS).glob("*.txt"))
-    splits = splits or found or ["train", "val"]
+    splits = splits or split_names(root) or ["train", "val"]
     return {split: _check_split(_open_split(root, split), names, progress) for split in splits}
+
+
+def only_void(dataset: VOCFolder) -> str:
+    """What is wrong with two classes drawn as 0 and 255, black and white."""
+    return (
+        f"the masks of the split {dataset.split} of {dataset.root} hold only 0 and 255, and 255 is void, pixels "
+        f"without a label; where it means a class, save that as 1"
+    )
 
 
 def _open_split(root: Path, split: str) -> VOCFolder:
@@ -44,6 +50,8 @@ def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> 
             continue
         sizes.append((image.shape[2], image.shape[1]))
         counts += np.bincount(labels.numpy().ravel(), minlength=256)
+    if len(names) > 1 and set(np.flatnonzero(counts)) == {0, IGNORE_INDEX}:
+        problems.append(only_void(dataset))
     labelled = max(1, counts[:IGNORE_INDEX].sum())
     return {
         "images": len(dataset),

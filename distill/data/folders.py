@@ -52,7 +52,8 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
+_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_ENDINGS = tuple(name for ending in _ENDINGS for name in (ending, ending.upper()))  # as cameras write them
 MASK_FOLDERS = (MASKS, "SegmentationClassPNG")
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
 DATASETS = ("sample", "pascal")
@@ -87,7 +88,8 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return _first_existing([self.root / IMAGES / f"{self.ids[index]}{ending}" for ending in IMAGE_ENDINGS])
 
     def mask_path(self, index: int) -> Path:
-        return _first_existing([self.root / folder / f"{self.ids[index]}.png" for folder in MASK_FOLDERS])
+        names = [f"{self.ids[index]}{ending}" for ending in (".png", ".PNG")]
+        return _first_existing([self.root / folder / name for folder in MASK_FOLDERS for name in names])
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change when the list, the classes, an image or a mask of this split does.
@@ -311,7 +313,7 @@ def read_split(root: Path, split: str) -> list[str]:
         )
     path = _list_path(root, split)
     if not path.exists():
-        there = sorted(p.stem for p in path.parent.glob("*.txt"))
+        there = split_names(root)
         if not there and split in ("train", "val"):
             return _split_by_name(root, split)
         raise DistillError(
@@ -326,6 +328,11 @@ def read_split(root: Path, split: str) -> list[str]:
     for name in names:
         _check_name(path, name)
     return names
+
+
+def split_names(root: Path) -> list[str]:
+    """The names of the lists in a folder, but for hidden files, such as macOS's, which begin with `._`."""
+    return sorted(path.stem for path in (root / LISTS).glob("*.txt") if not path.name.startswith("."))
 
 
 def _list_path(root: Path, split: str) -> Path:
@@ -353,7 +360,8 @@ def _check_name(path: Path, name: str) -> None:
 
 
 def _split_by_name(root: Path, split: str) -> list[str]:
-    names = sorted({mask.stem for folder in MASK_FOLDERS for mask in (root / folder).glob("*.png")})
+    masks = (path for folder in MASK_FOLDERS for path in (root / folder).glob("*.[pP][nN][gG]"))
+    names = sorted({path.stem for path in masks if not path.name.startswith(".")})
     if len(names) < 2:
         raise DistillError(
             f"{root} has no list ImageSets/Segmentation/{split}.txt, and {len(names)} masks in SegmentationClass; put "

@@ -64,7 +64,7 @@ def import_labelme(
             if stem in files:
                 mask = paint(files[stem], names, read_image(image).shape[:2], source / f"{stem}.json")
                 mask_image(mask).save(whole / MASKS / f"{stem}.png")
-            shutil.copyfile(image, whole / IMAGES / image.name)
+            shutil.copyfile(image, whole / IMAGES / f"{stem}{image.suffix.lower()}")
         write_class_names(whole, names)
     return out
 
@@ -74,7 +74,9 @@ def _images(source: Path) -> dict[str, Path]:
     if not source.is_dir():
         raise DistillError(f"there is no folder {source}; give the one with the images and labelme's JSON files")
     found: dict[str, Path] = {}
-    for path in sorted(path for path in source.iterdir() if path.suffix in IMAGE_ENDINGS):
+    for path in sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_ENDINGS):
+        if path.name.startswith("."):  # hidden, as macOS's, which begin with ._
+            continue
         if path.stem in found:
             raise DistillError(f"{found[path.stem]} and {path} differ in their ending only; rename one of them")
         found[path.stem] = path
@@ -83,7 +85,7 @@ def _images(source: Path) -> dict[str, Path]:
 
 def _files(source: Path, images: dict[str, Path]) -> dict[str, _File]:
     """labelme's files by the names of their images."""
-    paths = sorted(source.glob("*.json"))
+    paths = sorted(path for path in source.glob("*.json") if not path.name.startswith("."))
     if not paths:
         raise DistillError(f"{source} holds no JSON file; label some images in labelme, and save them there")
     for path in paths:

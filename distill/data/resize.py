@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from distill.data.folders import VOCFolder, read_image, read_split, unlisted_images
-from distill.data.layout import IMAGES, LISTS, MASKS, mask_image, new_folder, write_class_names, write_list
+from distill.data.folders import VOCFolder, read_image, read_split, split_names, unlisted_images
+from distill.data.layout import IMAGES, MASKS, mask_image, new_folder, write_class_names, write_list
 from distill.errors import DistillError, check_number
 from distill.files import make_folder
 
@@ -26,7 +26,7 @@ def resize_dataset(
     """
     source, out = Path(source), Path(out)
     check_number("side", side, 8, 100_000)
-    listed = [path.stem for path in (source / LISTS).glob("*.txt")]
+    listed = split_names(source)
     chosen = [split for split in ("train", "val", "test") if split in (listed or ("train", "val"))]
     splits = {split: VOCFolder(source, split) for split in chosen or ["train"]}
     listed_ids = {name for dataset in splits.values() for name in dataset.ids}

@@ -28,6 +28,9 @@ class WithUnlabelled(VOCFolder):
         if (self.folder / IMAGES).is_dir():
             self.folder = self.folder / IMAGES  # and not the masks beside it
         there = images_below(self.folder)
+        broken = next((path for path in there if not path.exists()), None)
+        if broken:
+            raise DistillError(f"{broken} is a link to a file that is not there; restore that, or remove the link")
         self.extra = _others(there, self.folder, [labelled, *splits_to_score(labelled.root)])
         if not self.extra:
             more = f" but the {len(there)} of its train, val and test" if there else ""

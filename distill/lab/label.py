@@ -67,6 +67,6 @@ def label_by_teacher(
 
 def _copy(path: Path, folder: Path, name: str) -> None:
     """Copy a file of a data set into a folder, under its name in the lists."""
-    target = folder / f"{name}{path.suffix}"
+    target = folder / f"{name}{path.suffix.lower()}"
     make_folder(target.parent)  # a list may name images in folders
     shutil.copyfile(path, target)

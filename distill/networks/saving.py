@@ -50,6 +50,8 @@ def save_model(
 
 
 def _storable(name: str, tensor: Tensor, half: bool) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise DistillError(f"'{name}' is a {type(tensor).__name__}, and a file holds tensors only; keep it elsewhere.")
     tensor = tensor.detach().cpu().contiguous()  # safetensors refuses channels_last
     if not half or not tensor.is_floating_point():
         return tensor

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from threading import RLock
 from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -187,16 +189,25 @@ def _is_norm(module: nn.Module) -> bool:
     return hasattr(module, "running_mean")
 
 
-class eval_mode:
-    """Evaluation mode inside a with-block, and the earlier mode of every module after it."""
+_turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # a lock for every network that was asked
 
-    def __init__(self, model: nn.Module) -> None:
-        self.modes = [(module, module.training) for module in model.modules()]
-        self.model = model
 
-    def __enter__(self) -> None:
-        self.model.eval()
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside a with-block, and the earlier mode of every module after it.
 
-    def __exit__(self, *error: object) -> None:
-        for module, training in self.modes:
-            module.training = training
+    While one thread has changed the mode others wait, which would else find it changed back in the middle of a pass.
+    A network that is in evaluation mode already answers to all of them at once.
+    """
+    turn = _turns.setdefault(model, RLock())
+    with turn:
+        modes = [(module, module.training) for module in model.modules()]
+        if any(training for _, training in modes):
+            model.eval()
+            try:
+                yield
+            finally:
+                for module, training in modes:
+                    module.training = training
+            return
+    yield

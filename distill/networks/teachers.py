@@ -20,7 +20,7 @@ from distill.errors import DistillError, first_line, nearest
 from distill.files import PROJECT
 from distill.networks.deeplab import DeepLabV3Plus, build_model
 from distill.networks.saving import load_model, mismatch
-from distill.networks.wrapped import Wrapped
+from distill.networks.wrapped import Wrapped, memory_format_of
 
 SHIPPED = "teacher-sample.safetensors"
 
@@ -72,7 +72,7 @@ def load_teacher(
         )
     model.class_names = tuple(class_names) if class_names else model.class_names
     # In float32, whatever it came in: images are, and `precision` chooses what its passes are computed in.
-    return _moved(freeze(model).float(), device).to(memory_format=torch.channels_last)
+    return _moved(freeze(model).float(), device).to(memory_format=memory_format_of(model))
 
 
 def _moved(model: nn.Module, device: str | torch.device) -> nn.Module:
@@ -115,7 +115,7 @@ def tap_torchvision(network: DeepLabV3) -> Wrapped:
     return Wrapped(network, taps | {"aspp": "classifier.0.project.1", "decoder": "classifier.2"})
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode its answers could be in no loss that keeps them for its gradient
 def ask_teacher(
     teacher: Callable[..., Any], images: Tensor, maps: bool, precision: str = "float32"
 ) -> tuple[Tensor, list[Tensor] | None]:

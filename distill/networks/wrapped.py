@@ -55,6 +55,7 @@ class Wrapped(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.taps = network, _by_position("positions", positions)
+        self.channels_last = True  # until it is known
         self.class_names = tuple(class_names) if class_names else None
         if next(network.parameters(), None) is None:
             raise DistillError(
@@ -62,7 +63,8 @@ class Wrapped(nn.Module):
             )
         module: Any  # only some kinds have an `inplace`
         for module in network.modules():
-            if getattr(module, "inplace", False):  # ReLU and its kin
+            scripted = isinstance(module, torch.jit.ScriptModule)
+            if getattr(module, "inplace", False) and not scripted:  # ReLU and its kin
                 module.inplace = False  # it would overwrite the map that was recorded before it
         self.divisor, logits, maps = self._probe()
         self.num_classes, self.map_channels = logits.shape[1], tuple(feature.shape[1] for feature in maps)
@@ -70,7 +72,8 @@ class Wrapped(nn.Module):
         for position, norm in named.items():
             if not hasattr(norm, "running_mean"):
                 raise DistillError(f"the norm of {position} is a {type(norm).__name__}; name a BatchNorm")
-        self.norms = self._find_norms() | named
+        self.norms = (self._find_norms() if self.taps else {}) | named
+        self.channels_last = self._takes_channels_last()
         if class_names and len(class_names) != self.num_classes:
             raise DistillError(
                 f"the network has {self.num_classes} classes and {len(class_names)} class_names were given; give one "
@@ -84,7 +87,8 @@ class Wrapped(nn.Module):
         size = tuple(images.shape[2:])
         fitting = tuple(-(-side // self.divisor) * self.divisor for side in size)
         with record(self.network, tuple(self.taps.values()) if return_maps else ()) as recorded:
-            logits = _logits(self.network(_resize(images, fitting)))
+            resized = _resize(images, fitting)
+            logits = _logits(self.network(resized if self.channels_last else resized.contiguous()))
         logits = _resize(logits, size)
         if not return_maps:
             return logits
@@ -112,15 +116,32 @@ class Wrapped(nn.Module):
         for self.divisor in (1, 8, 16, 32, 64):
             with eval_mode(self.network):
                 try:
-                    return self.divisor, *self(weight.new_zeros(1, 3, 65, 97), return_maps=True)
+                    answer = self(weight.new_zeros(1, 3, 65, 97), return_maps=True)
+                    if self.divisor > 1:  # the first may be the one size that a network takes
+                        self(weight.new_zeros(1, 3, 129, 193))
+                    return self.divisor, *answer
                 except DistillError:
                     raise
                 except Exception as error:  # whatever another library has to say about sizes
                     reason = reason or first_line(error)
         raise DistillError(
-            f"the network does not answer to an image (1, 3, 65, 97) or to larger ones ({reason}); give a network that "
-            f"takes normalised images (N, 3, H, W)"
+            f"the network does not answer to images (1, 3, 65, 97) and (1, 3, 129, 193), or to larger ones ({reason}); "
+            f"give a network that takes normalised images (N, 3, H, W) of any size"
         )
+
+    @torch.no_grad()
+    def _takes_channels_last(self) -> bool:
+        """Whether images may have their channels last in memory, where convolutions are quicker, or a layer fails."""
+        weight = next(self.network.parameters())
+        images = weight.new_zeros(2, 3, 65, 97).contiguous(memory_format=torch.channels_last)
+        if any(tensor.dim() == 5 for tensor in self.network.state_dict().values()):  # PyTorch knows it for four only
+            return False
+        try:
+            with eval_mode(self.network):
+                self(images)
+        except RuntimeError:  # a `view` relies on the usual order
+            return False
+        return True
 
     @torch.no_grad()
     def _find_norms(self) -> dict[str, nn.Module]:
@@ -131,6 +152,12 @@ class Wrapped(nn.Module):
         return {
             position: submodule(self.network, name) for position, name in zip(self.taps, names, strict=True) if name
         }
+
+
+def memory_format_of(network: nn.Module) -> torch.memory_format:
+    """The order in memory in which a network's weights and images are quickest."""
+    usual = isinstance(network, Wrapped) and not network.channels_last
+    return torch.contiguous_format if usual else torch.channels_last
 
 
 def suggest_positions(network: nn.Module, size: tuple[int, int] = (128, 192), show: bool = True) -> dict[str, str]:
@@ -184,7 +211,7 @@ def _before_logits(network: nn.Module, logits: Tensor, maps: list[tuple[Made, _S
     kept = list(maps)
     while kept and kept[-1][1][0] == logits.shape[1]:
         made, _ = kept.pop()
-        if any(True for _ in submodule(network, made.names[0]).parameters()):
+        if any(True for _ in submodule(network, made.names[0]).parameters(recurse=False)):
             break
     return kept
 
@@ -249,7 +276,7 @@ def _logits(answer: object) -> Tensor:
     if isinstance(answer, dict):
         logits = answer.get("out", answer.get("logits", getattr(answer, "logits", answer)))
     else:
-        logits = getattr(answer, "logits", answer)
+        logits = getattr(answer, "out", getattr(answer, "logits", answer))
     if not isinstance(logits, Tensor) or logits.dim() != 4:
         raise DistillError(
             f"the network answers with a {type(logits).__name__}, and what is asked for are logits (N, classes, H, W), "

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
+from distill.data.check import only_void
 from distill.data.folders import VOCFolder
 from distill.data.unlabelled import WithUnlabelled
 from distill.errors import DistillError
@@ -41,11 +42,21 @@ def with_unlabelled(train: VOCFolder, folder: str | Path, terms: list[str]) -> W
 
 
 def check_labelled(dataset: VOCFolder) -> None:
-    """DistillError where all pixels are void; in nearly all data the first image already has others."""
-    if not any((dataset[index][1] != IGNORE_INDEX).any() for index in range(len(dataset))):
+    """DistillError where all pixels are void, or two classes are drawn as 0 and void.
+
+    In nearly all data the first image already has others.
+    """
+    found: set[int] = set()
+    for index in range(len(dataset)):
+        found |= set(dataset[index][1].unique().tolist())
+        if found - {0, IGNORE_INDEX} or (found and dataset.num_classes == 1):
+            return
+    if found == {IGNORE_INDEX}:
         raise DistillError(
             f"there is no labelled pixel in the split {dataset.split} of {dataset.root}, only void (255); label some"
         )
+    if found == {0, IGNORE_INDEX}:
+        raise DistillError(only_void(dataset))
 
 
 def frozen_norms(student: nn.Module) -> list[nn.Module]:

@@ -84,7 +84,7 @@ def confusion_matrix(prediction: torch.Tensor, labels: torch.Tensor, num_classes
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(
     model: nn.Module | Run | str | Path,
     dataset: Dataset[Pair],
@@ -114,7 +114,7 @@ def evaluate(
     model, data = _network(model), _whole(dataset)
     if hasattr(model, "num_classes"):  # another's network may not say, and its answer does
         check_classes("network", model, data)
-    classes, device = data.num_classes, _device(model)
+    classes, device = data.num_classes, _weight(model).device
     confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
     with eval_mode(model):
         for images, labels in _same_size_batches(_Pairs(dataset, protocol), batch_size, progress, ranks, workers):
@@ -159,8 +159,9 @@ def _whole(dataset: Any) -> Described:
     return dataset
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
+def _weight(model: nn.Module) -> torch.Tensor:
+    """One of the network's weights, whose device and precision its images need."""
+    return next((weight for weight in model.parameters() if weight.is_floating_point()), torch.empty(0))
 
 
 def _ask(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -200,7 +201,7 @@ def _some(names: list[str], without: list[str]) -> str:
     return ", ".join(rest[:5]) + (f" and {len(rest) - 5} more" if len(rest) > 5 else "") or "none"
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(
     model: nn.Module | Run | str | Path, image: Image.Image | np.ndarray | str | Path, side: int | None = None
 ) -> np.ndarray:
@@ -227,7 +228,7 @@ def predict(
     return labels.to(torch.uint8).numpy()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict_logits(model: nn.Module | Run | str | Path, image: Image.Image | np.ndarray | str | Path) -> torch.Tensor:
     """Logits (C, H, W) of one image; raises what `predict` raises."""
     model, array = _network(model), _array(image)
@@ -254,7 +255,8 @@ def _prepare(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Images (N, 3, H, W) uint8 as the network takes them: exported ones normalise by themselves."""
     if isinstance(model, OnnxNetwork):
         return images
-    return normalise(images.to(_device(model))).contiguous(memory_format=torch.channels_last)
+    weight = _weight(model)
+    return normalise(images.to(weight.device)).to(weight.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -21,7 +21,7 @@ from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import load_into, save_model
 from distill.networks.taps import eval_mode
 from distill.networks.teachers import ask, ask_teacher, freeze, load_teacher
-from distill.networks.wrapped import Wrapped
+from distill.networks.wrapped import Wrapped, memory_format_of
 from distill.training.allocator import keep_freed_memory
 from distill.training.batches import Batch, batches_for
 from distill.training.board import Board
@@ -103,7 +103,8 @@ def fit(
     given = None if isinstance(student, str) else student  # the caller's, to be trained in place
     student = _as_student(student, train, preset, chosen, seed, weights, width).to(target)
     if terms and isinstance(teacher, nn.Module):
-        check_apart(teacher, student)  # before the teacher is frozen
+        check_apart(teacher, student)  # this and the next before the teacher is frozen
+        check_classes("teacher", teacher, train)
     teacher = _as_teacher(teacher, target) if terms else None
     if teacher is not None:
         check_classes("teacher", teacher, train)
@@ -161,7 +162,7 @@ def _as_student(
         )
     check_student(student, train, chosen)
     student.class_names = train.class_names  # saved with the weights, so that nobody mistakes them for others
-    return student.float().to(memory_format=torch.channels_last)
+    return student.float().to(memory_format=memory_format_of(student))
 
 
 def _done(folder: Path, student: DeepLabV3Plus | Wrapped | None) -> Run:
@@ -256,8 +257,13 @@ class _Loop:
             return step
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the option has another name since PyTorch 2.14
-            # Statistics that are synchronised are alike everywhere; all others are those of the first process.
-            return DistributedDataParallel(step, broadcast_buffers=not self.settings.sync_batchnorm)
+            # Statistics that are synchronised are alike everywhere; all others are those of the first process. Another
+            # library's network may have weights that its logits do not depend on, as those of an auxiliary head.
+            return DistributedDataParallel(
+                step,
+                broadcast_buffers=not self.settings.sync_batchnorm,
+                find_unused_parameters=isinstance(self.student, Wrapped),
+            )
 
     def _epoch(self, epoch: int, val: VOCFolder) -> None:
         """Every batch once; then the line of the history, the score where it is due, and the checkpoint."""

@@ -23,6 +23,7 @@ from distill.data.folders import (
     read_picture,
     scored_splits,
 )
+from distill.data.resize import resize_dataset
 from distill.data.sample import SAMPLE_CLASSES
 
 CAMVID_LIKE = ("sky", "building", "pole", "road")
@@ -187,6 +188,33 @@ def test_check_lists_every_fault_and_goes_on(voc_folder: Callable[..., Path]) ->
     assert [f"train{index}" in problem for index, problem in enumerate(report["problems"], 1)] == [True] * 4
     assert report["images"] == 6
     assert sum(report["class_share"].values()) == pytest.approx(1)
+
+
+def test_check_tells_of_a_class_that_is_drawn_as_void(voc_folder: Callable[..., Path]) -> None:
+    white = np.where(MASK == 1, 255, 0).astype(np.uint8)
+    for names, found in ((("background", "crack"), 1), (("crack",), 0)):
+        root = voc_folder({"train": [white], "val": [white]}, names, f"own{len(names)}")
+        problems = check_dataset(root)["train"]["problems"]
+        assert len(problems) == found and all("only 0 and 255" in problem for problem in problems)
+
+
+def test_endings_in_capitals_and_hidden_files(own: Path, tmp_path: Path) -> None:
+    """As cameras, and archives from a Mac, have them."""
+    for folder, kind, ending in (("JPEGImages", "TIFF", ".TIF"), ("SegmentationClass", "PNG", ".PNG")):
+        for path in list((own / folder).iterdir()):
+            with Image.open(path) as picture:
+                picture.load()
+            path.unlink()
+            picture.save(path.with_suffix(ending), kind)
+            (path.parent / f"._{path.stem}{ending}").write_bytes(b"\0\5\x16\7")
+    lists = own / "ImageSets" / "Segmentation"
+    (lists / "._train.txt").write_bytes(b"\xff\5\x16\7")
+    assert [len(VOCFolder(own, split)) for split in ("train", "val")] == [2, 1]
+    assert np.array_equal(VOCFolder(own, "train")[0][1].numpy(), MASK)
+    assert list(check_dataset(own)) == ["train", "val"]
+    assert len(VOCFolder(resize_dataset(own, tmp_path / "small", 8, progress=False), "train")) == 2
+    shutil.rmtree(lists)
+    assert sorted(VOCFolder(own, "train").ids + VOCFolder(own, "val").ids) == ["train0", "train1", "val0"]
 
 
 def test_check_of_a_missing_folder_is_refused(tmp_path: Path, refused) -> None:

@@ -53,6 +53,15 @@ def test_shapes_are_painted_in_order_and_classes_are_sorted(folder: Path, tmp_pa
     assert (other == 255).sum() == 64 - 9 and (other[4:7, 4:7] == 0).all()
 
 
+def test_hidden_files_and_endings_in_capitals(folder: Path, tmp_path: Path) -> None:
+    label(folder, "a", shape("ant", SQUARE))
+    (folder / "a.png").rename(folder / "a.Png")
+    for name in ("._a.json", "._a.Png"):  # as archives from a Mac have them
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    out = import_labelme(folder, tmp_path / "out", progress=False)
+    assert [path.name for path in (out / "JPEGImages").iterdir()] == ["a.png"] and mask_of(out, "a").max() == 1
+
+
 def test_circles_and_masks(folder: Path, tmp_path: Path) -> None:
     picture = io.BytesIO()
     Image.fromarray(np.eye(3, dtype=np.uint8)).save(picture, "PNG")  # labelme saves 0 and 1

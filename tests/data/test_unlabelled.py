@@ -66,6 +66,9 @@ def test_mistakes_are_told(tiny_sample: Path, tmp_path: Path, refused: Callable[
     refused("holds no images", call=lambda: WithUnlabelled(split, tmp_path))
     ImageOps.mirror(Image.open(split.image_path(0))).save(tmp_path / "mirrored.jpg")
     assert len(WithUnlabelled(split, tmp_path)) == 3
+    (tmp_path / "broken.jpg").symlink_to(tmp_path / "gone.jpg")
+    refused("broken.jpg", "not there", call=lambda: WithUnlabelled(split, tmp_path))
+    (tmp_path / "broken.jpg").unlink()
     asked = {"data_root": tiny_sample, "unlabelled": tmp_path, "device": "cpu"}
     refused("baseline", "leave them out", call=lambda: fit("resnet18", "baseline", None, **asked))
     refused("ifvd", "leave them out", call=lambda: fit("resnet18", "ifvd", "sample", **asked))

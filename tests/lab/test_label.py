@@ -33,6 +33,16 @@ def test_images_without_labels_get_the_teachers(tiny_sample: Path, tmp_path: Pat
     assert len(open_dataset("sample", "train", out)) == len(after), "drawn scenes stay such"
 
 
+def test_endings_in_capitals_are_written_in_small_letters(tiny_sample: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(tiny_sample, whole)
+    with Image.open(VOCFolder(whole, "train").image_path(0)) as picture:
+        ImageOps.mirror(picture).save(whole / "JPEGImages" / "new.Tif", "TIFF")
+    out = label_by_teacher(whole, tmp_path / "out", "sample", device="cpu", progress=False)
+    train = VOCFolder(out, "train")
+    assert train.ids[-1] == "new" and train[len(train) - 1][0].shape[0] == 3
+
+
 def test_a_test_split_without_masks_stays_one(tiny_sample: Path, tmp_path: Path) -> None:
     source = tmp_path / "voc"
     shutil.copytree(tiny_sample, source)

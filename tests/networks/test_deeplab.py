@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import golden_numbers
@@ -15,6 +16,7 @@ from torch import nn
 
 from distill import networks
 from distill.errors import DistillError
+from distill.networks.taps import eval_mode
 
 PARAMETERS = {"resnet101": 59_344_309, "resnet18": 16_608_181, "mobilenetv2": 5_816_053}
 SLIM = {"width": 0.125, "atrous_rates": (2, 3, 4)}
@@ -469,3 +471,21 @@ def test_a_config_that_would_download_is_refused(tmp_path: Path, monkeypatch: py
     networks.save_model(model, tmp_path / "strange.safetensors")
     with pytest.raises(DistillError, match="'weights'"):
         networks.load_model(tmp_path / "strange.safetensors")
+
+
+def test_threads_take_turns_with_a_network_in_training_mode() -> None:
+    """Else one would put the mode back in the middle of another's pass, and its statistics would move."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    before = network[1].running_mean.clone()
+
+    def ask(_: int) -> None:
+        with eval_mode(network), torch.no_grad():
+            network(torch.rand(1, 3, 64, 64))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(ask, range(200)))
+    assert network.training and torch.equal(network[1].running_mean, before)
+    network[1].eval()
+    with eval_mode(network):
+        assert not any(module.training for module in network.modules())
+    assert network.training and not network[1].training, "every module gets its own mode back"

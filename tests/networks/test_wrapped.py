@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -163,6 +163,145 @@ class ChannelsLast(nn.Module):
 
 def test_maps_with_their_channels_last_are_refused(refused: Callable[..., str]) -> None:
     refused("'norm'", "channels last", call=lambda: wrap(ChannelsLast(), {"layer1": "norm"}))
+
+
+class Finished(nn.Module):
+    """A head that upsamples by itself has its logits as a layer's output at two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(*(nn.Conv2d(c, 8, 3, stride=2, padding=1) for c in (3, 8, 8)))
+        self.head = nn.Module()
+        self.head.conv, self.head.relu, self.head.last = nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, CLASSES, 1)
+        self.head.forward = self.answer
+
+    def answer(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.interpolate(x, scale_factor=2)
+        return nn.functional.interpolate(self.head.last(self.head.relu(self.head.conv(x))), scale_factor=4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.down(x))
+
+
+def test_a_head_that_upsamples_by_itself_does_not_hide_its_logits() -> None:
+    assert suggest_positions(Finished(), show=False)["decoder"] == "head.relu:input"
+
+
+class Fixed(nn.Module):
+    """Only for images of 128 x 128 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.last = nn.Conv2d(3, 8, 8, stride=8), nn.Conv2d(8, CLASSES, 1)
+        self.places = nn.Parameter(torch.zeros(1, 8, 16, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.interpolate(self.last(self.down(x) + self.places), size=x.shape[2:])
+
+
+def test_a_network_of_one_size_is_refused(refused: Callable[..., str]) -> None:
+    refused("(1, 3, 129, 193)", "any size", call=lambda: wrap(Fixed()))
+
+
+class Ordered(nn.Module):
+    """Takes its maps apart with `view`, which needs their numbers in the usual order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.query, self.last = nn.Conv2d(3, 8, 8, 8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, CLASSES, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.query(self.down(x))
+        images, channels, height, width = maps.shape
+        heads = maps.view(images * 2, channels // 2, height * width)
+        maps = (heads @ (heads.transpose(1, 2) @ heads).softmax(-1)).reshape(images, channels, height, width)
+        return nn.functional.interpolate(self.last(maps), size=x.shape[2:])
+
+
+class Deep(Ordered):
+    """And with a weight of five dimensions, for which PyTorch has no such order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 1, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale[0]
+
+
+@pytest.mark.parametrize("kind", [Ordered, Deep])
+def test_a_network_that_relies_on_the_usual_order_in_memory_is_trained_and_scored(
+    kind: type[nn.Module], train: Callable[..., distill.Run], tiny_sample: Path
+) -> None:
+    val = distill.open_dataset("sample", "val", tiny_sample)
+    assert 0 <= distill.evaluate(wrap(kind()), val).miou < 1
+    run = train(wrap(kind()), "kd", load_teacher(kind()), epochs=1)
+    assert run.history[-1]["kd"] > 0
+    assert wrap(unet()).channels_last, "where convolutions are quicker"
+
+
+class Answer(NamedTuple):
+    out: torch.Tensor
+    aux: torch.Tensor
+
+
+class Two(nn.Module):
+    """Answers with a tuple that has names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.aux = nn.Conv2d(3, CLASSES, 1), nn.Conv2d(3, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> Answer:
+        return Answer(self.out(x), self.aux(x))
+
+
+def test_a_refused_teacher_is_left_as_it_was(train: Callable[..., distill.Run], refused: Callable[..., str]) -> None:
+    teacher = unet()
+    refused("num_classes", "load_teacher", call=lambda: train("resnet18", "kd", teacher))
+    assert teacher.training and all(weight.requires_grad for weight in teacher.parameters())
+
+
+def test_logits_may_be_the_out_of_a_tuple_with_names() -> None:
+    assert wrap(Two()).num_classes == CLASSES
+
+
+def test_a_network_in_half_precision_is_asked_in_it(tiny_sample: Path) -> None:
+    network = wrap(unet().bfloat16())
+    assert distill.predict(network, torch.zeros(20, 30, 3, dtype=torch.uint8).numpy()).shape == (20, 30)
+    assert 0 <= distill.evaluate(network, distill.open_dataset("sample", "val", tiny_sample)).miou < 1
+    assert next(network.parameters()).dtype == torch.bfloat16
+
+
+def test_a_compiled_file_of_another_library_is_a_teacher_of_logits(train: Callable[..., distill.Run]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, CLASSES, 1))
+        scripted = torch.jit.script(layers)
+        run = train("resnet18", "kd", load_teacher(scripted), epochs=1)
+    assert run.history[-1]["kd"] > 0
+
+
+class Caching(nn.Module):
+    """Keeps a grid for every size of image, as many transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.grids = nn.Conv2d(3, CLASSES, 1), dict[tuple[int, ...], torch.Tensor]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = tuple(x.shape[2:])
+        if size not in self.grids:
+            self.grids[size] = torch.linspace(0, 1, size[1]).expand(1, 1, *size) * 2
+        return self.last(x) * self.grids[size]
+
+
+def test_what_a_network_keeps_from_being_scored_does_not_spoil_its_training(
+    train: Callable[..., distill.Run], tiny_sample: Path
+) -> None:
+    student = wrap(Caching())
+    distill.evaluate(student, distill.open_dataset("sample", "val", tiny_sample))
+    assert train(student, "baseline", None, epochs=1).history[-1]["ce"] > 0
 
 
 # Training
