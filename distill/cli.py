@@ -70,7 +70,8 @@ def explained(run: Callable[[], int | None]) -> int:
         _say(str(error))
         return 2
     except OSError as error:  # whatever a disk or a network has to say that nobody foresaw
-        _say(first_line(error))
+        place = f"{error.filename} cannot be used ({error.strerror}); choose a place that can be read and written"
+        _say(place if error.filename else first_line(error))
         return 2
     except KeyboardInterrupt as stopped:
         if this_rank().first:
@@ -404,6 +405,7 @@ def _study(options: argparse.Namespace) -> None:
         print(markdown(study.run(options.jobs, options.threads)))
         stays = f"{study.results} holds more runs than are there yet, and stays as it is until they are"
         print(f"recorded in {study.results}" if study.is_recorded else stays, file=sys.stderr)
+        print(f"the runs are in {study.folder}", file=sys.stderr)
 
 
 def _add_tune(commands: Commands) -> None:
@@ -635,7 +637,9 @@ def _check(options: argparse.Namespace) -> None:
             _print_split(split, found)
     problems = sum(len(found["problems"]) for found in report.values())
     if problems:
-        raise DistillError(f"{options.folder} has {problems} faulty files; correct them as listed above")
+        raise DistillError(
+            f"{options.folder} has {problems} fault{'s' if problems > 1 else ''}; correct what is listed above"
+        )
 
 
 def _print_split(split: str, found: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import collections
 import json
 import os
 import pickle
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -127,6 +128,36 @@ def dataset_is_misspelt(world: World) -> list:
 def list_of_val_is_missing(world: World) -> list:
     (world.lists / "val.txt").unlink()
     return world.train()
+
+
+@case("jpg", "no PNG")
+def a_mask_is_a_jpeg(world: World) -> list:
+    shutil.rmtree(world.lists)
+    Image.new("L", (40, 40)).save(world.mask().with_suffix(".jpg"))
+    return world.check()
+
+
+@case("student.safetensors", "of no run", "move it away")
+def weights_lie_where_a_run_is_to_be(world: World) -> list:
+    (world.root / "out").mkdir()
+    (world.root / "out" / "student.safetensors").write_bytes(b"of another run")
+    return world.train()
+
+
+@case("labelled is 100", "8 images")
+def more_labels_than_images(world: World) -> list:
+    return world.train("--labelled", 100, "--teacher", world.weights, method="kd")
+
+
+@case("student.pt2", "torch.export.load")
+def an_exported_program_is_asked(world: World) -> list:
+    (world.root / "student.pt2").write_bytes(b"PK")
+    return ["predict", world.root / "student.pt2", world.image(), "--out", world.root / "out"]
+
+
+@case("is a folder", "files in it")
+def a_folder_is_predicted(world: World) -> list:
+    return ["predict", world.weights, world.data, "--out", world.root / "out", "--device", "cpu"]
 
 
 @case("train.txt", "no images")

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from distill.data.folders import AUGMENTED_LISTS, AugmentedVOC, VOCFolder, read_class_names, split_names
+from distill.data.layout import LISTS
 from distill.errors import DistillError
 from distill.losses import IGNORE_INDEX
 
@@ -18,12 +19,28 @@ def check_dataset(
     """Read every image and mask of a folder in VOC layout, and report by split.
 
     Returns for each split: `images`, `sizes` (smallest and largest, width x height), `class_share` (share of the
-    labelled pixels by class), `void_share` and `problems` (one sentence each).
+    labelled pixels by class), `void_share` and `problems` (one sentence each). A list of test images that is empty is
+    no split, as where a sample was made without.
     """
     root = Path(root)
     names = read_class_names(root)
-    splits = splits or split_names(root) or ["train", "val"]
-    return {split: _check_split(_open_split(root, split), names, progress) for split in splits}
+    found = [split for split in split_names(root) if split != "test" or (root / LISTS / "test.txt").stat().st_size]
+    opened = {split: _open_split(root, split) for split in splits or found or ["train", "val"]}
+    report = {split: _check_split(dataset, names, progress) for split, dataset in opened.items()}
+    for split in ("val", "test"):
+        if "train" in opened and split in opened:
+            report[split]["problems"] += _shared(opened["train"], opened[split])
+    return report
+
+
+def _shared(train: VOCFolder, scored: VOCFolder) -> list[str]:
+    both = sorted(set(train.ids) & set(scored.ids))
+    if not both:
+        return []
+    return [
+        f"{len(both)} images of {scored.split} are in the list of train too, such as {both[0]}, and a score would be "
+        f"of images that the student has seen; remove them from one of the two"
+    ]
 
 
 def only_void(dataset: VOCFolder) -> str:
@@ -52,6 +69,8 @@ def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> 
         counts += np.bincount(labels.numpy().ravel(), minlength=256)
     if len(names) > 1 and set(np.flatnonzero(counts)) == {0, IGNORE_INDEX}:
         problems.append(only_void(dataset))
+    if set(np.flatnonzero(counts)) == {IGNORE_INDEX}:
+        problems.append(f"there is no labelled pixel in the split {dataset.split}, only void (255); label some")
     labelled = max(1, counts[:IGNORE_INDEX].sum())
     return {
         "images": len(dataset),

@@ -9,6 +9,7 @@ divided by name (see `read_split`).
 """
 
 import difflib
+import glob
 import hashlib
 import os
 import re
@@ -85,7 +86,11 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return len(self.ids)
 
     def image_path(self, index: int) -> Path:
-        return _first_existing([self.root / IMAGES / f"{self.ids[index]}{ending}" for ending in IMAGE_ENDINGS])
+        path = _first_existing([self.root / IMAGES / f"{self.ids[index]}{ending}" for ending in IMAGE_ENDINGS])
+        if not os.path.exists(path):  # with an ending such as .Jpg
+            alike = (p for p in path.parent.glob(f"{glob.escape(path.stem)}.*") if p.suffix.lower() in IMAGE_ENDINGS)
+            return next(alike, path)
+        return path
 
     def mask_path(self, index: int) -> Path:
         names = [f"{self.ids[index]}{ending}" for ending in (".png", ".PNG")]
@@ -259,6 +264,8 @@ def _opened(path: Path, kind: str, missing: str) -> Iterator[Image.Image]:
             image = Image.open(path)
         except FileNotFoundError:
             raise DistillError(missing) from None
+        except IsADirectoryError:
+            raise DistillError(f"{path} is a folder; give the files in it") from None
         with image:
             _check_frames(image, path, kind)
             yield image
@@ -360,8 +367,12 @@ def _check_name(path: Path, name: str) -> None:
 
 
 def _split_by_name(root: Path, split: str) -> list[str]:
-    masks = (path for folder in MASK_FOLDERS for path in (root / folder).glob("*.[pP][nN][gG]"))
-    names = sorted({path.stem for path in masks if not path.name.startswith(".")})
+    masks = [path for folder in MASK_FOLDERS for path in (root / folder).glob("*.*") if path.name[0] != "."]
+    others = set(IMAGE_ENDINGS) - {".png", ".PNG"}
+    strange = next((path for path in masks if path.suffix.lower() in others), None)
+    if strange:
+        raise DistillError(f"{strange} is no PNG, and masks are; save it as one again, or move it elsewhere")
+    names = sorted({path.stem for path in masks if path.suffix in (".png", ".PNG")})
     if len(names) < 2:
         raise DistillError(
             f"{root} has no list ImageSets/Segmentation/{split}.txt, and {len(names)} masks in SegmentationClass; put "

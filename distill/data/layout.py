@@ -12,6 +12,7 @@ from distill.errors import DistillError
 from distill.files import make_folder, write_text
 
 IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
+BY_TEACHER = "by_teacher"  # a list of the images whose masks a teacher drew
 
 
 def make_folders(root: Path) -> None:
@@ -59,4 +60,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         whole = Path(temporary) / out.name
         make_folders(whole)
         yield whole
-        whole.rename(out)
+        try:
+            whole.rename(out)
+        except OSError as error:  # as where two processes made it at once
+            raise DistillError(f"{out} could not be made ({error.strerror}); choose another folder") from None

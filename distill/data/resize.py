@@ -32,8 +32,7 @@ def resize_dataset(
     listed_ids = {name for dataset in splits.values() for name in dataset.ids}
     others = unlisted_images(source / IMAGES, listed_ids)
     total = sum(map(len, splits.values())) + len(others)
-    bar = tqdm(total=total, desc="resizing", unit="image", disable=not progress)
-    with new_folder(out) as whole, bar:
+    with new_folder(out) as whole, tqdm(total=total, desc="resizing", unit="image", disable=not progress) as bar:
         for split, dataset in splits.items():
             for index, name in enumerate(dataset.ids):
                 if split == "test" and not dataset.mask_path(0).exists():  # as VOC's: images alone

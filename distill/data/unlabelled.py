@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torchvision import tv_tensors
 
-from distill.data.folders import VOCFolder, ends, images_below, read_image, splits_to_score
+from distill.data.folders import MASK_FOLDERS, VOCFolder, ends, images_below, read_image, splits_to_score
 from distill.data.layout import IMAGES, LISTS
 from distill.errors import DistillError
 from distill.losses import IGNORE_INDEX
@@ -15,8 +15,9 @@ class WithUnlabelled(VOCFolder):
     """A split, and after its images those of a folder and of the folders in it, every pixel of which is void.
 
     Images of the split are not taken twice, and those of val and test not at all: a score would be of images that
-    the student has seen. They are known by their path or content, and in a folder JPEGImages with lists beside it, such
-    as `resize_dataset` makes, by their names too. Raises DistillError where the folder holds no others.
+    the student has seen. They are known by their path or content, and in a folder JPEGImages with lists or masks beside
+    it, such as `resize_dataset` takes and makes, by their names too. Raises DistillError where the folder holds no
+    others.
     """
 
     def __init__(self, labelled: VOCFolder, folder: str | Path) -> None:
@@ -27,6 +28,8 @@ class WithUnlabelled(VOCFolder):
             raise DistillError(f"there is no folder {self.folder}; give one with images, for the option unlabelled")
         if (self.folder / IMAGES).is_dir():
             self.folder = self.folder / IMAGES  # and not the masks beside it
+        if self.folder.name in MASK_FOLDERS and (self.folder.parent / IMAGES).is_dir():
+            raise DistillError(f"{self.folder} holds masks; give {self.folder.parent / IMAGES}, the images")
         there = images_below(self.folder)
         broken = next((path for path in there if not path.exists()), None)
         if broken:
@@ -58,7 +61,7 @@ def _others(there: list[Path], folder: Path, splits: list[VOCFolder]) -> list[Pa
     known = [split.image_path(index) for split in splits for index in range(len(split))]
     paths, sizes = {path.resolve() for path in known}, {path.stat().st_size for path in there}
     contents = {ends(path) for path in known if path.exists() and path.stat().st_size in sizes}
-    listed = (folder.parent / LISTS).is_dir() and folder.name == IMAGES
+    listed = folder.name == IMAGES and any((folder.parent / name).is_dir() for name in (LISTS, *MASK_FOLDERS))
     names = {name for split in splits for name in split.ids} if listed else set()
     return [
         path

@@ -7,7 +7,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from distill.data.folders import VOCFolder, splits_to_score, unlisted_images
-from distill.data.layout import IMAGES, MASKS, mask_image, new_folder, write_class_names, write_list
+from distill.data.layout import BY_TEACHER, IMAGES, MASKS, mask_image, new_folder, write_class_names, write_list
 from distill.errors import DistillError, check_number
 from distill.files import make_folder
 from distill.networks.teachers import load_teacher
@@ -25,10 +25,11 @@ def label_by_teacher(
 ) -> Path:
     """Copy a folder in VOC layout to `out`, with a teacher's masks for images without labels; `out` is returned.
 
-    These are the images that no list names, and with `keep` the training images after the first so many; all of them
-    are in the copy's train split. A teacher names a class everywhere, so its masks have no void. `teacher` is what
-    `load_teacher` takes. `out` appears only when it is complete. Raises DistillError when it exists already, an image
-    cannot be read, the teacher has other classes, or there is nothing to label.
+    These are the images that no list names, and with `keep` the training images after the first so many, but none that
+    is in val or test too. All of them are in the copy's train split, and in a list `by_teacher`, so that `tune` holds
+    out none of them. A teacher names a class everywhere, so its masks have no void. `teacher` is what `load_teacher`
+    takes. `out` appears only when it is complete. Raises DistillError when it exists already, an image cannot be read,
+    the teacher has other classes, or there is nothing to label.
     """
     source, out = Path(source), Path(out)
     train, val = VOCFolder(source, "train"), VOCFolder(source, "val")
@@ -37,7 +38,9 @@ def label_by_teacher(
         check_number("keep", keep, 0, len(train))
     kept = train.ids[:keep]
     listed = {name for split in (train, *scored.values()) for name in split.ids}
-    unlabelled = {name: train.image_path(index) for index, name in enumerate(train.ids) if index >= len(kept)}
+    theirs = {name for split in scored.values() for name in split.ids}  # their labels stay
+    further = [index for index in range(len(kept), len(train)) if train.ids[index] not in theirs]
+    unlabelled = {train.ids[index]: train.image_path(index) for index in further}
     unlabelled |= unlisted_images(source / IMAGES, listed)
     if not unlabelled:
         raise DistillError(f"{source} has no images without labels; add some to {source / IMAGES}, or give --keep N")
@@ -57,6 +60,7 @@ def label_by_teacher(
             make_folder(mask.parent)
             mask_image(predict(network, path)).save(mask)
         write_list(whole, "train", [*kept, *unlabelled])
+        write_list(whole, BY_TEACHER, unlabelled)
         for name, split in scored.items():
             write_list(whole, name, split.ids)
         write_class_names(whole, train.class_names)
@@ -67,6 +71,8 @@ def label_by_teacher(
 
 def _copy(path: Path, folder: Path, name: str) -> None:
     """Copy a file of a data set into a folder, under its name in the lists."""
+    if not path.exists():
+        raise DistillError(f"{path} is missing, though a list names it; add it, or remove its name from the list")
     target = folder / f"{name}{path.suffix.lower()}"
     make_folder(target.parent)  # a list may name images in folders
     shutil.copyfile(path, target)

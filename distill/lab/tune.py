@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill.data.folders import MASK_FOLDERS, VOCFolder, open_dataset
-from distill.data.layout import IMAGES, LISTS, write_class_names, write_list
+from distill.data.folders import MASK_FOLDERS, VOCFolder, open_dataset, read_split, split_names
+from distill.data.layout import BY_TEACHER, IMAGES, LISTS, write_class_names, write_list
 from distill.errors import DistillError, Diverged, check_number
 from distill.files import checked, make_folder, read_json, write_json, write_text
 from distill.lab.pool import Job, progress_bar, run_all, slots
@@ -61,6 +61,7 @@ def tune(
     asked = {"student": student, "teacher": fingerprint(load_teacher(teacher)), "seed": seed}
     _same_as_before(out, asked | {"images": train.fingerprint(), "settings": asdict(chosen) | {"epochs": None}})
     held = hold_out(train, out / "data")
+    write_json(out / "asked.json", asked)
     common = {"student": student, "teacher": teacher, "data": str(held), "seed": seed, "progress": False}
     common |= {"preset": preset or defaults_for(data).preset, "device": pick_device(device).type}
     common |= {**settings, "augment": chosen.augment}
@@ -188,24 +189,31 @@ def _score(path: Path) -> float | None:
 
 
 def _same_as_before(out: Path, asked: dict[str, Any]) -> None:
-    """Write down what is asked for; DistillError where the folder belongs to another question."""
+    """DistillError where the folder belongs to another question."""
     path = out / "asked.json"
     if path.exists() and (there := checked(read_json(path), dict[str, Any], path, "what a tuning was asked")) != asked:
         what = next(key for key in asked if there.get(key) != asked[key])
         raise DistillError(f"{out} holds a tuning whose {what} differs from what is asked for; choose another --out")
-    make_folder(out)
-    write_json(path, asked)
 
 
 def hold_out(train: VOCFolder, out: Path) -> Path:
-    """A folder in VOC layout whose val is about every fifth image of train, by a checksum of its name."""
+    """A folder in VOC layout whose val is about every fifth image of train, by a checksum of its name.
+
+    Images whose masks a teacher drew are not held out: weights would be chosen to suit its mistakes.
+    """
     if type(train) is not VOCFolder:
         raise DistillError(
             f"{train.root} is spread over several folders, from which nothing can be held out; tune on pascal"
         )
-    val = [name for name in train.ids if zlib.crc32(name.encode()) % 5 == 0]
+    drawn = set(read_split(train.root, BY_TEACHER)) if BY_TEACHER in split_names(train.root) else set()
+    own = {name: zlib.crc32(name.encode()) for name in train.ids if name not in drawn}
+    # Of a folder without lists those of the first kind are val already.
+    val = [name for name in own if own[name] % 5 == 0] or [name for name in own if own[name] // 5 % 5 == 0]
     if not val or len(val) == len(train.ids):
-        raise DistillError(f"{train.root} has {len(train.ids)} training images, too few to hold some out")
+        raise DistillError(
+            f"{train.root} has {len(own)} training images with masks that no teacher drew, too few to hold some out; "
+            f"label more"
+        )
     make_folder(out / LISTS)
     for folder in (IMAGES, *MASK_FOLDERS):
         target = (train.root / folder).resolve()

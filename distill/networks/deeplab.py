@@ -95,8 +95,8 @@ class ASPP(nn.Module):
         if norm.training and type(norm) is nn.BatchNorm2d and x.shape[0] == 1:
             raise DistillError(
                 "Training needs at least two images per batch, and got batch size 1 (the BatchNorm after "
-                "ASPP's global average pool has a single value per channel): raise the batch size, use "
-                "drop_last=True, or freeze that layer with model.aspp.global_avg_pool.eval()."
+                "ASPP's global average pool has a single value per channel): raise the batch size, lower "
+                "accumulate, use drop_last=True, or freeze that layer with model.aspp.global_avg_pool.eval()."
             )
 
 
@@ -275,7 +275,7 @@ def build_model(
     if backbone.startswith(PREFIX) and width != 1.0:
         raise DistillError("the width of timm's networks is their own; leave width at 1.0, or set head_width.")
     if weights is not None and width != 1.0:
-        raise DistillError(f"torchvision's weights fit width 1.0 only, not {width}; set weights=None.")
+        raise DistillError(f"torchvision's weights fit width 1.0 only, not {width}; leave the weights out.")
     width, head_width = float(width), float(head_width)
     model = DeepLabV3Plus(backbone, num_classes, output_stride, width, head_width, rates, zero_init_residual)
     if weights is not None and isinstance(model.backbone, TimmBackbone):

@@ -132,7 +132,7 @@ class TimmBackbone(nn.Module):
             return dict(timm().create_model(self.name, pretrained=True, **self.options).state_dict())
         except Exception as error:  # the hub's library has errors of many kinds
             raise DistillError(
-                f"timm could not download the weights of {self.name} ({first_line(error)}); pass weights=None"
+                f"timm could not download the weights of {self.name} ({first_line(error)}); leave the weights out"
             ) from error
 
     def _unsuited(self, output_stride: int, why: str) -> DistillError:

@@ -96,6 +96,11 @@ def fit(
     chosen, ranks = for_device(chosen, target), join(target)
     with ranks.first_alone():  # the sample is made on first use
         train = open_dataset(data, "train", data_root, limit)
+    if chosen.labelled and chosen.labelled > len(train):
+        raise DistillError(
+            f"labelled is {chosen.labelled}, and train has {len(train)} images; give fewer, or 0 for all"
+        )
+    own = set(train.ids)
     if unlabelled is not None:
         train = with_unlabelled(train, unlabelled, terms)
         if progress and ranks.first:
@@ -115,6 +120,8 @@ def fit(
         keep_freed_memory()
     scored = dict(scored_splits(data, data_root))
     val = scored["val"]
+    if progress and ranks.first and (both := own & set(val.ids)):
+        tqdm.write(f"{len(both)} images of val are in the list of train too: its score is of images that are learned")
     config = config_of(data, train, val, student, teacher, built, seed, preset, chosen, ranks)
     folder = Path(out) if out else run_folder("runs", config["data"], config["model"]["backbone"], built.name, seed)
     if ranks.agree(ranks.first and is_finished(folder, config, resume)):

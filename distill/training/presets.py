@@ -160,7 +160,7 @@ def make_student(
     """
     backbone = "mobilenetv2" if backbone == "mobilenet" else backbone
     shape = dict(SLIM.get("timm" if backbone.startswith(PREFIX) else backbone, {}) if preset == "sample" else {})
-    check_number("width", width, 0.01, 100, whole=False)
+    check_number("width", width, 0.01, 8, whole=False)
     if width != 1.0:
         for name in ("width", "head_width") if "head_width" in shape else ("width",):
             shape[name] = width * shape.get(name, 1.0)

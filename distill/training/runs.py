@@ -47,6 +47,7 @@ from distill.networks.wrapped import Wrapped, taps_of, wrap
 from distill.training.parallel import Ranks
 from distill.training.settings import NEUTRAL, Settings, with_every_setting
 
+KEPT = ("last.pt", "student.safetensors", "scores.json")  # what a run has made, when it has made something
 SHIPPED_STUDENTS = ("student-resnet18-baseline", "student-resnet18-distilled")
 
 
@@ -202,6 +203,10 @@ def open_network(source: Run | str | Path | nn.Module) -> nn.Module:
         path = shipped_file(f"{source}.safetensors")
     if path.suffix == ".onnx":
         return load_onnx(path)
+    if path.suffix == ".pt2":
+        raise DistillError(
+            f"{path} is an exported program, for torch.export.load; give the run that it is of, or an export to ONNX"
+        )
     names = ("sample", "torchvision", *SHIPPED_STUDENTS)
     if not (path.suffix or path.exists() or str(source) in names):
         raise DistillError(
@@ -339,6 +344,8 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
 
     Another that was stopped before anything was saved, as by an image that had to be mended, makes room for this one.
     """
+    if not (folder / "config.json").exists():
+        _refuse_strangers(folder)
     if not is_whole(folder / "config.json"):
         return False
     there, config = ({"processes": 1, **found} for found in (Run(folder).config, _as_json(config)))
@@ -364,7 +371,14 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
 
 
 def _keeps_nothing(folder: Path) -> bool:
-    return not any((folder / name).exists() for name in ("last.pt", "student.safetensors", "scores.json"))
+    return not any((folder / name).exists() for name in KEPT)
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """DistillError for a folder with files that a run would replace, and with no run that they are of."""
+    there = next((folder / name for name in (*KEPT, "best.safetensors") if (folder / name).exists()), None)
+    if there:
+        raise DistillError(f"{there} is of no run and would be replaced; choose another --out, or move it away")
 
 
 @contextmanager

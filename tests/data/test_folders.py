@@ -198,6 +198,16 @@ def test_check_tells_of_a_class_that_is_drawn_as_void(voc_folder: Callable[..., 
         assert len(problems) == found and all("only 0 and 255" in problem for problem in problems)
 
 
+def test_check_tells_of_images_that_are_learned_and_scored(own: Path) -> None:
+    lists = own / "ImageSets" / "Segmentation"
+    (lists / "val.txt").write_text("val0\ntrain1\n")
+    (lists / "test.txt").write_text("")  # as of a sample that was made without
+    report = check_dataset(own)
+    assert list(report) == ["train", "val"] and not report["train"]["problems"]
+    (problem,) = report["val"]["problems"]
+    assert problem.startswith("1 images of val") and "train1" in problem
+
+
 def test_endings_in_capitals_and_hidden_files(own: Path, tmp_path: Path) -> None:
     """As cameras, and archives from a Mac, have them."""
     for folder, kind, ending in (("JPEGImages", "TIFF", ".TIF"), ("SegmentationClass", "PNG", ".PNG")):

@@ -59,11 +59,23 @@ def test_copies_of_them_are_left_out_too(tiny_sample: Path, tmp_path: Path) -> N
         assert [path.relative_to(half / "JPEGImages").as_posix() for path in extra] == ["2024/new.PNG", "new.png"]
 
 
+def test_the_photographs_that_were_resized_are_known_by_their_names(tiny_sample: Path, tmp_path: Path) -> None:
+    """In a folder without lists too, beside its masks."""
+    shutil.copytree(tiny_sample, tmp_path / "whole")
+    shutil.rmtree(tmp_path / "whole" / "ImageSets")
+    small = resize_dataset(tmp_path / "whole", tmp_path / "small", 32, progress=False)
+    new = tmp_path / "whole" / "JPEGImages" / "new.jpg"
+    ImageOps.mirror(Image.open(VOCFolder(small, "train").image_path(0))).save(new)
+    assert WithUnlabelled(VOCFolder(small, "train"), tmp_path / "whole").extra == [new]
+
+
 def test_mistakes_are_told(tiny_sample: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     split = VOCFolder(tiny_sample, "train", 2)
     refused("no folder", call=lambda: WithUnlabelled(split, ""))
     refused("no folder", tmp_path / "nowhere", call=lambda: WithUnlabelled(split, tmp_path / "nowhere"))
     refused("holds no images", call=lambda: WithUnlabelled(split, tmp_path))
+    masks = tiny_sample / "SegmentationClass"
+    refused("holds masks", "JPEGImages", call=lambda: WithUnlabelled(split, masks))
     ImageOps.mirror(Image.open(split.image_path(0))).save(tmp_path / "mirrored.jpg")
     assert len(WithUnlabelled(split, tmp_path)) == 3
     (tmp_path / "broken.jpg").symlink_to(tmp_path / "gone.jpg")

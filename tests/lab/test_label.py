@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from distill import cli, load_teacher, open_dataset, predict
 from distill.data.folders import VOCFolder, read_mask
+from distill.data.layout import write_list
 from distill.lab.label import label_by_teacher
 
 
@@ -66,3 +67,16 @@ def test_mistakes_are_told(
     (source / "class_names.txt").write_text("sky\nsea\n")
     refused("teacher knows 21 classes", call=lambda: label_by_teacher(source, tmp_path / "out", keep=0, **asked))
     assert not (tmp_path / "out").exists()
+    whole = tmp_path / "whole"
+    shutil.copytree(tiny_sample, whole)
+    VOCFolder(whole, "train").mask_path(0).unlink()
+    refused("is missing", call=lambda: label_by_teacher(whole, tmp_path / "out", keep=3, **asked))
+
+
+def test_what_is_scored_keeps_its_labels_though_it_is_in_train_too(tiny_sample: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(tiny_sample, whole)
+    val = VOCFolder(whole, "val")
+    write_list(whole, "train", [*VOCFolder(whole, "train").ids, val.ids[0]])
+    out = label_by_teacher(whole, tmp_path / "out", keep=2, device="cpu", progress=False)
+    assert torch.equal(VOCFolder(out, "val")[0][1], val[0][1]) and val.ids[0] not in VOCFolder(out, "by_teacher").ids

@@ -1,6 +1,7 @@
 """Weights chosen by successive halving: who trains for how long, on which images, and what is recorded."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 from distill import cli
 from distill.data.folders import VOCFolder
 from distill.lab import tune as module
+from distill.lab.label import label_by_teacher
 from distill.lab.pool import Job
 from distill.lab.tune import hold_out, tune
 from distill.networks import save_model
@@ -42,6 +44,23 @@ def test_images_are_held_out_from_train_alone(tiny_sample: Path, tmp_path: Path,
     assert sorted(train.ids + val.ids) == sorted(whole.ids) and not set(train.ids) & set(val.ids)
     assert 0 < len(val) < len(train) and train.class_names == whole.class_names
     assert hold_out(whole, tmp_path / "data") == held  # as on the second call
+
+
+def test_images_are_held_out_where_val_has_every_fifth_already(tiny_sample: Path, tmp_path: Path) -> None:
+    """As in a folder without lists, which is divided by the same checksum."""
+    shutil.copytree(tiny_sample, tmp_path / "own")
+    shutil.rmtree(tmp_path / "own" / "ImageSets")
+    whole = VOCFolder(tmp_path / "own", "train")
+    held = hold_out(whole, tmp_path / "data")
+    assert set(VOCFolder(held, "val").ids) < set(whole.ids)
+
+
+def test_no_mask_of_a_teacher_is_held_out(tiny_sample: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    few = VOCFolder(label_by_teacher(tiny_sample, tmp_path / "few", keep=0, device="cpu", progress=False), "train")
+    refused("0 training images with masks that no teacher drew", call=lambda: hold_out(few, tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+    some = VOCFolder(label_by_teacher(tiny_sample, tmp_path / "some", keep=12, device="cpu", progress=False), "train")
+    assert set(VOCFolder(hold_out(some, tmp_path / "data"), "val").ids) <= set(some.ids[:12])
 
 
 def test_every_method_gets_as_many_runs_and_they_are_kept(
