@@ -637,9 +637,7 @@ def _check(options: argparse.Namespace) -> None:
             _print_split(split, found)
     problems = sum(len(found["problems"]) for found in report.values())
     if problems:
-        raise DistillError(
-            f"{options.folder} has {problems} fault{'s' if problems > 1 else ''}; correct what is listed above"
-        )
+        raise DistillError(f"{options.folder} has faults, {problems} in all; correct what is listed above")
 
 
 def _print_split(split: str, found: dict[str, Any]) -> None:

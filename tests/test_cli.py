@@ -104,7 +104,7 @@ def test_data_check_lists_faults_and_fails(voc_folder: Callable[..., Path], caps
     assert main(["data", "check", str(root)]) == 2
     captured = capsys.readouterr()
     assert "problem: " in captured.out and "train1.png" in captured.out
-    assert "1 faulty" in captured.err
+    assert "faults, 1 in all" in captured.err
 
 
 def test_train_prints_scores_and_the_run(
