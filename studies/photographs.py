@@ -62,7 +62,8 @@ def main() -> None:
         return
     runs = train(None if options.control else "package")
     if options.control:
-        write_json(RECORD, read_json(RECORD) | {"control": [told(run) for run in runs]})
+        control = [told(run) | {"environment": run.environment} for run in runs]  # it may be another machine
+        write_json(RECORD, read_json(RECORD) | {"control": control})
         return
     save_model(runs[-1].student(), TEACHER, half=True)
     teacher = load_teacher(TEACHER)  # the stored file is what students and readers get
