@@ -99,7 +99,7 @@ def test_data_check_reports_a_sound_folder(tiny_sample: Path, capsys: pytest.Cap
 
 
 def test_data_check_lists_faults_and_fails(voc_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    root = voc_folder({"train": [np.zeros((4, 4))] * 2})
+    root = voc_folder({"train": [np.zeros((4, 4))] * 2, "val": [np.zeros((4, 4))]})
     (root / "SegmentationClass/train1.png").unlink()
     assert main(["data", "check", str(root)]) == 2
     captured = capsys.readouterr()

@@ -27,6 +27,11 @@ def check_dataset(
     found = [split for split in split_names(root) if split != "test" or (root / LISTS / "test.txt").stat().st_size]
     opened = {split: _open_split(root, split) for split in splits or found or ["train", "val"]}
     report = {split: _check_split(dataset, names, progress) for split, dataset in opened.items()}
+    if not splits and found and "val" not in found:
+        missing = root / LISTS / "val.txt"
+        report[found[0]]["problems"].append(
+            f"{missing} is missing, for the images to score; write it, one name per line"
+        )
     for split in ("val", "test"):
         if "train" in opened and split in opened:
             report[split]["problems"] += _shared(opened["train"], opened[split])

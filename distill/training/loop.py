@@ -125,6 +125,8 @@ def fit(
     config = config_of(data, train, val, student, teacher, built, seed, preset, chosen, ranks)
     folder = Path(out) if out else run_folder("runs", config["data"], config["model"]["backbone"], built.name, seed)
     if ranks.agree(ranks.first and is_finished(folder, config, resume)):
+        if progress and ranks.first:
+            tqdm.write(f"{folder} holds this very run, finished: nothing is trained")
         return _done(folder, given)
     loop = _Loop(student, teacher, built, train, chosen, seed, target, folder, progress, on_epoch, ranks)
     check_labelled(train)

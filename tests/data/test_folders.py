@@ -179,7 +179,7 @@ def test_check_finds_no_problem_where_there_is_none(own: Path) -> None:
 
 
 def test_check_lists_every_fault_and_goes_on(voc_folder: Callable[..., Path]) -> None:
-    root = voc_folder({"train": [MASK] * 6}, CAMVID_LIKE)
+    root = voc_folder({"train": [MASK] * 6, "val": [MASK]}, CAMVID_LIKE)
     (root / "JPEGImages/train1.jpg").unlink()
     (root / "SegmentationClass/train2.png").unlink()
     save_mask(root, np.full((3, 4), 9, dtype=np.uint8), "train3")
@@ -206,6 +206,8 @@ def test_check_tells_of_images_that_are_learned_and_scored(own: Path) -> None:
     assert list(report) == ["train", "val"] and not report["train"]["problems"]
     (problem,) = report["val"]["problems"]
     assert problem.startswith("1 images of val") and "train1" in problem
+    (lists / "val.txt").unlink()
+    assert "val.txt is missing" in check_dataset(own)["train"]["problems"][0]
 
 
 def test_endings_in_capitals_and_hidden_files(own: Path, tmp_path: Path) -> None:
