@@ -26,7 +26,8 @@ from distill.files import replace_file
 Picture: TypeAlias = np.ndarray | tuple[np.ndarray, np.ndarray]  # an array, or an image and the mask to lay over it
 Colours: TypeAlias = Sequence[tuple[int, int, int]]  # red, green and blue of each class, 0 to 255
 
-BAR_LOOKS = (("#0072B2", ""), ("#F0C989", "////"), ("#56C3A2", "...."))  # colour and hatch of bars side by side
+# Colour and hatch of bars side by side.
+BAR_LOOKS = (("#0072B2", ""), ("#F0C989", "////"), ("#56C3A2", "...."), ("#DCB0CB", "xxxx"))
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
