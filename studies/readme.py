@@ -148,7 +148,7 @@ def _in_short(rows: list[Line]) -> str:
 
 def _but_tiny(better: dict[str, set[str]]) -> str:
     """The exception: a student with a quarter of the channels."""
-    methods = [f"`{method}`" for method in METHODS if method in better[QUARTER]]
+    methods = [f"`{method}`" for method in METHODS if method in better.get(QUARTER, ())]
     return f", except for a tiny student, which {' and '.join(methods)} lifts" if methods else ""
 
 

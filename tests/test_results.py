@@ -161,14 +161,15 @@ def test_the_fuzzing_recorded_is_of_every_kind_and_of_ten_thousand_cases() -> No
 
 def test_the_readmes_answer_is_printed_only_where_the_rows_say_it() -> None:
     from studies.conditions import MASKS, Setting
-    from studies.readme import USUALLY, Line, _in_short, _wider
+    from studies.readme import QUARTER, USUALLY, Line, _in_short, _wider
 
-    def said(usual: str, few: str, photographs: str, what: str = "kd") -> str:
+    def said(usual: str, few: str, photographs: str, what: str = "kd", tiny: str = "not settled") -> str:
         place = ("sample", "")
         rows = [
             (_wider(64, place, None, place), few),
             (Setting(USUALLY, place, None), usual),
             (Setting("photographs", place, None), photographs),
+            (Setting(QUARTER, place, None), tiny),
         ]
         return _in_short([Line(row, [], {what: {"verdict": found}}, "") for row, found in rows])
 
@@ -176,4 +177,6 @@ def test_the_readmes_answer_is_printed_only_where_the_rows_say_it() -> None:
     assert "no lead" in said("not settled", "better", "not settled")
     assert "On drawings" not in said("not settled", "not settled", "better") + said("better", "better", "better")
     assert "On photographs" not in said("not settled", "better", "better")
-    assert "its masks help" in said("not settled", "better", "better", MASKS)
+    assert "teacher that had learned from all of them help" in said("not settled", "better", "better", MASKS)
+    assert "except" not in said("not settled", "better", "not settled")
+    assert "except for a tiny student, which `kd` lifts" in said("not settled", "better", "not settled", tiny="better")
