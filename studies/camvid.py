@@ -74,7 +74,7 @@ def few_teacher() -> float:
 
 
 def _leads(rows: list[Row], base: Row) -> str:
-    return " and ".join(f"{lead(row, base)} ({row.how})" for row in rows)
+    return ", ".join(f"{lead(row, base)} ({row.how})" for row in rows)
 
 
 def section() -> str:

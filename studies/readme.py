@@ -141,9 +141,20 @@ def _in_short(rows: list[Line]) -> str:
     elif photographs == {MASKS}:
         said += (
             "**On photographs with few labels the masks of a teacher that had learned from all of them help, as labels "
-            "of the others; no distillation loss is ahead of the best student alone.** "
+            f"of the others{_and_of_few()}; no distillation loss is ahead of the best student alone.** "
         )
     return said
+
+
+def _and_of_few() -> str:
+    """Whether the masks of a teacher that had few labels itself help too."""
+    rows = camvid.few_rows()
+    masks = camvid.BY_FEW[1]
+    if masks not in rows:
+        return ""
+    alone = next(row for row in rows if row.labels == 46)
+    ahead = lead_over(masks.found(), alone.found())["verdict"] == "better"
+    return ", and those of a teacher of the same few, by less" if ahead else ", and those of one of the same few do not"
 
 
 def _but_tiny(better: dict[str, set[str]]) -> str:
@@ -204,7 +215,8 @@ def _few_teacher() -> str:
     if not tried:
         return ": a teacher that had few itself was not tried"
     alone = next(row for row in rows if row.labels == 46)
-    leads = [f"{lead(row, alone)} ({'its masks' if row.method == 'baseline' else f'`{row.method}`'})" for row in tried]
+    names = {row: "its masks" if row.method == "baseline" else f"`{row.method}`" for row in tried}
+    leads = [f"{lead(row, alone)} ({name})" for row, name in names.items()]
     return (
         f". A teacher of ImageNet and of the same 46 photographs ({100 * camvid.few_teacher():.1f} mIoU) was tried "
         f"too: {', '.join(leads)} over the student alone"

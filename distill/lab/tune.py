@@ -59,7 +59,8 @@ def tune(
     out, chosen = Path(out), choose_settings(preset or defaults_for(data).preset, "matched", settings, data)
     train = open_dataset(data, "train", data_root)
     asked = {"student": student, "teacher": fingerprint(load_teacher(teacher)), "seed": seed}
-    _same_as_before(out, asked | {"images": train.fingerprint(), "settings": asdict(chosen) | {"epochs": None}})
+    asked |= {"images": train.fingerprint(), "settings": asdict(chosen) | {"epochs": None}}
+    _same_as_before(out, asked)
     held = hold_out(train, out / "data")
     write_json(out / "asked.json", asked)
     common = {"student": student, "teacher": teacher, "data": str(held), "seed": seed, "progress": False}
