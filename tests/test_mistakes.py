@@ -224,7 +224,7 @@ def mask_is_missing(world: World) -> list:
     return world.train()
 
 
-@case("1 faulty file")
+@case("faults, 1 in all")
 def check_counts_faults(world: World) -> list:
     world.mask("train3").unlink()
     return world.check()
@@ -290,7 +290,7 @@ def image_is_a_web_page(world: World) -> list:
     return world.train()
 
 
-@case("train0.jpg", "cannot be read as an image")
+@case("train0.jpg", "is a folder")
 def image_is_a_folder(world: World) -> list:
     world.image().unlink()
     world.image().mkdir()
