@@ -384,6 +384,12 @@ def all_training_pixels_are_void(world: World) -> list:
     return world.train()
 
 
+@case("no labelled pixel", "train")
+def all_pixels_of_the_one_class_are_void(world: World) -> list:
+    world.classes.write_text("ground\n")
+    return all_training_pixels_are_void(world)
+
+
 @case("only 0 and 255", "save that as 1")
 def a_class_is_drawn_as_void(world: World) -> list:
     for index in range(8):

@@ -30,7 +30,7 @@ def check_dataset(
     if not splits and found and "val" not in found:
         missing = root / LISTS / "val.txt"
         report[found[0]]["problems"].append(
-            f"{missing} is missing, for the images to score; write it, one name per line"
+            f"{missing} is missing, the list of images to score; write it, one name per line"
         )
     for split in ("val", "test"):
         if "train" in opened and split in opened:
@@ -48,12 +48,17 @@ def _shared(train: VOCFolder, scored: VOCFolder) -> list[str]:
     ]
 
 
-def only_void(dataset: VOCFolder) -> str:
-    """What is wrong with two classes drawn as 0 and 255, black and white."""
-    return (
-        f"the masks of the split {dataset.split} of {dataset.root} hold only 0 and 255, and 255 is void, pixels "
-        f"without a label; where it means a class, save that as 1"
-    )
+def unlearnable(dataset: VOCFolder, values: set[int]) -> str | None:
+    """What is wrong with a split whose masks hold these values: nothing but void, or a class drawn as void."""
+    place = f"the split {dataset.split} of {dataset.root}"
+    if values == {IGNORE_INDEX}:
+        return f"there is no labelled pixel in {place}, only void (255); label some"
+    if values == {0, IGNORE_INDEX} and dataset.num_classes > 1:
+        return (
+            f"the masks of {place} hold only 0 and 255, and 255 is void, pixels without a label; where it means a "
+            f"class, save that as 1"
+        )
+    return None
 
 
 def _open_split(root: Path, split: str) -> VOCFolder:
@@ -72,10 +77,8 @@ def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> 
             continue
         sizes.append((image.shape[2], image.shape[1]))
         counts += np.bincount(labels.numpy().ravel(), minlength=256)
-    if len(names) > 1 and set(np.flatnonzero(counts)) == {0, IGNORE_INDEX}:
-        problems.append(only_void(dataset))
-    if set(np.flatnonzero(counts)) == {IGNORE_INDEX}:
-        problems.append(f"there is no labelled pixel in the split {dataset.split}, only void (255); label some")
+    if fault := unlearnable(dataset, set(np.flatnonzero(counts).tolist())):
+        problems.append(fault)
     labelled = max(1, counts[:IGNORE_INDEX].sum())
     return {
         "images": len(dataset),

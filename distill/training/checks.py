@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from distill.data.check import only_void
+from distill.data.check import unlearnable
 from distill.data.folders import VOCFolder
 from distill.data.unlabelled import WithUnlabelled
 from distill.errors import DistillError
@@ -42,21 +42,14 @@ def with_unlabelled(train: VOCFolder, folder: str | Path, terms: list[str]) -> W
 
 
 def check_labelled(dataset: VOCFolder) -> None:
-    """DistillError where all pixels are void, or two classes are drawn as 0 and void.
-
-    In nearly all data the first image already has others.
-    """
+    """DistillError where nothing can be learned from the masks; in nearly all data the first image settles it."""
     found: set[int] = set()
     for index in range(len(dataset)):
         found |= set(dataset[index][1].unique().tolist())
-        if found - {0, IGNORE_INDEX} or (found and dataset.num_classes == 1):
+        if found - {0, IGNORE_INDEX} or (0 in found and dataset.num_classes == 1):
             return
-    if found == {IGNORE_INDEX}:
-        raise DistillError(
-            f"there is no labelled pixel in the split {dataset.split} of {dataset.root}, only void (255); label some"
-        )
-    if found == {0, IGNORE_INDEX}:
-        raise DistillError(only_void(dataset))
+    if fault := unlearnable(dataset, found):
+        raise DistillError(fault)
 
 
 def frozen_norms(student: nn.Module) -> list[nn.Module]:
