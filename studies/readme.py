@@ -162,7 +162,8 @@ def _but_tiny(better: dict[str, set[str]]) -> str:
 
 def _cost(taught: str, alone: str) -> str:
     """How many times as long a step with a teacher takes, from and to, on machines that have both."""
-    runs = {name: read_study(results_file(f"{name}.json"))[0] for name in (taught, alone)}
+    found = {name: read_study(results_file(f"{name}.json"))[0] for name in (taught, alone)}
+    runs = {name: [run for run in own if run["backbone"] == STUDENT] for name, own in found.items()}
     paces = {method: _paces(runs[taught], method) for method in METHODS} | {"": _paces(runs[alone], "baseline")}
     ratios = [
         seconds / paces[""][machine]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from distill.data.folders import AUGMENTED_LISTS, AugmentedVOC, VOCFolder, read_class_names, split_names
+from distill.data.folders import AUGMENTED_LISTS, IMAGE_ENDINGS, AugmentedVOC, VOCFolder, read_class_names, split_names
 from distill.data.layout import LISTS
 from distill.errors import DistillError
 from distill.losses import IGNORE_INDEX
@@ -67,6 +67,14 @@ def _open_split(root: Path, split: str) -> VOCFolder:
     return AugmentedVOC(root) if augmented else VOCFolder(root, split)
 
 
+def _several(dataset: VOCFolder, index: int) -> list[str]:
+    """Where two files have the name of one image: which is read depends on their endings."""
+    read = dataset.image_path(index)
+    paths = (read.parent / f"{Path(dataset.ids[index]).name}{ending}" for ending in IMAGE_ENDINGS)
+    others = [path for path in paths if path.exists() and not path.samefile(read)]
+    return [f"{path} has the name of {read}, which is read in its place; remove one of the two" for path in others]
+
+
 def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> dict[str, Any]:
     counts, sizes, problems = np.zeros(256, dtype=np.int64), [], []
     for index in tqdm(range(len(dataset)), desc=f"checking {dataset.split}", unit="image", disable=not progress):
@@ -75,6 +83,7 @@ def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> 
         except DistillError as error:
             problems.append(str(error))
             continue
+        problems += _several(dataset, index)
         sizes.append((image.shape[2], image.shape[1]))
         counts += np.bincount(labels.numpy().ravel(), minlength=256)
     if fault := unlearnable(dataset, set(np.flatnonzero(counts).tolist())):

@@ -559,3 +559,10 @@ def test_a_folder_with_some_lists_is_not_divided(own: Path, refused) -> None:
 def test_ignore_is_void_in_the_first_line_only(own: Path) -> None:
     (own / "class_names.txt").write_text("__ignore__\nsky\nroad\n__ignore__\n")
     assert VOCFolder(own).class_names == ("sky", "road", "__ignore__")
+
+
+def test_check_tells_of_two_files_of_one_name(own: Path) -> None:
+    read = VOCFolder(own).image_path(0)
+    Image.open(read).save(read.with_suffix(".bmp"))
+    (problem,) = check_dataset(own)["train"]["problems"]
+    assert problem.startswith(str(read.with_suffix(".bmp"))) and str(read) in problem
