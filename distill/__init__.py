@@ -27,6 +27,7 @@ from distill.networks import (
     save_model,
     shipped_file,
     suggest_positions,
+    undo_class_weights,
     wrap,
 )
 from distill.training import Run, Scores, evaluate, fit, make_student, predict
@@ -51,6 +52,7 @@ __all__ = [
     "save_model",
     "shipped_file",
     "suggest_positions",
+    "undo_class_weights",
     "wrap",
 ]
 

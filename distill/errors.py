@@ -52,7 +52,7 @@ def check_number(name: str, value: float, least: float, most: float, whole: bool
     number = isinstance(value, Real) and not isinstance(value, bool) and least <= value <= most  # NaN never is
     if not number or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
-        raise DistillError(f"{name} is {value}; give {kind} from {least:,} to {most:,}")
+        raise DistillError(f"{name} is {value!r}; give {kind} from {least:,} to {most:,}")
 
 
 def lacking_memory(error: BaseException) -> str:

@@ -6,6 +6,7 @@ and enter it with `register_method`, or in `METHODS` below. A file that does so 
 
 import hashlib
 import inspect
+import json
 import re
 import sys
 import traceback
@@ -99,7 +100,7 @@ def register_method(name: str, term: type[Term]) -> None:
     """
     if not (isinstance(term, type) and issubclass(term, Term)):
         raise DistillError(f"{term!r} is not a method; give a subclass of distill.methods.Term")
-    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+    if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_-]*", name)):
         raise DistillError(f"a method cannot be called {name!r}; use small letters, digits, - and _")
     known = METHODS.get(name)
     again = known is not None and (known.__module__, known.__qualname__) == (term.__module__, term.__qualname__)
@@ -110,7 +111,10 @@ def register_method(name: str, term: type[Term]) -> None:
     missing = [key for key, default in options.items() if default is inspect.Parameter.empty]
     if missing or "weight" not in options:
         first = (missing or ["weight"])[0]
-        raise DistillError(f"the constructor of {term.__qualname__} has no default for its option {first}; give one")
+        raise DistillError(
+            f"the constructor of {term.__qualname__} has no default for its option {first}; give one, behind a * that "
+            f"makes options keywords"
+        )
     try:
         inspect.signature(term).bind(None, None)
     except TypeError as error:
@@ -227,7 +231,7 @@ class Method(nn.Module):
         summands = {"ce": losses.cross_entropy(student.logits, labels, count=count, class_weights=self.class_weights)}
         for name, term in self.terms.items():
             term.calls += step
-            summands[name] = term.current_weight() * term(student, teacher, labels)
+            summands[name] = term.current_weight() * _scalar(name, term(student, teacher, labels))
         if self.divide_by:
             divisors = {"ce": self.divide_by, "kd": self.divide_by * student.logits.shape[1]}
             summands = {name: value / divisors.get(name, 1) for name, value in summands.items()}
@@ -268,6 +272,13 @@ def build_method(name: str, teacher: nn.Module | None, student: nn.Module, **opt
         _check_teacher(names, teacher, student)
     makers = {name: METHODS[name] for name in names}
     method = Method({name: make(teacher, student, **by_term[name]) for name, make in makers.items() if make})
+    own = {id(weight) for weight in method.parameters()}
+    for network in (teacher, student):
+        if network is not None and any(id(weight) in own for weight in network.parameters()):
+            raise DistillError(
+                f"the method {name} keeps a {type(network).__name__} as a part of itself; keep what it needs to know "
+                f"of it, and not the network"
+            )
     parameter = next(student.parameters(), None)
     return method if parameter is None else method.to(parameter.device, parameter.dtype)
 
@@ -277,6 +288,8 @@ def method_terms(name: str) -> list[str]:
     unknown or repeated names.
     """
     names = []
+    if not isinstance(name, str):
+        raise DistillError(f"the method is {name!r}; give a name, such as kd, or several joined by +")
     for part in name.lower().split("+"):
         part = ALIASES.get(part.strip(), part.strip())
         if part not in METHODS:
@@ -337,6 +350,13 @@ def _check_teacher(names: list[str], teacher: nn.Module | None, student: nn.Modu
     )
 
 
+def _scalar(name: str, loss: Any) -> Tensor:
+    if isinstance(loss, Tensor) and loss.dim() == 0:
+        return loss
+    found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    raise DistillError(f"the loss of the method {name} is {found}; return a tensor of one number, such as a mean")
+
+
 def _as_output(answer: Answer) -> Output:
     logits, maps = (answer, None) if answer is None or isinstance(answer, Tensor) else answer
     return Output(torch.empty(0) if logits is None else logits, maps or ())
@@ -353,7 +373,16 @@ def _kept_options(term: Term) -> dict[str, Any]:
     for name in names:
         if not hasattr(term, name):
             raise DistillError(f"{type(term).__qualname__} keeps no attribute {name} of its option; set self.{name}")
-    return {name: _plain(getattr(term, name)) for name in names}
+    kept = {name: _plain(getattr(term, name)) for name in names}
+    for name, value in kept.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise DistillError(
+                f"the option {name} of {type(term).__qualname__} is a {type(value).__name__}, which the file of a run "
+                f"cannot hold; make it a number, a text, or a list of these"
+            ) from None
+    return kept
 
 
 def check_known_elsewhere(names: Iterable[str]) -> None:

@@ -7,8 +7,9 @@ Every option is a keyword of the constructor and is kept as an attribute of the 
 import math
 from collections.abc import Callable, Sequence
 from functools import partialmethod, reduce
+from numbers import Real
 from operator import add
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -51,13 +52,13 @@ class Term(nn.Module):
 
     def __init__(self, weight: float, warmup: int, decay: int):
         super().__init__()
-        if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
+        if not (_is_number(weight) and weight >= 0):
             raise DistillError(f"weight is {weight!r}; give a finite number that is not negative.")
         for name, calls in (("warmup", warmup), ("decay", decay)):
             check_number(name, calls, 0, 10**9)
         if 0 < decay <= warmup:
             raise DistillError(f"warmup is {warmup} and decay is {decay}; give decay = 0 or more calls than warmup.")
-        self.weight, self.warmup, self.decay = weight, warmup, decay
+        self.weight, self.warmup, self.decay = _plain(weight), int(warmup), int(decay)
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
 
     def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
@@ -444,14 +445,24 @@ def _resize_to(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     return F.interpolate(student_map, size=size, mode="bilinear", align_corners=True)
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite number, Python's or NumPy's."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return _is_number(value) and value > 0
 
 
 def _positive(name: str, value: float) -> float:
     if not _is_positive(value):
         raise DistillError(f"{name} is {value!r}; give a finite number above 0, such as 4.")
-    return value
+    return _plain(value)
+
+
+def _plain(value: float) -> float:
+    """A number of Python's, which a run's config can hold."""
+    return value if isinstance(value, int | float) else float(value)
 
 
 def _check_dividers(dividers: Sequence[float] | None, positions: Sequence[str]) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
 """Draw results/camvid-masks.png, which notebook 07b shows where CamVid is not: python -m studies.camvid_masks
 
-The masks of the shipped teacher and of a student alone and with it, of three validation images that were chosen by their place in the list:
+The masks of the shipped teacher and students, of three validation images that were chosen by their place in the list:
 the first, the middle one and the last. results/camvid-masks.json has how many pixels of each class are labelled and
 how many each network predicts. No photograph of CamVid and none of its masks are in this repository. The images are in
 the folder camvid-240 beside the sample; see studies/photographs.py.
@@ -27,7 +27,7 @@ def main() -> None:
     networks = {
         "teacher": load_teacher(shipped_file("camvid-teacher.safetensors")),
         "alone": load_model(shipped_file("camvid-student-mobilenetv2-baseline.safetensors")).eval(),
-        "distilled": load_model(shipped_file("camvid-student-mobilenetv2-distilled.safetensors")).eval(),
+        "taught": load_model(shipped_file("camvid-student-mobilenetv2-distilled.safetensors")).eval(),
     }
     rows, recorded = {}, []
     for index in (0, len(data) // 2, len(data) - 1):

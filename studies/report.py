@@ -13,7 +13,7 @@ from distill.lab.comparison import by_labels, read_findings, tables
 from distill.lab.tables import markdown_table, results_file
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
-from studies import blocks, camvid, conditions, labels, leaderboard, quirks, readme
+from studies import blocks, camvid, conditions, labels, leaderboard, quirks, readme, undone
 from studies.prose import fill
 from studies.shared import mean_of, paired, read, recorded_on, said, so_far
 
@@ -64,7 +64,19 @@ def results_page() -> str:
     short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), labels.few_labels(), quirks.quirks()]
     few = [camvid.few_labels()] if camvid.few_rows() != [camvid.ALL] else []
     return (
-        "\n\n".join([head, *converged, *short, camvid.section(), *few, steps(), blocks.exported(), blocks.page()])
+        "\n\n".join(
+            [
+                head,
+                *converged,
+                *short,
+                camvid.section(),
+                undone.section(),
+                *few,
+                steps(),
+                blocks.exported(),
+                blocks.page(),
+            ]
+        )
         + "\n"
     )
 

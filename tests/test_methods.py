@@ -225,7 +225,7 @@ def test_options_flat_and_by_term():
         ("at", {"positions": ["layer9"]}, "did you mean 'layer"),
         ("at", {"positions": []}, "at least one"),
         ("at", {"positions": [4]}, "no position 4"),
-        ("kd", {"warmup": "3"}, "warmup is 3"),
+        ("kd", {"warmup": "3"}, "warmup is '3'"),
         ("kd", {"decay": 2.5}, "decay is 2.5"),
         ("sakd", {"positions": ["layer4", "layer4"]}, "none twice"),
         ("sakd", {"dividers": [1, 2]}, "each of the 6 positions"),

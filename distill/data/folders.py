@@ -58,6 +58,7 @@ IMAGE_ENDINGS = tuple(name for ending in _ENDINGS for name in (ending, ending.up
 MASK_FOLDERS = (MASKS, "SegmentationClassPNG")
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
 DATASETS = ("sample", "pascal")
+NAMED = (*DATASETS, "pascal+sbd")
 
 
 def data_root() -> Path:
@@ -80,7 +81,7 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.root, self.split = Path(root), split
         self.class_names = read_class_names(self.root)
         self.num_classes = len(self.class_names)
-        self.ids = read_split(self.root, split)[:limit]
+        self.ids = read_split(self.root, split)[: None if limit is None else int(limit)]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -459,6 +460,23 @@ def _read_sbd_mask(path: Path) -> np.ndarray:
         raise DistillError(f"{path} cannot be read as one of SBD's masks ({error}); replace the file") from None
 
 
+def place_of(data: str | Path, root: str | Path | None) -> tuple[str | Path, str | Path | None]:
+    """A data set and where to look for it, as `open_dataset` takes them.
+
+    A folder is looked for in `root`, too. Raises DistillError for two folders, of which only one could be meant.
+    """
+    if root is None or not isinstance(data, str | Path) or str(data) in NAMED:
+        return data, root
+    inside = Path(root) / data
+    if inside.is_dir():
+        return inside, None
+    if Path(data).is_dir() and not Path(data).samefile(root):
+        raise DistillError(
+            f"the data are in {data}, and there is no such folder in {root}, their root; give one of both"
+        )
+    return data, root
+
+
 def open_dataset(
     data: str | Path, split: str = "train", root: str | Path | None = None, limit: int | None = None
 ) -> VOCFolder:
@@ -472,6 +490,8 @@ def open_dataset(
 
     Raises DistillError when the data are not there, and as `VOCFolder` does.
     """
+    if not isinstance(data, str | Path):
+        raise DistillError(f"the data are a {type(data).__name__}; give a folder, or the name {' or '.join(DATASETS)}")
     if str(data) == "sample":
         return VOCFolder(make_default_sample(root), split, limit)
     if str(data) in ("pascal", "pascal+sbd"):

@@ -1,7 +1,7 @@
 """Networks: DeepLabV3+ and its backbones, their files, teachers from anywhere, and a look inside any network."""
 
 from distill.networks.backbones import POSITIONS
-from distill.networks.deeplab import BACKBONES, DeepLabV3Plus, build_model, parameter_groups
+from distill.networks.deeplab import BACKBONES, DeepLabV3Plus, build_model, parameter_groups, undo_class_weights
 from distill.networks.saving import load_model, save_model
 from distill.networks.taps import record
 from distill.networks.teachers import load_teacher, shipped_file
@@ -19,5 +19,6 @@ __all__ = [
     "save_model",
     "shipped_file",
     "suggest_positions",
+    "undo_class_weights",
     "wrap",
 ]

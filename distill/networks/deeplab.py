@@ -8,6 +8,7 @@ a map at "stride 16" is about H/16 x W/16.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -337,3 +338,37 @@ def _load_backbone(model: DeepLabV3Plus, weights: WeightsEnum) -> None:
 def parameter_groups(model: DeepLabV3Plus) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The parameters of the backbone, and those of the head (ASPP, decoder), for rates 1x and 10x."""
     return list(model.backbone.parameters()), [*model.aspp.parameters(), *model.decoder.parameters()]
+
+
+@torch.no_grad()
+def undo_class_weights(network: DeepLabV3Plus, weights: Tensor, strength: float = 1.0) -> DeepLabV3Plus:
+    """A copy of a network that no longer favours the classes for which cross-entropy counted more.
+
+    Trained with a weight w for each class, a softmax tends to a class's probability times its w. So `strength` times
+    log w is taken from the logits, here from the bias of the last convolution: with 1 all of it, with 0 nothing. No
+    training is needed, and it may be worth more than a teacher. The best strength for mIoU is best found on images that
+    no table reports. (Menon et al. 2021, "Long-tail learning via logit adjustment", arXiv 2007.07314, takes the
+    frequencies of classes from logits in the same way, the other way round.)
+
+    Args:
+        weights: (C,), such as `Run.class_weights()`.
+        strength: a share, 0 to 1; others are allowed.
+
+    Raises:
+        DistillError: the weights are not one positive number per class, or the network is another library's, whose
+            last layer is not known.
+    """
+    if not isinstance(network, DeepLabV3Plus):
+        raise DistillError(
+            f"the network is a {type(network).__name__}, whose last layer is not known; take strength times the "
+            f"logarithm of the weights from its logits yourself"
+        )
+    if weights.shape != (network.num_classes,) or not bool((weights > 0).all()):
+        raise DistillError(
+            f"the weights have the shape {tuple(weights.shape)}, or are not above 0; give one for each of the "
+            f"{network.num_classes} classes, such as Run.class_weights()"
+        )
+    changed = deepcopy(network)
+    bias: Any = changed.decoder.last_conv[-1].bias
+    bias -= (strength * weights.double().log()).to(bias)
+    return changed

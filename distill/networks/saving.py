@@ -35,8 +35,11 @@ def save_model(
         half: store floating-point numbers with 16 bits, for half the size.
 
     Raises:
-        DistillError: a value is too large for 16 bits, or the file cannot be written.
+        DistillError: a value is too large for 16 bits, the file cannot be written, or the network is another library's
+            and not wrapped.
     """
+    if not isinstance(model, DeepLabV3Plus | Wrapped):
+        raise DistillError(f"a {type(model).__name__} has no config to save beside its weights; wrap it: wrap(network)")
     path = Path(path)
     state = {name: _storable(name, tensor, half) for name, tensor in model.state_dict().items()}
     if isinstance(model, Wrapped):  # two names may be one tensor, which safetensors refuses
@@ -46,7 +49,7 @@ def save_model(
         own["class_names"] = json.dumps(model.class_names)
     make_folder(path.parent)
     with replace_file(path, lasting=True) as temporary:
-        save_file(state, temporary, (metadata or {}) | own)
+        save_file(state, temporary, {name: str(value) for name, value in (metadata or {}).items()} | own)
 
 
 def _storable(name: str, tensor: Tensor, half: bool) -> Tensor:

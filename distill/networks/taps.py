@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -61,16 +61,21 @@ def _version(value: Tensor) -> int:
 
 
 def hook_at(module: nn.Module, name: str, keep: Callable[[str, Tensor], None]) -> RemovableHandle:
-    """Call `keep(name, tensor)` whenever the submodule that `name` means, as in `record`, runs."""
+    """Call `keep(name, tensor)` whenever the submodule that `name` means, as in `record`, runs in this thread."""
     path, _, side = name.partition(":")
-    target = submodule(module, path)
+    target, thread = submodule(module, path), get_ident()
+
+    def mine(value: Tensor) -> None:
+        if get_ident() == thread:  # others may ask the same network meanwhile
+            keep(name, value)
+
     if side == "input":
         return target.register_forward_pre_hook(
-            lambda _, arguments, named: keep(name, (*arguments, *named.values())[0]), with_kwargs=True
+            lambda _, arguments, named: mine((*arguments, *named.values())[0]), with_kwargs=True
         )
     if side:
         raise DistillError(f"'{name}' should end in ':input', or in no ':' at all to record the output.")
-    return target.register_forward_hook(lambda _, arguments, output: keep(name, output))
+    return target.register_forward_hook(lambda _, arguments, output: mine(output))
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module:

@@ -65,12 +65,12 @@ def load_teacher(
         raise DistillError(f"positions and norms belong to a network of your own; {source} has its own")
     else:
         model = _load(str(source))
-    if class_names and len(class_names) != model.num_classes:
+    if class_names is not None and len(class_names) != model.num_classes:
         raise DistillError(
             f"{len(class_names)} class_names were given and the teacher knows {model.num_classes} classes; give one "
             f"name per class"
         )
-    model.class_names = tuple(class_names) if class_names else model.class_names
+    model.class_names = model.class_names if class_names is None else tuple(map(str, class_names))
     # In float32, whatever it came in: images are, and `precision` chooses what its passes are computed in.
     return _moved(freeze(model).float(), device).to(memory_format=memory_format_of(model))
 
@@ -143,7 +143,8 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        if isinstance(tensor, torch.Tensor):  # a module may keep other things beside its weights
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -56,7 +56,7 @@ class Wrapped(nn.Module):
         super().__init__()
         self.network, self.taps = network, _by_position("positions", positions)
         self.channels_last = True  # until it is known
-        self.class_names = tuple(class_names) if class_names else None
+        self.class_names = None if class_names is None else tuple(map(str, class_names))
         if next(network.parameters(), None) is None:
             raise DistillError(
                 f"the {type(network).__name__} has no weights; give a network with weights, trained or not"
@@ -74,10 +74,10 @@ class Wrapped(nn.Module):
                 raise DistillError(f"the norm of {position} is a {type(norm).__name__}; name a BatchNorm")
         self.norms = (self._find_norms() if self.taps else {}) | named
         self.channels_last = self._takes_channels_last()
-        if class_names and len(class_names) != self.num_classes:
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise DistillError(
-                f"the network has {self.num_classes} classes and {len(class_names)} class_names were given; give one "
-                f"name per class"
+                f"the network has {self.num_classes} classes and {len(self.class_names)} class_names were given; give "
+                f"one name per class"
             )
 
     def forward(self, images: Tensor, return_maps: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
@@ -85,7 +85,8 @@ class Wrapped(nn.Module):
         `POSITIONS`.
         """
         size = tuple(images.shape[2:])
-        fitting = tuple(-(-side // self.divisor) * self.divisor for side in size)
+        # Rounded up without a negative number, whose division an exported file rounds towards zero.
+        fitting = tuple((side + self.divisor - 1) // self.divisor * self.divisor for side in size)
         with record(self.network, tuple(self.taps.values()) if return_maps else ()) as recorded:
             resized = _resize(images, fitting)
             logits = _logits(self.network(resized if self.channels_last else resized.contiguous()))
@@ -134,7 +135,8 @@ class Wrapped(nn.Module):
         """Whether images may have their channels last in memory, where convolutions are quicker, or a layer fails."""
         weight = next(self.network.parameters())
         images = weight.new_zeros(2, 3, 65, 97).contiguous(memory_format=torch.channels_last)
-        if any(tensor.dim() == 5 for tensor in self.network.state_dict().values()):  # PyTorch knows it for four only
+        values = self.network.state_dict().values()  # not all need be tensors
+        if any(value.dim() == 5 for value in values if isinstance(value, Tensor)):  # PyTorch knows it for four only
             return False
         try:
             with eval_mode(self.network):
@@ -226,7 +228,9 @@ def _choose(maps: list[tuple[Made, int]]) -> dict[str, str]:
     if len(set(strides)) < 2:
         return {}
     own = [i for i, part in enumerate(parts) if part == parts[0]]
-    encoder = own if own[-1] == len(own) - 1 else list(range(len(parts)))  # parts that take turns are no parts
+    # Parts that take turns are no parts, and a single layer, or several at one stride, is no encoder.
+    apart = own[-1] == len(own) - 1 and len({strides[i] for i in own}) > 1
+    encoder = own if apart else list(range(len(parts)))
     coarsest = max(strides[i] for i in encoder)
     deepest = max(i for i in encoder if strides[i] == coarsest)
     on_the_way = {strides[i]: maps[i][0].tap for i in range(deepest) if 4 <= strides[i] < coarsest}  # the last of each
@@ -286,7 +290,8 @@ def _logits(answer: object) -> Tensor:
 
 
 def _resize(images: Tensor, size: tuple[int, ...]) -> Tensor:
-    if tuple(images.shape[2:]) == size:
+    # A file that is exported has the resizing also where the image with which it is made needs none.
+    if tuple(images.shape[2:]) == size and not torch.compiler.is_exporting():
         return images
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 

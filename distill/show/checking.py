@@ -16,3 +16,13 @@ def expect(condition: object, sentence: str) -> None:
     """AssertionError with the sentence, which tells the reader what is missing, unless the condition holds."""
     if not condition:
         raise AssertionError(sentence)
+
+
+def number(value: Any) -> float:
+    """The one number that was returned, whatever its type: Python's, NumPy's or a tensor of one number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        shape = getattr(value, "shape", None)
+        what = type(value).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+        raise AssertionError(f"return one number, not a {what}") from None

@@ -6,6 +6,7 @@ whose answers are known in another way. Those of the notebooks on losses are in 
 and 11 in `exercises_results`, those of 07b in `exercises_photographs`, those of 10 in `exercises_ship`.
 """
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ import distill.show.exercises_losses
 import distill.show.exercises_photographs
 import distill.show.exercises_results
 import distill.show.exercises_ship  # noqa: F401  (all four enter their checks)
+from distill.errors import first_line
 from distill.show.checking import CHECKS
 from distill.show.checking import exercise as _exercise
 from distill.show.checking import expect as _expect
@@ -35,9 +37,11 @@ def check(answer: Callable[..., Any]) -> None:
 
 def what_is_missing(answer: Callable[..., Any]) -> str:
     """One sentence that begins with the exercise's name; empty when the answer passes."""
+    if not hasattr(answer, "__name__"):
+        return f"give `check` the function itself, without parentheses behind its name, not a {type(answer).__name__}"
     name = answer.__name__.removeprefix("solution_").removeprefix("Solution")
     if name not in CHECKS:
-        return f"{name}: there is no such exercise; keep the function's name"
+        return f"{name}: there is no such exercise; keep the function's name, which `def` gives it"
 
     def asked(*given: object, **options: object) -> object:
         result = answer(*given, **options)
@@ -54,7 +58,8 @@ def what_is_missing(answer: Callable[..., Any]) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, AssertionError):
         return str(error) or "an assertion failed"
-    return f"it raised {type(error).__name__}: {error}"
+    said = f": {first_line(error)}" if str(error).strip() else ""
+    return f"it raised {type(error).__name__}{said}"
 
 
 # -------------------------------------------------------------------------------------- 00_start_here
@@ -72,6 +77,11 @@ def hardest_class(answer: Callable[..., Any]) -> None:
         answer(Scores(confusion, ("fish", "sky", "kite"))) == "kite",
         "a class that neither occurs nor is predicted has IoU NaN, which is neither high nor low: leave it out",
     )
+    missed = np.array([[0, 0, 2], [0, 6, 1], [0, 1, 1]])
+    _expect(
+        answer(Scores(missed, ("background", "sky", "kite"))) == "background",
+        "a class of which no pixel was found has IoU 0, the lowest there is, whatever its name: do not leave it out",
+    )
 
 
 @_exercise
@@ -84,6 +94,12 @@ def images_won(answer: Callable[..., Any]) -> None:
     _expect(answer({0: one}, "b", "a") == 0, "the first name is the one whose wins are counted")
     _expect(answer({0: one, 20: one, 40: other}, "a", "b") == 2, "here `a` wins two images of three")
     _expect(answer({0: one, 20: one | {"b": ours}}, "a", "b") == 1, "a tie is no win")
+    mixed = {"truth": np.array([[0, 0, 0, 1]]), "a": np.array([[0, 0, 0, 2]]), "b": np.array([[3, 3, 3, 1]])}
+    for names, wins in ((("a", "b"), 1), (("b", "a"), 0)):
+        _expect(
+            answer({7: mixed}, *names) == wins,
+            "of four pixels, three of them background, `a` has three right and `b` the fourth: one image for `a`",
+        )
 
 
 # -------------------------------------------------------------------------------------------- 01_data
@@ -92,11 +108,19 @@ def images_won(answer: Callable[..., Any]) -> None:
 @_exercise
 def class_shares(answer: Callable[..., Any]) -> None:
     labels = torch.tensor([[0, 0, 0, 2], [255, 255, 2, 3]])
+    given = labels.clone()
     shares = answer(labels, 5)
+    _expect(torch.equal(labels, given), "the labels themselves were changed; work on a copy")
     _expect(isinstance(shares, torch.Tensor) and shares.shape == (5,), "return a tensor with one share per class")
     _expect(abs(float(shares.sum()) - 1) < 1e-6, "the shares of the labelled pixels add up to 1; leave void out")
     expected = torch.tensor([3 / 6, 0, 2 / 6, 1 / 6, 0])
     _expect(torch.allclose(shares.float(), expected), f"for {labels.tolist()} the shares are {expected.tolist()}")
+    for shape in ((8,), (2, 2, 2)):
+        again = answer(labels.view(shape), 5)
+        _expect(
+            torch.allclose(again.float(), expected),
+            f"labels of shape {shape} with the same pixels have the same shares",
+        )
 
 
 @_exercise
@@ -123,11 +147,17 @@ def entropy(answer: Callable[..., Any]) -> None:
     logits[0, 0] = 1000.0  # in the first image one class has everything
     values = answer(logits)
     _expect(isinstance(values, torch.Tensor) and values.shape == (2, 1, 3), "return a tensor (N, H, W)")
+    values = values.float()
     _expect(bool(values.isfinite().all()), "for logits of 1000 it must stay finite; use log_softmax")
     _expect(torch.allclose(values[0], torch.zeros(1, 3), atol=1e-5), "where one class has everything, entropy is 0")
     _expect(torch.allclose(values[1], torch.tensor(4.0).log().expand(1, 3)), "of four equal classes it is log 4")
     odds = torch.tensor([0.5, 0.25, 0.25]).log().view(1, 3, 1, 1) + 7
-    _expect(torch.allclose(answer(odds), 1.5 * torch.tensor(2.0).log()), "of 1/2, 1/4 and 1/4 it is 1.5 log 2")
+    _expect(torch.allclose(answer(odds).float(), 1.5 * torch.tensor(2.0).log()), "of 1/2, 1/4 and 1/4 it is 1.5 log 2")
+    close = torch.tensor([1000.0, 999.0, 0.0]).view(1, 3, 1, 1)  # shares 0.7311, 0.2689 and 0
+    _expect(
+        torch.allclose(answer(close).float(), torch.tensor(0.5822), atol=1e-3),
+        "of logits 1000, 999 and 0 it is 0.582: nothing but the impossible class may vanish, so do not cut logits off",
+    )
 
 
 @_exercise
@@ -155,6 +185,7 @@ _TWO_GROUPS = (
 @_exercise
 def multiply_adds(answer: Callable[..., Any]) -> None:
     plain = nn.Conv2d(3, 8, 5)
+    _expect(not isinstance(answer(plain, 4, 7), float), "return an integer: divide with //")
     _expect(answer(plain, 4, 7) == 3 * 8 * 25 * 4 * 7, "3 to 8 channels, kernel 5, at 4 x 7 places: 16,800")
     depthwise = nn.Conv2d(6, 6, 3, groups=6)
     _expect(answer(depthwise, 10, 10) == 6 * 9 * 100, "in a depthwise convolution a channel sees itself only")
@@ -168,10 +199,26 @@ def widest_within(answer: Callable[..., Any]) -> None:
         (0.5, lambda width: 100 * width, 50),
         (0.3, lambda width: round(1e6 * width**2), 90_000),
         (1.0, lambda width: 10 * width, 10),
+        (1.0, lambda width: 10 * width, 50),
+        (0.0437, lambda width: 1e4 * width, 437),
+        (0.6, lambda width: int(10 * width + 1e-9), 5),  # whole channels: a stair
     ]
     for limit, count, budget in cases:
-        width = answer(count, budget)
-        _expect(isinstance(width, float | int) and 0 <= width <= 1, "return a width between 0 and 1")
+        tried: list[float] = []
+
+        def counted(width: float, count: Callable[[float], float] = count, tried: list[float] = tried) -> float:
+            tried.append(float(width))
+            return count(float(width))
+
+        width = answer(counted, budget)
+        try:
+            width = float(width)
+        except (TypeError, ValueError):
+            width = -1.0
+        _expect(0 <= width <= 1, "return a width between 0 and 1")
+        _expect(
+            all(0 <= one <= 1 for one in tried), "`count` takes a width between 0 and 1, and was asked about others"
+        )
         _expect(count(width) <= budget, f"at the width {width} the count is above the budget")
         _expect(limit - width <= 0.0011, f"the largest width is {limit}, and {width} is not within 0.001 of it")
 
@@ -182,11 +229,18 @@ def widest_within(answer: Callable[..., Any]) -> None:
 @_exercise
 def gradient_in_parts(answer: Callable[..., Any]) -> None:
     asked: list[int] = []
+    kept: list[int] = []
+    graphs: list[Any] = []
 
     class Watched(nn.Conv2d):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             asked.append(len(input))
-            return super().forward(input)
+            kept.append(sum(graph() is not None for graph in graphs))
+            output = super().forward(input)
+            graph = _Alive()
+            graphs.append(weakref.ref(graph))
+            output.register_hook(graph)  # as long as the output's graph
+            return output
 
     generator = torch.Generator().manual_seed(0)
     network, images = Watched(3, 4, 1), torch.randn(6, 3, 5, 5, generator=generator)
@@ -197,8 +251,10 @@ def gradient_in_parts(answer: Callable[..., Any]) -> None:
     )
     expected = torch.autograd.grad(loss, list(network.parameters()))
     for parts in (3, 2, 1, 6, 3):  # the last again: old gradients must not stay
-        asked.clear()
+        for seen in (asked, kept, graphs):
+            seen.clear()
         found = answer(network, images, labels, parts)
+        _expect(max(kept, default=0) < 2, "the graphs of earlier parts are still there: call backward after each part")
         _expect(len(found) == 2 and all(a.shape == b.shape for a, b in zip(found, expected, strict=True)), _PARTS)
         most = max(asked, default=0)
         _expect(most == 6 // parts, f"the network was asked about {most} images at a time, and {6 // parts} fit")
@@ -206,12 +262,16 @@ def gradient_in_parts(answer: Callable[..., Any]) -> None:
         _expect(same, f"in {parts} parts the gradient is not that of the whole batch's mean over labelled pixels")
 
 
+class _Alive:
+    def __call__(self, gradient: torch.Tensor) -> None: ...
+
+
 _PARTS = "return one gradient per parameter, of the parameter's shape"
 
 
 @_exercise
 def choose_weight(answer: Callable[..., Any]) -> None:
-    table = {1: (0.50, 0.52), 10: (0.60, 0.50), 100: (0.58, 0.56), 1000: (0.9, float("nan"))}
+    table = {1: (0.25, 0.27), 10: (0.35, 0.25), 100: (0.33, 0.31), 1000: (0.9, float("nan"))}
     asked: list[tuple[float, int]] = []
 
     def score(weight: float, seed: int) -> float:
@@ -219,7 +279,7 @@ def choose_weight(answer: Callable[..., Any]) -> None:
         return table[int(weight)][seed - 100]
 
     best = answer([1, 10, 100], [100, 101], score)
-    _expect(best == 100, f"the means are 0.51, 0.55 and 0.57, so the weight is 100, not {best}")
+    _expect(best == 100, f"the means are 0.26, 0.30 and 0.32, so the weight is 100, not {best}")
     _expect(len(asked) == len(set(asked)) == 6, f"three weights and two seeds are six runs; it trained {len(asked)}")
     for weights in ([1000, 1, 10, 100], [100, 1000]):
         best = answer(weights, [100, 101], score)
@@ -234,20 +294,33 @@ def choose_weight(answer: Callable[..., Any]) -> None:
 def average_gradients(answer: Callable[..., Any]) -> None:
     weight, bias = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([10.0, -10.0])
     gradients = [[weight, bias], [torch.zeros(2, 2), torch.tensor([2.0, 6.0])]]
+    given = [[gradient.clone() for gradient in device] for device in gradients]
     whole = answer(gradients, [1, 3])
+    _expect(isinstance(whole, list | tuple), "return a list of gradients, one tensor per parameter")
     _expect(len(whole) == 2, f"two parameters have two gradients, not {len(whole)}: average over devices")
     _expect([tuple(g.shape) for g in whole] == [(2, 2), (2,)], "a parameter's gradient keeps its shape")
     _expect(
-        torch.allclose(whole[1], torch.tensor([4.0, 2.0])),  # (1 * 10 + 3 * 2) / 4 and (1 * -10 + 3 * 6) / 4
+        torch.allclose(whole[1].float(), torch.tensor([4.0, 2.0])),  # (1 * 10 + 3 * 2) / 4 and (1 * -10 + 3 * 6) / 4
         "weigh each device by its labelled pixels, and divide by all of them",
     )
-    _expect(torch.allclose(whole[0], torch.tensor([[0.25, 0.5], [0.75, 1.0]])), "each parameter has its own average")
-    _expect(weight[0, 0] == 1 and bias[0] == 10, "the devices' own tensors were changed; make new ones")
+    _expect(
+        torch.allclose(whole[0].float(), torch.tensor([[0.25, 0.5], [0.75, 1.0]])), "each parameter has its own average"
+    )
+    kept = all(
+        torch.equal(a, b) for old, new in zip(given, gradients, strict=True) for a, b in zip(old, new, strict=True)
+    )
+    _expect(kept, "the devices' own tensors were changed; make new ones")
     three = [[torch.tensor([float(device)])] for device in range(3)]
-    _expect(torch.allclose(answer(three, [5, 0, 5])[0], torch.tensor([1.0])), "a device whose share is void counts 0")
+    _expect(
+        torch.allclose(answer(three, [5, 0, 5])[0].float(), torch.tensor([1.0])),
+        "a device whose share is void counts 0",
+    )
     pixels = torch.tensor([1.0, 4.0, 7.0, 2.0, 6.0])  # the gradient of a mean of w * x is the mean of x
     parts = [[part.mean()[None]] for part in (pixels[:2], pixels[2:])]
-    _expect(torch.allclose(answer(parts, [2, 3])[0], pixels.mean()), "five pixels on two devices average to their mean")
+    _expect(
+        torch.allclose(answer(parts, [2, 3])[0].float(), pixels.mean()),
+        "five pixels on two devices average to their mean",
+    )
 
 
 @_exercise
@@ -258,4 +331,6 @@ def warmed_lr(answer: Callable[..., Any]) -> None:
     _expect(np.allclose(rates[10:], 0.4), "from step warmup_steps on the rate stays where it is")
     _expect(np.allclose(np.diff(rates[:11]), 0.03), "it rises by equal amounts from step to step")
     _expect(np.isclose(answer(3, 10, 0.1, 8, 8), 0.1), "a global batch of one device's size changes nothing")
+    _expect(np.isclose(answer(9, 4, 0.1, 8, 12), 0.15), "a global batch of 12 in place of 8 has 1.5 times the rate")
+    _expect(np.isclose(answer(9, 4, 0.1, 8, 4), 0.05), "a global batch of 4 in place of 8 has half the rate")
     _expect(np.isclose(answer(0, 0, 0.1, 8, 16), 0.2), "without warm-up the scaled rate holds from step 0")

@@ -19,7 +19,7 @@ from distill.terms import KD, Output
 
 def _scalar(loss: Any) -> torch.Tensor:
     expect(isinstance(loss, torch.Tensor) and loss.ndim == 0, "it has to return the loss, a tensor of one number")
-    return loss
+    return loss.double()
 
 
 def _two_tensors(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,6 +65,7 @@ def measured_margin(answer: Callable[..., Any]) -> None:
     margin = answer([small, large])
     expect(isinstance(margin, torch.Tensor) and margin.shape == (2,), "return a tensor with one margin per channel")
     expect(bool(margin.isfinite().all()), "a channel that is never negative has no mean: give it 0")
+    margin = margin.float()
     expect(margin[1] == 0, f"the second channel is never negative: its margin is 0, not {margin[1]:.2f}")
     sentence = (
         "the first channel's negative values are -1, -4, -4 and -2: their mean is -2.75, whatever the batches, not"
@@ -116,11 +117,14 @@ def transformer_rows(answer: Callable[..., Any]) -> None:
         attended = answer(g.clone())
         expect(isinstance(attended, torch.Tensor), "it has to return a tensor")
         expect(attended.shape == g.shape, f"a map (N, H, W) gives a map (N, H, W), not {tuple(attended.shape)}")
-        published = g.shape[1] == g.shape[2] and torch.allclose(attended, losses.self_attention_map(g.sqrt()[:, None]))
+        published = g.shape[1] == g.shape[2] and torch.allclose(
+            attended.double(), losses.self_attention_map(g.sqrt()[:, None])
+        )
         expect(not published, "this is SAKD's own formula; a transformer multiplies by the values as a matrix")
         expected = F.scaled_dot_product_attention(g, g, g)
         expect(
-            torch.allclose(attended, expected), f"for a map of {shape[1]} x {shape[2]} places the numbers are others"
+            torch.allclose(attended.double(), expected),
+            f"for a map of {shape[1]} x {shape[2]} places the numbers are others",
         )
 
 
@@ -146,6 +150,7 @@ def LabelledKD(answer: Callable[..., Any]) -> None:
     expect(torch.isclose(loss, changed), f"{sentence} {loss:.3f} to {changed:.3f}")
     expected = 4 * _divergences(student, teacher, 2)[~void].mean()
     expect(torch.isclose(loss, expected), f"the mean over labelled pixels is {expected:.3f}, not {loss:.3f}")
+    expect(loss.requires_grad, "the student gets no gradient")
     loss.backward()
     expect(student.grad is not None, "the student gets no gradient")
     expect(teacher.grad is None, "the teacher gets a gradient: detach its logits")
@@ -159,19 +164,23 @@ def own_loss(answer: Callable[..., Any]) -> None:
     student, teacher = _two_tensors(4, 5, 3, 3)
     loss = _scalar(answer(student, teacher))
     expect(bool(loss.isfinite()) and loss > 0, f"for two networks that differ it has to be above 0, and is {loss:.3f}")
-    equal = answer(teacher.clone(), teacher)
+    equal = _scalar(answer(teacher.clone(), teacher))
     expect(equal.abs() < 1e-6, f"for a student that equals the teacher it has to be 0, and is {equal:.3g}")
-    twice = answer(*(logits.repeat(2, 1, 1, 1) for logits in (student, teacher)))
+    twice = _scalar(answer(*(logits.repeat(2, 1, 1, 1) for logits in (student, teacher))))
     expect(torch.isclose(loss, twice), f"the batch twice over changes the loss from {loss:.3f} to {twice:.3f}")
     ours, theirs = student.clone().requires_grad_(), teacher.clone().requires_grad_()
-    answer(ours, theirs).backward()
+    loss_of_both = answer(ours, theirs)
+    expect(loss_of_both.requires_grad, "the student gets no gradient: detach the teacher's logits only")
+    loss_of_both.backward()
     expect(theirs.grad is None, "the teacher gets a gradient: detach its logits")
     expect(ours.grad is not None and bool(ours.grad.isfinite().all()), "the student's gradient has to be finite")
     pairs = ((student, teacher), (teacher / 2, student), (0.1 * student, teacher))
-    for known in (losses.kd, losses.mse, losses.cwd, losses.dist, losses.icsd):
-        ratios = torch.stack([answer(*pair) / known(*pair) for pair in pairs])
+    softened = [(known, (T,)) for known in (losses.kd, losses.cwd, losses.dist) for T in (4, 1, 2, 3, 5, 6, 8, 10, 20)]
+    for known, options in ((losses.mse, ()), (losses.icsd, ()), *softened):
+        ratios = torch.stack([answer(*pair) / known(*pair, *options) for pair in pairs])
         fresh = (ratios / ratios[0] - 1).abs().max() > 1e-3
-        expect(fresh, f"this is {known.__name__}, which the course has already, but for a factor")
+        at = f" at temperature {options[0]}" if options else ""
+        expect(fresh, f"this is {known.__name__}{at}, which the course has already, but for a factor")
     expect(_falls(lambda ours: answer(ours, teacher), student), "a student that descends it does not come nearer")
     agreement = _descended(lambda ours: answer(ours, teacher), student).argmax(1) == teacher.argmax(1)
     share = agreement.double().mean()
@@ -187,7 +196,9 @@ def repair_softening(answer: Callable[..., Any]) -> None:
 
     def pull(temperature: float) -> float:
         logits = student.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(_scalar(answer(logits, teacher, temperature)), logits)
+        loss = _scalar(answer(logits, teacher, temperature))
+        expect(loss.requires_grad, "the student gets no gradient")
+        (gradient,) = torch.autograd.grad(loss, logits)
         return float(gradient.norm())
 
     shrinks = pull(16) / pull(64)
@@ -196,23 +207,27 @@ def repair_softening(answer: Callable[..., Any]) -> None:
     for temperature in (1, 4):
         both = [Categorical(logits=logits.flatten(2) / temperature) for logits in (teacher, student)]
         expected = temperature**2 * torch.distributions.kl_divergence(*both).mean()
-        loss = answer(student, teacher, temperature)
+        loss = _scalar(answer(student, teacher, temperature))
         expect(torch.isclose(loss, expected), f"at T = {temperature} the loss is {loss:.3f}, not {expected:.3f}")
 
 
 @exercise
 def repair_kd_reduction(answer: Callable[..., Any]) -> None:
-    pair = _two_tensors(2, 5, 3, 3)
+    pair = _two_tensors(3, 5, 2, 4)
     loss = _scalar(answer(*pair, 4))
-    dead = torch.full((2, 15, 3, 3), -1000.0)
-    more = answer(*(torch.cat([logits, dead], dim=1) for logits in pair), 4)
+    dead = torch.full((3, 15, 2, 4), -1000.0)
+    more = _scalar(answer(*(torch.cat([logits, dead], dim=1) for logits in pair), 4))
     sentence = "classes that neither network believes in still change the loss, from"
     expect(torch.isclose(loss, more), f"{sentence} {loss:.3f} to {more:.3f}")
-    tiled = answer(*(logits.repeat(1, 1, 2, 2) for logits in pair), 4)
+    tiled = _scalar(answer(*(logits.repeat(1, 1, 2, 2) for logits in pair), 4))
     sentence = "four copies of every image side by side change the loss, from"
     expect(torch.isclose(loss, tiled), f"{sentence} {loss:.3f} to {tiled:.3f}: take the mean over pixels too")
-    expected = 16 * _divergences(*pair, 4).mean()
-    expect(torch.isclose(loss, expected), f"the loss is {loss:.3f}, not {expected:.3f}: sum over classes alone")
+    for temperature in (4, 2):
+        loss, expected = _scalar(answer(*pair, temperature)), temperature**2 * _divergences(*pair, temperature).mean()
+        expect(
+            torch.isclose(loss, expected),
+            f"at T = {temperature} the loss is {loss:.3f}, not {expected:.3f}: sum over classes alone, and keep T²",
+        )
 
 
 @exercise
@@ -221,7 +236,7 @@ def repair_void(answer: Callable[..., Any]) -> None:
     labels = torch.tensor([[[0, 1, 2, 255], [255, 255, 0, 1]], [[2, 2, 0, 0], [1, 255, 255, 2]]])
     void, given = labels == 255, labels.clone()
     loss = _scalar(answer(logits, labels))
-    changed = answer(other.where(void[:, None], logits), labels)
+    changed = _scalar(answer(other.where(void[:, None], logits), labels))
     sentence = "other logits under void still change the loss, from"
     expect(torch.isclose(loss, changed), f"{sentence} {loss:.3f} to {changed:.3f}")
     places = (~void).nonzero().tolist()
@@ -261,12 +276,33 @@ def repair_teacher_gradient(answer: Callable[..., Any]) -> None:
     optimizer = torch.optim.SGD(parameters, lr=0.05, weight_decay=0.1)
     kernel = student.get_parameter("0.weight")
     before, weight = fingerprint(teacher), kernel.detach().clone()
-    expected = (_tiny_network(1)(images) - teacher(images)).square().mean()
+    target, twin = teacher(images).detach(), _tiny_network(1)
+    expected = (_tiny_network(1)(images) - target).square().mean()
+    twins = torch.optim.SGD(twin.parameters(), lr=0.05, weight_decay=0.1)
+    for _ in range(2):
+        twins.zero_grad()
+        (twin(images) - target).square().mean().backward()
+        twins.step()
+    crossed: list[bool] = []
+
+    def watch(_module: nn.Module, _given: object, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda _gradient: crossed.append(True))
+
+    teacher.register_forward_hook(watch)
     loss = answer(teacher, student, images, optimizer)
     touched = sum(parameter.grad is not None for parameter in teacher.parameters())
     expect(touched == 0, f"{touched} of the teacher's 4 parameters still have a gradient")
     expect(fingerprint(teacher) == before, "the step still changes the teacher: its fingerprint is another")
     expect(not torch.equal(kernel, weight), "the student learns nothing: its weights are as before")
-    expect(torch.isclose(_scalar(loss), expected), f"the loss of the first step is {loss:.3f}, not {expected:.3f}")
-    last = [answer(teacher, student, images, optimizer) for _ in range(5)][-1]
+    expect(not crossed, "the backward pass still goes through the teacher: no graph may lead there")
+    expect(
+        torch.isclose(_scalar(loss), expected.double()), f"the loss of the first step is {loss:.3f}, not {expected:.3f}"
+    )
+    second = answer(teacher, student, images, optimizer)
+    expect(
+        torch.allclose(kernel, twin.get_parameter("0.weight"), atol=1e-5),
+        "after the second step the student's weights are others: clear its gradients at every step",
+    )
+    last = [second, *(answer(teacher, student, images, optimizer) for _ in range(4))][-1]
     expect(last < loss, f"after six steps the loss is {last:.3f}, and was {loss:.3f}: the student does not learn")

@@ -24,7 +24,8 @@ def log_weights(answer: Callable[..., Any]) -> None:
     more = answer(100 * pixels)
     expect(torch.allclose(more, weights), "only shares count: a hundred times the pixels give the same weights")
     absent = answer(torch.tensor([970, 30, 0]))
-    expect(bool(absent.isfinite().all()), "a class without pixels has a weight too, and a finite one")
+    known = bool(absent.isfinite().all()) and bool(absent[2] > absent[1])
+    expect(known, "a class without pixels has a weight too, a finite one and the largest")
 
 
 @exercise
@@ -37,4 +38,35 @@ def vanished(answer: Callable[..., Any]) -> None:
         expect(isinstance(found, list | tuple | np.ndarray), "return a list of classes")
         shown = [int(label) for label in found]
         expect(255 not in shown, "void, 255, is no class")
-        expect(shown == lost, f"of every {step}th row and column {lost} are lost here, not {shown}")
+        expect(shown == lost, f"with a step of {step} the classes {lost} are lost here, not {shown}")
+    small = np.array([[255, 7, 255], [0, 3, 7]])  # void survives, and the background, 0, does not
+    given = small.copy()
+    shown = [int(label) for label in answer(small, 2)]
+    expect(shown == [0, 3, 7], f"of {small.tolist()} every second row and column loses [0, 3, 7], not {shown}")
+    expect(bool((small == given).all()), "the labels themselves were changed; work on a copy")
+
+
+@exercise
+def unweighted(answer: Callable[..., Any]) -> None:
+    """At one pixel p = (0.7, 0.2, 0.1) and w = (0.5, 1, 4), so that w p = (0.35, 0.2, 0.4); by hand with half of it:
+    (0.7 · √0.5, 0.2, 0.1 · √4) = (0.4950, 0.2, 0.2), divided by their sum (0.5531, 0.2235, 0.2235).
+    """
+    weights = torch.tensor([0.5, 1.0, 4.0])
+    logits = torch.randn(2, 3, 4, 3, generator=torch.Generator().manual_seed(0))  # as many columns as classes
+    logits[1, :, 2, 0] = torch.tensor([0.35, 0.2, 0.4]).log() + 5.0
+    before = logits.clone()
+    found = answer(logits, weights, 1.0)
+    expect(isinstance(found, torch.Tensor) and found.shape == logits.shape, "return a tensor (N, C, H, W)")
+    expect(torch.equal(logits, before), "leave the logits that were given as they are")
+    seen = [round(float(p), 3) for p in found.softmax(1)[1, :, 2, 0]]
+    expect(
+        np.allclose(seen, (0.7, 0.2, 0.1), atol=2e-3),
+        f"a pixel of probabilities (0.35, 0.2, 0.4) / 0.95 with weights (0.5, 1, 4) has (0.7, 0.2, 0.1) without, "
+        f"not {tuple(seen)}",
+    )
+    half = [round(float(p), 3) for p in answer(logits, weights, 0.5).softmax(1)[1, :, 2, 0]]
+    expect(
+        np.allclose(half, (0.553, 0.223, 0.223), atol=2e-3),
+        f"with a share of 0.5 the same pixel has (0.553, 0.223, 0.223), not {tuple(half)}",
+    )
+    expect(torch.allclose(answer(logits, weights, 0.0).softmax(1), logits.softmax(1)), "with a share of 0, no change")

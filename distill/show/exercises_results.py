@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from distill.data.sample import make_sample
-from distill.show.checking import exercise, expect
+from distill.show.checking import exercise, expect, number
 from distill.training.loop import fit
 from distill.training.presets import make_student
 from distill.training.settings import NEUTRAL
@@ -29,7 +29,7 @@ def seeds_needed(answer: Callable[..., Any]) -> None:
 def pairing_factor(answer: Callable[..., Any]) -> None:
     for method, baseline, gain, factor in ((0.03, 0.04, 0.02, 2.5), (0.05, 0.12, 0.26, 0.5)):
         rows = {"miou_interval": method, "gain_interval": gain}, {"miou_interval": baseline}
-        value = answer(*rows)
+        value = number(answer(*rows))
         expect(
             np.isclose(value, factor),
             f"intervals {method} and {baseline} unpaired, {gain} paired: {factor} times as wide, not {value:.3g}",
@@ -39,10 +39,18 @@ def pairing_factor(answer: Callable[..., Any]) -> None:
 @exercise
 def unfair_baseline(answer: Callable[..., Any]) -> None:
     fair = {"seed": 0, "epochs": 2, "lr": 0.01, "limit": 8, "batch_size": 4, "weight_decay": 0.02, "width": 1.0}
-    given = answer(dict(fair))
+    handed = dict(fair)
+    given = answer(handed)
     expect(isinstance(given, dict), "return the arguments as a dict")
+    expect(handed == fair, "the arguments of both runs were changed; return a copy")
     expect(given != fair, "nothing is changed: this pair is fair")
     expect(given.get("seed") == 0, "another seed is no unfairness: give the baseline the same one, and other work")
+    for name in ("epochs", "limit", "width"):
+        value = given.get(name)
+        expect(
+            isinstance(value, int | float) and value <= fair[name],
+            f"{name} {value} helps the baseline: put it at a disadvantage",
+        )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         more: dict[str, Any] = {"crop_size": 32, "device": "cpu", "progress": False}
@@ -68,9 +76,9 @@ def unfair_baseline(answer: Callable[..., Any]) -> None:
 def wrong_share(answer: Callable[..., Any]) -> None:
     truth = np.array([[0, 1, 1, 255], [2, 2, 0, 255]])
     mask = np.array([[0, 1, 3, 4], [2, 255, 5, 255]])
-    value = answer(mask, truth)
+    value = number(answer(mask, truth))
     expect(np.isclose(value, 0.4), f"of 5 pixels that have a label in both, 2 differ: 0.4, not {value:.3g}")
-    value = answer(truth, truth)
+    value = number(answer(truth, truth))
     expect(value == 0, f"a mask has nothing wrong beside itself; yours says {value:.3g}")
 
 
@@ -80,8 +88,9 @@ def corrected(answer: Callable[..., Any]) -> None:
     probabilities = random.dirichlet(np.full(4, 0.3), (6, 7)).transpose(2, 0, 1)
     mask = random.integers(0, 4, (6, 7))
     mask[0] = 255
+    mask[1, 0], probabilities[:, 1, 0] = 3, (0.25, 0.5, 0.25, 0)  # exactly at least 0.5 sure
     given = mask.copy()
-    for sure in (0.5, 0.9):
+    for sure in (0.5, 0.9, 0.3):
         wanted = mask.copy()
         for place in np.ndindex(mask.shape):
             best = int(probabilities[(slice(None), *place)].argmax())
@@ -89,6 +98,7 @@ def corrected(answer: Callable[..., Any]) -> None:
                 wanted[place] = best
         found = np.asarray(answer(mask, probabilities, sure))
         expect(found.shape == mask.shape, f"give a mask of {mask.shape}, as the one given; yours is {found.shape}")
+        expect(np.issubdtype(found.dtype, np.integer), f"a mask holds integers, and yours {found.dtype}")
         expect(bool((found[0] == 255).all()), "void, 255, stays void")
         wrong = int((found != wanted).sum())
         expect(wrong == 0, f"{wrong} of {mask.size} pixels differ where the teacher has to be at least {sure} sure")
@@ -101,6 +111,7 @@ def what_a_gain_is(answer: Callable[..., Any]) -> None:
         ("better", [0.05, 0.06, 0.055], [0.03, 0.035, 0.03]),
         ("faster", [0.05, 0.06, 0.055], [0.01, -0.02, 0.005]),
         ("faster", [0.05, 0.06, 0.055], [-0.03, -0.031, -0.029]),  # clearly behind the longer one
+        ("faster", [0.05, 0.01, 0.03, 0.02, 0.04], [0.01, -0.02, 0.005, 0.0, 0.01]),  # five seeds: 0.030 +- 0.020
         ("not settled", [0.05, -0.04, 0.02], [0.01, -0.05, 0.0]),
         ("not settled", [0.06, 0.01, 0.03], [0.01, -0.03, -0.02]),  # every gain above zero, and the interval not
     ]
@@ -122,20 +133,22 @@ def fitting_temperature(answer: Callable[..., Any]) -> None:
     labels[:, :3] = 255
     for factor, what in ((3.0, "three times too sure"), (0.5, "half as sure as it should be")):
         logits = factor * true
-        logits[:, 0, :3] = 1000  # under void
-        value = float(answer(logits, labels))
+        logits[:, 1, :3] = 1000  # under void
+        given, marks = logits.clone(), labels.clone()
+        value = number(answer(logits, labels))
+        kept = torch.equal(logits, given) and torch.equal(labels, marks) and not logits.requires_grad
+        expect(kept, "the logits or the labels themselves were changed; work on a copy")
         said = f"for a network that is {what} the best temperature is about {factor:g}, not {value:.3g}"
         expect(abs(value / factor - 1) < 0.08, f"{said}; void counts neither way")
-    expect(bool(logits.isfinite().all()) and not logits.requires_grad, "the logits themselves were changed")
 
 
 @exercise
 def inherited_errors(answer: Callable[..., Any]) -> None:
     labels = np.array([[0, 0, 0, 0], [1, 1, 1, 255]])
-    student = np.array([[0, 2, 2, 3], [1, 4, 1, 5]])  # wrong at four labelled pixels
-    teacher = np.array([[0, 2, 0, 4], [1, 4, 2, 5]])  # gives the same wrong class at two of them
-    share = answer(teacher, student, labels)
-    expect(abs(share - 2 / 4) < 1e-9, f"the student has four errors, two of them the teacher's: 0.5, not {share}")
+    student = np.array([[0, 2, 2, 3], [0, 4, 1, 5]])  # wrong at five labelled pixels, at one as background
+    teacher = np.array([[0, 2, 0, 4], [1, 4, 1, 5]])  # wrong at three, and at two of them as the student is
+    share = number(answer(teacher, student, labels))
+    expect(abs(share - 2 / 5) < 1e-6, f"the student has five errors, two of them the teacher's: 0.4, not {share:.3g}")
 
 
 # ----------------------------------------------------------------------------------- 08_full_scale_voc
@@ -143,23 +156,44 @@ def inherited_errors(answer: Callable[..., Any]) -> None:
 
 @exercise
 def added_by_fault(answer: Callable[..., Any]) -> None:
-    fair = {("fair", "kd"): (70, 72, 71), ("fair", "baseline"): (60, 61, 65)}  # gains 10, 11, 6
-    faulty = {("fault", "kd"): (75, 70, 71), ("fault", "baseline"): (62, 61)}  # gains 13, 9; no third seed
-    score = {(*row, seed): values[seed] for row, values in (fair | faulty).items() for seed in range(len(values))}
-    added = answer(score, ("fault", "fault"), ("fair", "fair"))
-    expect(list(added) == [3, -2], f"gains of 13 and 9 with the fault, 10 and 11 without: [3, -2], not {added}")
-    added = answer(score, ("fair", "fault"), ("fair", "fair"))  # the fault is the baseline's alone
+    runs = {  # score by seed; seed 1 lacks one run, seed 4 another, and the order in which they stand says nothing
+        ("fair", "kd"): {3: 71, 0: 70, 1: 72, 4: 75},
+        ("fair", "baseline"): {0: 60, 1: 61, 3: 64, 4: 66},  # gains of 10 and 7 at seeds 0 and 3
+        ("fault", "kd"): {0: 75, 3: 70, 4: 71, 1: 74},
+        ("fault", "baseline"): {4: 62, 3: 61, 0: 62},  # gains of 13 and 9; none at seed 1
+    }
+    del runs["fair", "kd"][4]
+    score = {(*row, seed): value for row, seeds in runs.items() for seed, value in seeds.items()}
+
+    def asked(*pairs: tuple[str, str]) -> list[float]:
+        added = answer(score, *pairs)
+        expect(np.ndim(added) == 1, f"return a list, one number per seed, not {added}")
+        return [float(one) for one in added]
+
+    added = asked(("fault", "fault"), ("fair", "fair"))
     expect(
-        list(added) == [-2, 0], f"the first name is the variant of the method, the second that of its baseline: {added}"
+        added == [3, 2], f"at seeds 0 and 3, gains of 13 and 9 with the fault, 10 and 7 without: [3, 2], not {added}"
     )
+    added = asked(("fair", "fault"), ("fair", "fair"))  # the fault is the baseline's alone
+    sentence = "the first name is the variant of the method, the second that of its baseline"
+    expect(added == [-2, 3], f"{sentence}: [-2, 3], not {added}")
+    added = asked(("fault", "fault"), ("fair", "fault"))
+    expect(added == [5, -1], f"{sentence}, in `without` too: [5, -1], not {added}")
 
 
 @exercise
 def best_epoch_bias(answer: Callable[..., Any]) -> None:
     scores = np.array([[1.0, 4.0, 2.0], [3.0, 2.0, 1.0]])  # best 4 and 3, last 2 and 1
-    expect(np.isclose(answer(scores), 2.0), "the best epochs are 4 and 3, the last 2 and 1: the mean rises by 2")
+    expect(
+        np.isclose(number(answer(scores)), 2.0), "the best epochs are 4 and 3, the last 2 and 1: the mean rises by 2"
+    )
     expect(np.isclose(answer(np.full((4, 7), 0.7)), 0.0), "where nothing scatters, nothing is gained")
     expect(np.isclose(answer(scores[:, :1]), 0.0), "with one epoch, the best is the last")
+    scores = np.array([[1.0, 4.0, 2.0], [3.0, 2.0, 1.0], [1.0, 2.0, 5.0]])
+    expect(
+        np.isclose(answer(scores), 4 / 3),
+        "where the last epoch is the best, nothing is gained: 2, 2 and 0 are 4/3 on average",
+    )
 
 
 # ------------------------------------------------------------------------------------------ 11_your_own
@@ -167,7 +201,7 @@ def best_epoch_bias(answer: Callable[..., Any]) -> None:
 
 @exercise
 def best_on_val(answer: Callable[..., Any]) -> None:
-    scores = {1.0: (0.50, 0.80), 3.0: (0.64, 0.60), 10.0: (0.61, 0.90), 30.0: (0.20, 0.95)}  # on val, on test
+    scores = {1.0: (0.50, 0.80), 3.0: (0.64, 0.60), 10.0: (0.61, 0.95), 30.0: (0.20, 0.90)}  # on val, on test
     asked: list[float] = []
 
     class Trained:
@@ -175,7 +209,7 @@ def best_on_val(answer: Callable[..., Any]) -> None:
             asked.append(weight)
             self.scores = {"val": {"miou": scores[weight][0]}, "test": {"miou": scores[weight][1]}}
 
-    weight = answer(Trained, list(scores))
+    weight = number(answer(Trained, list(scores)))
     expect(sorted(asked) == sorted(scores), f"train each weight once; {len(asked)} runs were made for {len(scores)}")
     test = max(scores, key=lambda one: scores[one][1])
     expect(weight != test, f"{weight:g} is best on test: choose on val, and read test once, at the end")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from distill.data.folders import VOCFolder, open_dataset, scored_splits
+from distill.data.folders import VOCFolder, open_dataset, place_of, scored_splits
 from distill.errors import DistillError, Diverged, Interrupted, check_number, enough_memory
 from distill.files import write_json
 from distill.losses import IGNORE_INDEX
@@ -30,7 +30,16 @@ from distill.training.checks import check_labelled, check_student, check_width, 
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.interrupt import CtrlC, ctrl_c_after
 from distill.training.optimizer import make_optimizer, make_schedule, set_up
-from distill.training.parallel import Ranks, compiled, explained_parting, join, pick_device, seeded, shared_layers
+from distill.training.parallel import (
+    Ranks,
+    alone,
+    compiled,
+    explained_parting,
+    join,
+    pick_device,
+    seeded,
+    shared_layers,
+)
 from distill.training.presets import choose_options, choose_settings, defaults_for, make_student
 from distill.training.runs import Run, begun, config_of, is_finished, run_folder, write_history
 from distill.training.settings import Settings, for_device
@@ -39,6 +48,7 @@ from distill.training.tally import Clocks, Tally
 OnEpoch = Callable[[dict[str, Any], DeepLabV3Plus | Wrapped], None]
 
 
+@alone()
 def fit(
     student: str | DeepLabV3Plus | Wrapped,
     method: str = "sakd",
@@ -72,11 +82,13 @@ def fit(
     Every field of `Settings` can be given as a keyword. `method_options`, as `build_method` takes them, override those
     that were tuned for the data.
 
-    Frozen weights (`requires_grad` False) stay as they are, and so do the statistics of their BatchNorms.
+    Frozen weights (`requires_grad` False) stay as they are, and so do the statistics of their BatchNorms. A network
+    that is given is in eval mode afterwards. What it draws from other random numbers than PyTorch's is not repeatable.
 
     An interrupted run resumes from its last checkpoint and ends with the weights that it would have had; a finished
-    run is returned as it is. Raises DistillError when `out` holds a run of another configuration, and when
-    the teacher was trained for other classes than the data has.
+    run is returned as it is. Raises DistillError when `out` holds a run of another configuration, when the teacher was
+    trained for other classes than the data has, and while another thread trains, which draws from the same random
+    numbers.
 
     On a CPU the process keeps, from then on, the memory that a step frees (see `allocator`).
 
@@ -90,6 +102,7 @@ def fit(
     """
     check_number("seed", seed, 0, 2**32 - 1)
     seed = int(seed)
+    data, data_root = place_of(data, data_root)
     preset = preset or defaults_for(data).preset
     chosen, terms = choose_settings(preset, recipe, settings, data), method_terms(method)
     target = pick_device(device)
@@ -150,6 +163,8 @@ def fit(
             f"training was interrupted after {loop.saved} of {chosen.epochs} epochs; {again} to go on from there (the "
             f"run is in {folder})"
         ) from None
+    if given is not None:
+        given.eval()
     return Run(folder)
 
 
@@ -182,6 +197,7 @@ def _done(folder: Path, student: DeepLabV3Plus | Wrapped | None) -> Run:
             load_into(student, folder / "student.safetensors")
         else:
             student.load_state_dict(run.student().state_dict())
+        student.eval()
     return run
 
 
@@ -458,7 +474,9 @@ class _Loop:
 def _as_teacher(teacher: str | Path | nn.Module | None, device: torch.device) -> nn.Module | None:
     if teacher is None:
         return None
-    return freeze(teacher).float().to(device) if isinstance(teacher, nn.Module) else load_teacher(teacher, device)
+    if isinstance(teacher, DeepLabV3Plus | Wrapped):
+        return freeze(teacher).float().to(device)
+    return load_teacher(teacher, device)
 
 
 def _final_scores(loop: _Loop, scored: dict[str, VOCFolder]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import atexit
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any, TypeVar
 
 import torch
@@ -279,6 +280,29 @@ def pick_device(device: str | int | torch.device) -> torch.device:
 def compiled(network: nn.Module) -> nn.Module:
     """The network through `torch.compile`, which makes a module of a module, though its types say a function."""
     return torch.compile(network)  # type: ignore[return-value]
+
+
+_TURN = RLock()  # a callback of `fit` may train too
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Training as in a thread and modes of its own, whatever its caller works in: with gradients, without autocast.
+
+    Raises DistillError while another thread trains. The random numbers of both would be drawn from one generator.
+    """
+    if not _TURN.acquire(blocking=False):
+        raise DistillError("another thread of this process trains; train one after the other, or in another process")
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            yield
+    finally:
+        _TURN.release()
 
 
 @contextmanager

@@ -38,12 +38,14 @@ from distill.files import (
     write_json,
     write_text,
 )
+from distill.losses import class_weights
 from distill.methods import Method, with_every_option
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.onnx_file import load_onnx
 from distill.networks.saving import load_model
 from distill.networks.teachers import fingerprint, load_teacher, shipped_file
 from distill.networks.wrapped import Wrapped, taps_of, wrap
+from distill.training.optimizer import pixels_by_class
 from distill.training.parallel import Ranks
 from distill.training.settings import NEUTRAL, Settings, with_every_setting
 
@@ -182,6 +184,17 @@ class Run:
         is returned wrapped. Raises DistillError when it is missing or another one.
         """
         return load_model(self.path / "student.safetensors", network).eval()
+
+    def class_weights(self, root: str | Path | None = None) -> torch.Tensor:
+        """What its cross-entropy was multiplied with, (C,) by class; the masks of its train split are read for that.
+
+        `root`: the data set, where it lies elsewhere now. Raises DistillError for a run without class weights.
+        """
+        config = self.config
+        if config["settings"].get("class_weights", "none") == "none":
+            raise DistillError(f"{self.path} was trained without class weights; there is nothing to undo")
+        train = self.images_of("train", root, config["images"])
+        return class_weights(pixels_by_class(train, config["settings"].get("labelled", 0)))
 
 
 def open_network(source: Run | str | Path | nn.Module) -> nn.Module:

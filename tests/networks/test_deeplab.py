@@ -16,6 +16,7 @@ from torch import nn
 
 from distill import networks
 from distill.errors import DistillError
+from distill.losses import class_weights
 from distill.networks.taps import eval_mode
 
 PARAMETERS = {"resnet101": 59_344_309, "resnet18": 16_608_181, "mobilenetv2": 5_816_053}
@@ -489,3 +490,45 @@ def test_threads_take_turns_with_a_network_in_training_mode() -> None:
     with eval_mode(network):
         assert not any(module.training for module in network.modules())
     assert network.training and not network[1].training, "every module gets its own mode back"
+
+
+def test_class_weights_are_undone_in_the_logits_and_in_a_copy(tmp_path: Path) -> None:
+    network = tiny_network("resnet18").eval()
+    weights = torch.linspace(0.5, 4.0, network.num_classes)
+    images = torch.randn(2, 3, 33, 40, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = network(images)
+        networks.save_model(networks.undo_class_weights(network, weights, 0.75), tmp_path / "undone.safetensors")
+        after = networks.load_model(tmp_path / "undone.safetensors").eval()(images)
+        assert torch.equal(network(images), before), "the network itself is as it was"
+        none = networks.undo_class_weights(network, weights, 0.0)(images)
+    torch.testing.assert_close(after, before - 0.75 * weights.log().view(1, -1, 1, 1), rtol=1e-5, atol=1e-5)
+    assert torch.equal(none, before)
+
+
+def test_what_class_weights_cannot_be_undone_of() -> None:
+    network = tiny_network("resnet18")
+    for wrong in (torch.ones(3), torch.zeros(network.num_classes)):
+        with pytest.raises(DistillError, match="one for each of the"):
+            networks.undo_class_weights(network, wrong)
+    with pytest.raises(DistillError, match="whose last layer is not known"):
+        networks.undo_class_weights(nn.Conv2d(3, 21, 1), torch.ones(21))
+
+
+def test_undone_class_weights_leave_the_probabilities_of_the_pixels() -> None:
+    """A single logit per class, trained with weights until nothing changes, on pixels of known frequencies."""
+    labels = torch.tensor([0] * 70 + [1] * 20 + [2] * 10)
+    weights = class_weights(torch.bincount(labels))
+    logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-10)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(logits.expand(len(labels), 3), labels, weights.double())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    undone = (logits.detach() - weights.double().log()).softmax(0)
+    assert undone.tolist() == pytest.approx([0.7, 0.2, 0.1], abs=1e-4)
+    assert logits.detach().softmax(0)[2] > 0.2, "with the weights the rarest class has more than its share"

@@ -241,7 +241,124 @@ RESULTS = {
         lambda equal, longer: "better" if np.mean(equal) > interval95(equal) else "not settled",
     ),
 }
-MISTAKES = LOSSES | TRAINING | RESULTS
+
+
+def _in_place(values):
+    scale = (max(values.max(), 0.0) - min(values.min(), 0.0)) / 255
+    zero = round(-min(values.min(), 0.0) / scale)
+    values *= 1 / scale
+    return scale, zero, (values.round() + zero).clip(0, 255).astype(np.uint8)
+
+
+def _codes(round_last=False, clip=True, high=0.0):
+    def answer(values):
+        low, top = min(values.min(), 0.0), max(values.max(), high)
+        scale = (top - low) / 255
+        zero = round(-low / scale)
+        codes = ((values - low) / scale).round() if round_last else (values / scale).round() + zero
+        return scale, zero, (codes.clip(0, 255) if clip else codes.astype(int) % 256).astype(np.uint8)
+
+    return answer
+
+
+def _by_place(score, with_fault, without):
+    def of(variant, method):
+        return np.array([value for key, value in score.items() if key[:2] == (variant, method)])
+
+    four = [of(pair[i], method) for pair in (with_fault, without) for i, method in enumerate(("kd", "baseline"))]
+    a, b, c, d = (values[: min(map(len, four))] for values in four)
+    return list((a - b) - (c - d))
+
+
+def _without_zero_grad(teacher, student, images, optimizer):
+    loss = (student(images) - teacher(images).detach()).square().mean()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def _graphs_kept(network, images, labels, parts):
+    total = sum(
+        losses.cross_entropy(network(x), y) * (y != 255).sum() / (labels != 255).sum()
+        for x, y in zip(images.chunk(parts), labels.chunk(parts), strict=True)
+    )
+    return torch.autograd.grad(total, list(network.parameters()))
+
+
+MORE = {
+    "the teacher's errors": (
+        "inherited_errors",
+        lambda teacher, student, labels: (student == teacher)[(teacher != labels) & (labels != 255)].mean(),
+    ),
+    "void is background": (
+        "fitting_temperature",
+        lambda logits, labels: min(
+            np.geomspace(0.2, 8, 200),
+            key=lambda t: torch.nn.functional.cross_entropy(logits / t, labels.where(labels != 255, 0)).item(),
+        ),
+    ),
+    "seeds by their places": ("added_by_fault", _by_place),
+    "codes that wrap around": ("to_uint8", _codes(clip=False)),
+    "rounded once": ("to_uint8", _codes(round_last=True)),
+    "the largest value without 0": ("to_uint8", _codes(high=-np.inf)),
+    "the values themselves": ("to_uint8", _in_place),
+    "no class of IoU 0": (
+        "hardest_class",
+        lambda scores: min((k for k, v in scores.per_class_iou.items() if v > 0), key=scores.per_class_iou.get),
+    ),
+    "a broken run counts 0": (
+        "choose_weight",
+        lambda weights, seeds, score: max(weights, key=lambda w: np.nan_to_num([score(w, s) for s in seeds]).mean()),
+    ),
+    "all graphs are kept": ("gradient_in_parts", _graphs_kept),
+    "kd at another temperature": ("own_loss", lambda s, t: losses.kd(s, t, 1.0)),
+    "gradients pile up": ("repair_teacher_gradient", _without_zero_grad),
+    "a coarse grid": (
+        "widest_within",
+        lambda count, budget: max((w / 100 for w in range(101) if count(w / 100) <= budget), default=0.0),
+    ),
+    "below the budget": (
+        "widest_within",
+        lambda count, budget: max((w / 2000 for w in range(2001) if count(w / 2000) < budget), default=0.0),
+    ),
+    "surer than asked for": (
+        "corrected",
+        lambda mask, p, sure: np.where((mask != 255) & (p.max(0) > sure), p.argmax(0), mask),
+    ),
+    "logits cut off": (
+        "entropy",
+        lambda logits: -(logits.clamp(-20, 20).softmax(1) * logits.clamp(-20, 20).log_softmax(1)).sum(1),
+    ),
+    "no background": (
+        "images_won",
+        lambda cached, a, b: sum(
+            ((m[a] == m["truth"]) & (m["truth"] % 255 > 0)).sum()
+            > ((m[b] == m["truth"]) & (m["truth"] % 255 > 0)).sum()
+            for m in cached.values()
+        ),
+    ),
+    "whole batches alone": (
+        "warmed_lr",
+        lambda step, warm, lr, batch, whole: lr + (min(1, step / warm) if warm else 1) * (lr * (whole // batch) - lr),
+    ),
+    "the median": ("best_epoch_bias", lambda s: np.median(s.max(1) - s[:, -1])),
+    "a fraction": ("multiply_adds", lambda conv, h, w: conv.weight.numel() * h * w / 1),
+    "a temperature by heart": ("repair_kd_reduction", lambda s, t, temperature: losses.kd(s, t, 4.0)),
+    "background never vanishes": (
+        "vanished",
+        lambda labels, step: [c for c in np.setdiff1d(labels, labels[::step, ::step]) if 0 < c < 255],
+    ),
+    "weights of the last axis": ("unweighted", lambda logits, weights, share: logits - share * weights.log()),
+    "weights in place of their logarithms": (
+        "unweighted",
+        lambda logits, weights, share: logits - share * weights.view(1, -1, 1, 1),
+    ),
+    "the logits themselves": (
+        "unweighted",
+        lambda logits, weights, share: logits.sub_(share * weights.log().view(1, -1, 1, 1)),
+    ),
+}
+MISTAKES = LOSSES | TRAINING | RESULTS | MORE
 
 
 @pytest.mark.parametrize(("name", "wrong"), MISTAKES.values(), ids=MISTAKES)
@@ -251,3 +368,56 @@ def test_plausible_mistakes_do_not_pass(name: str, wrong: Callable) -> None:
 
     answer.__name__ = name
     assert exercises.what_is_missing(answer)
+
+
+RIGHT = {
+    "in double precision": ("entropy", lambda x: -(x.double().softmax(1) * x.double().log_softmax(1)).sum(1)),
+    "in NumPy": (
+        "average_gradients",
+        lambda gradients, counts: [
+            torch.as_tensor(np.average(np.stack([g.numpy() for g in each]), axis=0, weights=counts))
+            for each in zip(*gradients, strict=True)
+        ],
+    ),
+    "a number of NumPy's": (
+        "widest_within",
+        lambda count, budget: np.float32(max(w / 2000 for w in range(2001) if count(w / 2000) <= budget)),
+    ),
+    "in single precision": ("transformer_rows", lambda g: ((g @ g.mT / g.shape[2] ** 0.5).softmax(2) @ g).float()),
+    "probabilities divided": (
+        "unweighted",
+        lambda logits, weights, share: (logits.softmax(1) / weights.view(1, -1, 1, 1) ** share).log(),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "right"), RIGHT.values(), ids=RIGHT)
+def test_right_answers_in_another_style_pass(name: str, right: Callable) -> None:
+    def answer(*given: object, **options: object) -> object:
+        return right(*given, **options)
+
+    answer.__name__ = name
+    assert exercises.what_is_missing(answer) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "said"),
+    [
+        ("wrong_share", lambda mask, truth: mask != truth, "return one number, not a ndarray of shape (2, 4)"),
+        ("to_uint8", lambda values: values.astype(np.uint8), "return three things in this order"),
+        ("undominated", lambda points: points, "return indices"),
+        ("best_epoch_bias", lambda scores: scores.max(1), "return one number"),
+        ("own_loss", lambda s, t: (s.detach() - t.detach()).square().mean(), "the student gets no gradient"),
+    ],
+)
+def test_an_answer_of_the_wrong_kind_is_told_what_to_return(name: str, answer: Callable, said: str) -> None:
+    def asked(*given: object, **options: object) -> object:
+        return answer(*given, **options)
+
+    asked.__name__ = name
+    assert said in exercises.what_is_missing(asked)
+
+
+def test_what_is_no_function_is_a_sentence_too(capsys: pytest.CaptureFixture[str]) -> None:
+    exercises.check("hardest_class")
+    assert "not yet: give `check` the function itself" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import distill
 from distill import DistillError, Run, build_model, evaluate, fit, load_teacher, open_dataset
 from distill.data.transforms import normalise
+from distill.losses import class_weights
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.teachers import ask_teacher, fingerprint
 from distill.training import batches
@@ -806,6 +807,10 @@ def test_class_weights_follow_from_the_labels_that_are_used(train: Callable[...,
     plain, weighted = (train("kd", name, class_weights=name, **given).history[0] for name in ("none", "log"))
     assert weighted["ce"] != pytest.approx(plain["ce"], rel=1e-3)
     assert weighted["kd"] == pytest.approx(plain["kd"])
+    run = train("baseline", "few labels", class_weights="log", labelled=8, limit=16, epochs=1)
+    assert torch.equal(run.class_weights(), class_weights(counted))
+    with pytest.raises(DistillError, match="without class weights"):
+        train("kd", "none", class_weights="none", **given).class_weights()
 
 
 def test_divided_twice_the_losses_are_smaller_by_batch_and_classes(train: Callable[..., Run]) -> None:

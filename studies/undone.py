@@ -1,0 +1,154 @@
+"""Is a teacher's gain on photographs more than class weights undone? python -m studies.undone
+
+The students of the studies on CamVid were trained with class weights, the teacher's last stage without. So part of what
+a teacher gives may be that it does not favour rare classes, and that can be had without one: `undo_class_weights` takes
+the weights from the logits of a trained student. This scores the students of these studies whose weights are in runs/
+with a share of the class weights undone, on val; and on training images held out the student alone, which says what
+share to take. No training; some minutes. A student that is in the record is not scored again.
+"""
+
+import datetime
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from distill import Run, evaluate, undo_class_weights
+from distill.cli import explained
+from distill.files import PROJECT, read_json, write_json
+from distill.lab.curves import interval95
+from distill.lab.tables import plus_minus
+from distill.training.runs import environment, find_runs
+
+RECORD = PROJECT / "results" / "camvid-undone.json"
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+STUDIES = ("camvid", "camvid-long", "camvid-labels", "camvid-by-teacher", "camvid-few-teacher", "camvid-by-few-teacher")
+HELD_OUT = "camvid-baseline"
+FEW, MORE = "camvid-labels/46-labels/resnet18/baseline", "camvid-labels/46-labels-367-photographs/resnet18/kd"
+ROWS = {  # by the folder of their runs, the rows of the table and those that they are compared with
+    "camvid/resnet18/baseline": ("ResNet-18 alone", ""),
+    "camvid-long/resnet18/baseline": ("ResNet-18 alone, twice the epochs", "camvid/resnet18/baseline"),
+    "camvid/resnet18/kd": ("ResNet-18, kd", "camvid/resnet18/baseline"),
+    "camvid/resnet18/at": ("ResNet-18, at", "camvid/resnet18/baseline"),
+    "camvid/resnet18/ofd": ("ResNet-18, ofd", "camvid/resnet18/baseline"),
+    "camvid/resnet18/sakd": ("ResNet-18, sakd", "camvid/resnet18/baseline"),
+    "camvid/mobilenetv2/baseline": ("MobileNetV2 alone", ""),
+    "camvid-long/mobilenetv2/baseline": ("MobileNetV2 alone, twice the epochs", "camvid/mobilenetv2/baseline"),
+    "camvid/mobilenetv2/kd": ("MobileNetV2, kd", "camvid/mobilenetv2/baseline"),
+    "camvid/mobilenetv2/at": ("MobileNetV2, at", "camvid/mobilenetv2/baseline"),
+    "camvid/mobilenetv2/ofd": ("MobileNetV2, ofd", "camvid/mobilenetv2/baseline"),
+    "camvid/mobilenetv2/sakd": ("MobileNetV2, sakd", "camvid/mobilenetv2/baseline"),
+    FEW: ("ResNet-18 alone, 46 masks", ""),
+    MORE: ("ResNet-18, 46 masks, kd", FEW),
+    "camvid-few-teacher/resnet18/kd": ("ResNet-18, 46 masks, kd, a teacher of the 46", FEW),
+    "camvid-by-teacher/resnet18/baseline": ("ResNet-18, 46 masks, the teacher's masks as labels", FEW),
+    "camvid-by-few-teacher/resnet18/baseline": ("ResNet-18, 46 masks, the masks of a teacher of the 46", FEW),
+}
+
+
+def weighted(study: str) -> list[Run]:
+    """The finished runs of a study whose cross-entropy had class weights."""
+    folder = PROJECT / "runs" / study
+    runs = find_runs(folder) if folder.is_dir() else []
+    return [run for run in runs if run.config["settings"]["class_weights"] != "none"]
+
+
+def scored(run: Run) -> dict[str, Any]:
+    """mIoU on val with each share of the class weights undone."""
+    student, weights, val = run.student(), run.class_weights(), run.images_of("val")
+    return {
+        "run": name_of(run),
+        "backbone": run.config["model"]["backbone"],
+        "method": run.config["method"]["name"],
+        "seed": run.config["seed"],
+        "epochs": run.config["settings"]["epochs"],
+        "weight_decay": run.config["settings"]["weight_decay"],
+        "machine": run.environment["processor"],
+        "class_weights": [round(weight, 3) for weight in weights.tolist()],
+        "miou": [round(evaluate(undo_class_weights(student, weights, share), val).miou, 6) for share in SHARES],
+    }
+
+
+def name_of(run: Run) -> str:
+    return run.path.relative_to(PROJECT / "runs").as_posix()
+
+
+def main() -> None:
+    recorded = read_json(RECORD)["runs"] if RECORD.exists() else []
+    known = {entry["run"]: entry for entry in recorded}
+    runs = [run for study in (HELD_OUT, *STUDIES) for run in weighted(study) if name_of(run) not in known]
+    known |= {name_of(run): scored(run) for run in tqdm(runs, unit="run")}
+    about = {"command": "python -m studies.undone", "date": datetime.date.today().isoformat(), "shares": SHARES}
+    about |= {"environment": environment(torch.device("cpu")), "runs": [known[name] for name in sorted(known)]}
+    write_json(RECORD, about)
+
+
+# ------------------------------------------------------------------------------------------------- what it says
+
+
+def scores() -> dict[str, dict[int, list[float]]]:
+    """By the folder of the runs and by seed, mIoU for each of `SHARES`."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for entry in read_json(RECORD)["runs"]:
+        found.setdefault(entry["run"].rpartition("/")[0], {})[entry["seed"]] = entry["miou"]
+    return found
+
+
+def chosen() -> float:
+    """The share that is best for the student alone, with the study's settings, on training images held out."""
+    (curve,) = scores()[f"{HELD_OUT}/class-weights/resnet18/baseline"].values()
+    return SHARES[int(np.argmax(curve))]
+
+
+def leads(folder: str, over: str, share: float | None = None) -> list[float]:
+    """The leads of a row over another, of the seeds that both have: with that share undone, or each with its best."""
+    own, others = (scores().get(row, {}) for row in (folder, over))
+    seeds = sorted(own.keys() & others.keys())
+    if not seeds:
+        return []
+    places = [_best(one) if share is None else SHARES.index(share) for one in (own, others)]
+    return [own[seed][places[0]] - others[seed][places[1]] for seed in seeds]
+
+
+def _best(by_seed: dict[int, list[float]]) -> int:
+    return int(np.mean(list(by_seed.values()), axis=0).argmax())
+
+
+def _lead(folder: str, over: str, share: float | None) -> str:
+    found = leads(folder, over, share)
+    return plus_minus(float(np.mean(found)), interval95(found), "+") if found else ""
+
+
+def section() -> str:
+    """What results/README.md says."""
+    heads = [f"{share:.0%} undone" for share in SHARES]
+    lines = [
+        f"| student | {' | '.join(heads)} | lead as trained | with {chosen():.0%} undone | each with its best | seeds |"
+    ]
+    lines.append(f"|{'---|' * (len(SHARES) + 5)}")
+    for folder, (name, over) in ROWS.items():
+        if folder in (found := scores()):
+            means = np.mean(list(found[folder].values()), axis=0)
+            cells = [f"**{100 * mean:.1f}**" if mean == means.max() else f"{100 * mean:.1f}" for mean in means]
+            cells += [_lead(folder, over, share) for share in (0.0, chosen(), None)]
+            lines.append(f"| {name} | {' | '.join(cells)} | {len(found[folder])} |")
+    (held,) = scores()[f"{HELD_OUT}/class-weights/resnet18/baseline"].values()
+    record = read_json(RECORD)
+    held_out = ", ".join(f"{100 * miou:.1f} ({share:.0%})" for miou, share in zip(held, SHARES, strict=True))
+    head = (
+        "## camvid-undone: class weights undone\n\nThe students of the studies on photographs were trained with class "
+        "weights, the last stage of their teacher without. Here a share of the logarithm of each class's weight is "
+        "taken from the logits of students that are trained already (`distill.undo_class_weights`): no training, no "
+        f"teacher. On training images held out the student alone has {held_out}, which chose {chosen():.0%}. mIoU on "
+        "val, means over seeds; a lead is over the student alone in as many epochs, of the seeds that both have. *Each "
+        "with its best* takes for either the share that is best on val, which favours both alike. Students whose "
+        "weights were not kept were trained again for this, so that rows may differ a little from those of the studies:"
+    )
+    environment = record["environment"]
+    end = f"Scored {record['date']} on an {environment['processor']}, PyTorch {environment['torch']}."
+    return "\n\n".join([head, "\n".join(lines), end])
+
+
+if __name__ == "__main__":
+    raise SystemExit(explained(main))
