@@ -26,7 +26,9 @@ main().catch((error) => {
 
 async function main() {
   await isolate();
-  page = await (await fetch("page.json")).json();
+  const response = await fetch("page.json");
+  if (!response.ok) throw new Error(`page.json is missing on this host (${response.status})`);
+  page = await response.json();
   buildControls();
   fromHash();
   await load();
@@ -41,7 +43,8 @@ function tell(text) {
 
 /** One sentence about a mistake, until something else is chosen. */
 function complain(error) {
-  $("problem").textContent = error instanceof Problem ? error.message : `This did not work: ${error.message ?? error}.`;
+  const reason = `${error.message ?? error}`.replace(/\.+$/, "");
+  $("problem").textContent = error instanceof Problem ? error.message : `This did not work: ${reason}.`;
   $("problem").hidden = false;
 }
 
@@ -87,9 +90,11 @@ async function load() {
 
 // ------------------------------------------------------------------------------------------------------- asking
 
-/** Show an image, and what every network says of it; a newer image takes the place of an unfinished one. */
-async function show(image, labels = null) {
-  const turn = ++asked;
+/**
+ * Show an image, and what every network says of it; a newer image takes the place of an unfinished one. `turn` is of
+ * when it was asked for, where it had to be fetched first.
+ */
+async function show(image, labels = null, turn = ++asked) {
   const answers = {};
   for (const { name } of page.networks) {
     if (turn !== asked) return;
@@ -258,9 +263,10 @@ function showSource() {
 }
 
 async function showScene() {
+  const turn = ++asked;
   const { image, labels } = page.scenes[state.scene];
   const [picture, grey] = await Promise.all([fetched(image), fetched(labels)]);
-  await show(picture, grey.data.filter((_, i) => i % 4 === 0));
+  await show(picture, grey.data.filter((_, i) => i % 4 === 0), turn);
 }
 
 function showDrawing() {
@@ -269,7 +275,9 @@ function showDrawing() {
 
 /** The chosen scene as the ground to draw on; it is shown as every change is. */
 async function startFromScene() {
-  await drawing.start(await fetched(page.scenes[state.scene].image));
+  const turn = ++asked;
+  const ground = await fetched(page.scenes[state.scene].image);
+  if (turn === asked) await drawing.start(ground);
 }
 
 function showPhotograph() {
@@ -279,7 +287,9 @@ function showPhotograph() {
 /** A file that was chosen, dropped or pasted. */
 function take(file) {
   return attempt(async () => {
+    const turn = ++asked;
     const picture = await read(file);
+    if (turn !== asked) return; // something else was chosen meanwhile
     stopCamera();
     state.picture = picture;
     document.querySelector("[name=source][value=photo]").checked = true;
@@ -296,6 +306,7 @@ function side() {
 /** Show one picture of the camera after the other, until it is stopped. */
 async function startCamera() {
   $("problem").hidden = true;
+  $("camera").disabled = true; // while the browser asks
   try {
     $("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
@@ -304,6 +315,8 @@ async function startCamera() {
         ? "No camera was found; load a photograph instead."
         : `The browser gave no camera to this page (${error.name}); allow it there, or load a photograph.`,
     );
+  } finally {
+    $("camera").disabled = false;
   }
   if (state.source !== "camera") return stopCamera(); // chosen while the browser was asking
   await $("video").play();
@@ -337,7 +350,13 @@ function fromHash() {
 
 function writeHash(temperature) {
   const [x, y] = state.pixel;
-  history.replaceState(null, "", `#scene=${state.scene}&x=${x}&y=${y}&T=${temperature}`);
+  const hash = `#scene=${state.scene}&x=${x}&y=${y}&T=${temperature}`;
+  if (hash === location.hash) return; // browsers allow so many changes in a while, and a camera has many images
+  try {
+    history.replaceState(null, "", hash);
+  } catch {
+    // too many: the address stays behind until the next change
+  }
 }
 
 // ----------------------------------------------------------------------------------------------------- building
@@ -367,6 +386,7 @@ function buildControls() {
   addEventListener("paste", (event) => event.clipboardData.files[0] && take(event.clipboardData.files[0]));
   addEventListener("hashchange", () => {
     fromHash();
+    document.querySelector("[name=source][value=scene]").checked = true;
     showSource();
   });
 }
@@ -391,7 +411,7 @@ function buildWipe() {
   picture.canvas.setAttribute("aria-roledescription", "picture whose pixels the arrow keys choose");
   picture.canvas.addEventListener("keydown", (event) => {
     const step = STEPS[event.key];
-    if (!step) return;
+    if (!step || event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own keys, such as back
     event.preventDefault();
     choose(state.pixel[0] + step[0], state.pixel[1] + step[1]);
   });

@@ -4,6 +4,7 @@ export class Networks {
   #worker = new Worker("worker.js", { type: "module" });
   #waiting = new Map();
   #next = 0;
+  #failed = null; // why the worker did not start
 
   constructor() {
     this.threads = crossOriginIsolated ? Math.min(navigator.hardwareConcurrency ?? 1, 4) : 1;
@@ -13,7 +14,8 @@ export class Networks {
       data.error ? reject(new Error(data.error)) : resolve(data.result);
     });
     this.#worker.addEventListener("error", (event) => {
-      for (const { reject } of this.#waiting.values()) reject(new Error(event.message || "the worker did not start"));
+      this.#failed = new Error(event.message || "worker.js, or what it loads, is missing on this host");
+      for (const { reject } of this.#waiting.values()) reject(this.#failed);
       this.#waiting.clear();
     });
   }
@@ -27,7 +29,9 @@ export class Networks {
   /** Load the network `name` from a file of the page. */
   async open(name, file, report) {
     const model = new Uint8Array(await unpacked(file, report));
-    await this.#ask({ action: "open", name, model }, [model.buffer]);
+    await this.#ask({ action: "open", name, model }, [model.buffer]).catch((error) => {
+      throw new Error(`${file} is no network that can be used (${error.message})`);
+    });
   }
 
   /** What a network says of an ImageData: `logits` (C, H, W), `classes` C, `milliseconds`. */
@@ -36,6 +40,7 @@ export class Networks {
   }
 
   #ask(request, transfer = []) {
+    if (this.#failed) return Promise.reject(this.#failed);
     return new Promise((resolve, reject) => {
       const id = this.#next++;
       this.#waiting.set(id, { resolve, reject });

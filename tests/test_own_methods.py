@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 from torch.nn import functional
 
-from distill import Run, fit, methods
+from distill import DistillError, Run, fit, methods
 from distill.cli import main
 from distill.methods import METHODS, load_methods
 from distill.networks.saving import save_model
@@ -159,3 +159,53 @@ def test_its_loss_may_keep_the_teachers_maps(
     asked = {"data_root": tiny_sample, "limit": 8, "batch_size": 4, "epochs": 1, "device": "cpu", "progress": False}
     run = fit("resnet18", "square", tiny_teacher, augment=augment, out=tmp_path / "run", **asked)
     assert run.history[-1]["square"] > 0
+
+
+def _method(forward: Callable, keeps: bool = False, option: object = 1.0) -> type[methods.Term]:
+    class Own(methods.Term):
+        needs_logits = True
+
+        def __init__(self, teacher: nn.Module, student: nn.Module, *, weight: float = 1.0, extra: object = option):
+            super().__init__(weight, warmup=0, decay=0)
+            self.extra = extra
+            if keeps:
+                self.student = student
+
+        def forward(self, student: methods.Output, teacher: methods.Output, labels: object) -> object:
+            return forward(student.logits, teacher.logits)
+
+    return Own
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        (_method(lambda s, t: (s - t).square().mean((1, 2, 3))), "a tensor of one number"),
+        (_method(lambda s, t: float((s - t).detach().mean())), "is a float"),
+        (_method(lambda s, t: (s - t).mean(), keeps=True), "as a part of itself"),
+        (_method(lambda s, t: (s - t).mean(), option=Path("x")), "the option extra"),
+    ],
+    ids=["a loss per image", "a float", "keeps the student", "an option that no file holds"],
+)
+def test_a_method_that_cannot_be_trained_is_one_sentence(
+    own: Path, term: type, said: str, tiny_sample: Path, tiny_teacher: nn.Module, make_student: Callable, tmp_path: Path
+) -> None:
+    methods.register_method("mine", term)
+    with pytest.raises(DistillError, match=said):
+        fit(
+            make_student(),
+            "mine",
+            tiny_teacher,
+            data_root=tiny_sample,
+            out=tmp_path / "run",
+            limit=8,
+            epochs=1,
+            batch_size=8,
+            progress=False,
+            device="cpu",
+        )
+
+
+def test_a_name_that_is_no_text_is_refused() -> None:
+    with pytest.raises(DistillError, match="cannot be called 5"):
+        methods.register_method(5, _method(lambda s, t: s))

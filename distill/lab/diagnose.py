@@ -42,6 +42,7 @@ from distill.training.runs import Run, find_runs
 from distill.training.settings import Settings
 
 BATCHES = 8  # that gradients are measured on
+EPOCHS = 20  # in which they are looked for, where few images have labels
 WEAK, STRONG = 0.05, 20.0  # gradients of a term, as multiples of cross-entropy's
 CERTAIN = 0.99  # the mean probability of the teacher's first choice
 EXCHANGED = 0.4  # IoU between one class and another
@@ -336,7 +337,8 @@ def gradient_ratios(
         torch.manual_seed(0)
         if (run.path / "last.pt").exists():  # what the connectors had learnt
             read_checkpoint(run.path / "last.pt", {"method": method}, torch.device("cpu"))
-        batches = batches_for(train, settings, 0, torch.device("cpu"), ALONE)(0)
+        epochs = batches_for(train, settings, 0, torch.device("cpu"), ALONE)
+        batches = (batch for epoch in range(EPOCHS) for batch in epochs(epoch))
         labelled = (batch for batch in batches if (batch[1] != IGNORE_INDEX).any())
         for images, labels, _ in islice(labelled, BATCHES):
             ours = ask(student, images, method.needs_maps, "float32")
@@ -345,7 +347,7 @@ def gradient_ratios(
             norms = {name: _gradient_norm(value, student) for name, value in summands.items()}
             for name in found:
                 found[name].append(norms[name] / max(norms["ce"], 1e-12))
-    return {name: float(np.median(ratios)) for name, ratios in found.items()}
+    return {name: float(np.median(ratios)) for name, ratios in found.items() if ratios}
 
 
 def _gradient_norm(value: Tensor, student: nn.Module) -> float:

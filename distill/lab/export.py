@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,7 @@ def export(
     """
     file = Path(file)
     _check_arguments(format, int8, size)
+    size = (int(size[0]), int(size[1])) if size else None
     make_folder(file.parent)
     network = from_pixels(open_network(source))
     train, val = _data_of(source, network, data, data_root) if int8 else (None, None)
@@ -131,6 +132,8 @@ def _check_arguments(format: str, int8: bool, size: Size) -> None:
         raise DistillError("int8 files are ONNX files; leave out --int8, or --format torch")
     for name in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
         library(name)
+    if size is not None and not (isinstance(size, Sequence) and len(size) == 2):
+        raise DistillError(f"size is {size!r}; give the height and the width of an image, such as (64, 96)")
     for side in size or ():
         check_number("size", side, 1, 10_000)
 

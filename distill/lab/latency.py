@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.errors import DistillError, first_line
+from distill.errors import DistillError, first_line, nearest
 from distill.lab.export import Export, FromPixels, export, from_pixels
 from distill.lab.steps import in_threads
 from distill.networks.deeplab import build_model
@@ -81,6 +81,9 @@ def measure(
     The networks take images of one size, (H, W), as they are, uint8. `data`: for int8, as in `export`. Raises
     DistillError where a network cannot be exported, or torch.compile does not work here.
     """
+    unknown = [way for way in ways if way not in WAYS]
+    if unknown:
+        raise DistillError(f"there is no way {unknown[0]!r} to run a network{nearest(str(unknown[0]), WAYS)}")
     with tempfile.TemporaryDirectory() as folder:
         files = {
             way: export(source, Path(folder) / f"{way}.onnx", size=size, int8=way == "int8", data=data)

@@ -29,7 +29,9 @@ LOOKS: dict[str, tuple[str, str]] = {
     "sakd-plain": ("#F0E442", "<"),
     "teacher": ("#000000", "*"),
 }
-_OTHER_LOOKS = [("#56B4E9", "X"), ("#7A5195", "<"), ("#4D4D4D", ">")]
+_SPARE = tuple((colour, marker) for marker in ("X", "p", "h", "d") for colour in ("#56B4E9", "#7A5195", "#4D4D4D"))
+_NEWER = ("mse", "fitnet", "cwd", "skd", "ifvd", "cwd-maps", "dist", "cirkd", "nfd", "icsd", "attnfd")
+_OTHER_LOOKS = dict(zip(_NEWER, _SPARE, strict=False))
 # By what methods compare, as in `diagrams.family`, where no method has a look of its own.
 KIND_LOOKS = {
     "logits": LOOKS["kd"],
@@ -304,7 +306,7 @@ def class_map(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure
     """
     first = next(iter(panels.values()))
     classes = sorted({name for gains in first.values() for name in gains})
-    classes.sort(key=lambda name: -float(np.mean([gains.get(name, np.nan) for gains in first.values()])))
+    classes.sort(key=lambda name: -_mean_known([gains.get(name, np.nan) for gains in first.values()]))
     tables = {
         student: 100 * np.array([[gains.get(name, np.nan) for gains in methods.values()] for name in classes])
         for student, methods in panels.items()
@@ -331,15 +333,22 @@ def class_map(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure
     return figure
 
 
+def _mean_known(gains: Sequence[float]) -> float:
+    """The mean of the gains that are known; the lowest where none is."""
+    known = [gain for gain in gains if not np.isnan(gain)]
+    return float(np.mean(known)) if known else -np.inf
+
+
 def class_chart(panels: Mapping[str, Mapping[str, float]]) -> Figure:
     """Gains in IoU (shares) by class, `panels[title][class]`: losses hatched, the first panel's order for all."""
     first = next(iter(panels.values()))
-    names = sorted(first, key=first.__getitem__)
+    names = sorted(first, key=lambda name: _mean_known([first[name]]))
     with style():
         figure = Figure(figsize=(4.2 * len(panels), 0.8 + 0.21 * len(names)))
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, sharex=True)[0]
         for axis, (title, gains) in zip(axes, panels.items(), strict=True):
-            bars = axis.barh(names, [100 * gains[name] for name in names], color="#A6CBE3", ec="#333333", lw=0.5)
+            values = [100 * gains.get(name, np.nan) for name in names]
+            bars = axis.barh(names, values, color="#A6CBE3", ec="#333333", lw=0.5)
             for bar in bars:
                 if bar.get_width() < 0:
                     bar.set(facecolor="#F0C989", hatch="////")
@@ -363,9 +372,10 @@ def learning_curves(histories: Mapping[str, Sequence[dict[str, Any]]], keys: Map
                 histories.items(), ("-", "--", ":", "-.") * len(histories), strict=False
             ):
                 scale = 100 if key.endswith("miou") else 1
-                line = [(entry["epoch"], scale * entry[key]) for entry in history if key in entry]
+                scored = [entry for entry in history if key in entry]  # none, of a run that has only begun
+                epochs, values = [entry["epoch"] for entry in scored], [scale * entry[key] for entry in scored]
                 colour, marker = _look(label.split(" ")[0].lower())
-                axis.plot(*zip(*line, strict=True), dashes, color=colour, marker=marker, ms=5, label=label)
+                axis.plot(epochs, values, dashes, color=colour, marker=marker, ms=5, label=label)
             axis.set(title=title, xlabel="epoch")
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(axis="y")
@@ -477,12 +487,12 @@ def _legend_above(figure: Figure, columns: int) -> None:
 
 
 def _look(method: str) -> tuple[str, str]:
-    """Colour and marker; a method without looks of its own takes one of the spare ones, always the same.
+    """Colour and marker; a method of one's own takes one of the spare ones, always the same.
 
     What follows a comma, such as "baseline, twice the epochs", changes nothing: lines of a chart differ in dashes.
     """
     method = method.split(",")[0]
-    return LOOKS.get(method) or _OTHER_LOOKS[sum(map(ord, method)) % len(_OTHER_LOOKS)]
+    return LOOKS.get(method) or _OTHER_LOOKS.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
 
 
 def method_name(method: str) -> str:

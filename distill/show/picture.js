@@ -48,7 +48,7 @@ function render({ model, el }) {
 
   box.addEventListener("keydown", (event) => {
     const step = STEPS[event.key];
-    if (!step) return;
+    if (!step || event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own keys, such as back
     const [x, y] = model.get("pixel");
     const far = event.shiftKey ? 8 : 1;
     choose(x + far * step[0], y + far * step[1]);

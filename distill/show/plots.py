@@ -184,6 +184,8 @@ def _name_regions(axis: Axes, mask: np.ndarray, class_names: Sequence[str], size
 
     The largest region is named first. A name that would cover another is left out.
     """
+    step = max(1, min(mask.shape) // 200)  # places are shares, and large masks take long
+    mask, whole = mask[::step, ::step], mask.shape
     outline = [matplotlib.patheffects.withStroke(linewidth=2, foreground="black")]
     # Of a line and a letter of 8 points, as shares of the picture, of which the layout may take a sixth.
     height, letter = 13 / 72 / size / _height_by_width(mask), 5.5 / 72 / size
@@ -196,7 +198,7 @@ def _name_regions(axis: Axes, mask: np.ndarray, class_names: Sequence[str], size
         if any(abs(y - row) < height and abs(x - column) < half + width for row, column, width in taken):
             continue
         taken.append((y, x, half))
-        place = x * mask.shape[1] - 0.5, y * mask.shape[0] - 0.5
+        place = x * whole[1] - 0.5, y * whole[0] - 0.5
         axis.text(*place, class_names[label], color="white", size=8, ha="center", va="center", path_effects=outline)
 
 

@@ -152,10 +152,11 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
             return colour_mask(self.picture_of(choice), self.colours)
         if kind == "entropy":
             return _bright_where_unsure(logits[name])
-        first, _, second = name.partition(" and ")
-        prediction = logits[first].argmax(0).numpy()
-        other = self._truth() if kind == "errors" else logits[second].argmax(0).numpy()
-        return _coloured_where_different(prediction, other)
+        if kind == "errors":
+            return _coloured_where_different(logits[name].argmax(0).numpy(), self._truth())
+        first = next(iter(logits))  # every other network is compared with it
+        other = logits[name.removeprefix(f"{first} and ")].argmax(0).numpy()
+        return _coloured_where_different(logits[first].argmax(0).numpy(), other)
 
     def probabilities(self, temperature: float | None = None) -> dict[str, np.ndarray]:
         """Each network's class probabilities (C,) at the chosen pixel, softened by the temperature."""
@@ -185,11 +186,13 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
 
     def pictures(self) -> Figure:
         """The current image as a static figure: image and truth, then a row for each network."""
-        chosen = self.choices()
-        scene = self.scene.value
-        rows = {scene: {choice: self._drawn(choice) for choice in chosen if choice in ("image", "truth")}}
+        chosen, scene = self.choices(), self.scene.value
+        first = next(iter(self.logits[scene]))
+        title = scene if scene not in self.logits[scene] else f"image {scene}"
+        rows = {title: {choice: self._drawn(choice) for choice in chosen if choice in ("image", "truth")}}
         for name in self.logits[scene]:
-            own = {choice.split(":")[0]: choice for choice in chosen if choice.endswith((f": {name}", f" and {name}"))}
+            about = (name, f"{first} and {name}")
+            own = {choice.partition(": ")[0]: choice for choice in chosen if choice.partition(": ")[2] in about}
             rows[name] = {kind: self._drawn(choice) for kind, choice in own.items()}
         figure = show_grid(rows, self.class_names, size=1.7, colours=self.colours)
         for axis in (axis for axis in figure.axes if axis.images):
@@ -331,7 +334,7 @@ def _entropy(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _bright_where_unsure(logits: torch.Tensor) -> np.ndarray:
-    share = _entropy(logits).numpy() / np.log(len(logits))
+    share = _entropy(logits).numpy() / np.log(max(2, len(logits)))  # of one class there is no doubt
     return (255 * colormaps["cividis"](np.sqrt(share))[..., :3]).astype(np.uint8)  # the root lifts small values
 
 
@@ -375,5 +378,6 @@ def _bar_style(index: int) -> str:
         "": colour,
         "////": f"repeating-linear-gradient(135deg,{colour} 0 4px,#333 4px 5px)",
         "....": f"repeating-linear-gradient(90deg,{colour} 0 4px,#333 4px 5px)",
+        "xxxx": f"repeating-linear-gradient(45deg,{colour} 0 4px,#333 4px 5px)",
     }
     return f"background:{stripes[hatch]};border:1px solid #333;height:0.6em;min-width:1px;box-sizing:border-box"

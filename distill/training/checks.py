@@ -27,6 +27,8 @@ def check_student(student: object, train: VOCFolder, settings: Settings) -> None
         )
     if not any(weight.requires_grad for weight in student.parameters()):
         raise DistillError("the student is frozen, as teachers are, so no weight of it can learn; build another")
+    if any(weight.is_inference() for weight in student.parameters()):
+        raise DistillError("the student was built in torch.inference_mode, where nothing learns; build it outside")
     if student.num_classes != train.num_classes:
         raise DistillError(
             f"the student has {student.num_classes} classes and {train.root} names {train.num_classes}; build it with "

@@ -1,8 +1,10 @@
 """Networks of other libraries as students: positions, training, files, and what is said where something is missing."""
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from distill import fit, load_teacher, suggest_positions, wrap
 from distill.errors import Interrupted
 from distill.methods import POSITIONS
 from distill.networks import load_model, save_model
+from distill.networks.teachers import fingerprint
 
 CLASSES = 21
 NARROW = {"decoder_channels": (32, 16, 8, 8, 8)}
@@ -447,3 +450,83 @@ def test_a_wrapped_student_whose_sides_must_be_divisible_is_exported_for_all_siz
     for height, width in ((64, 96), (37, 53), (100, 33), (1, 1)):
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
         assert (distill.predict(exported.path, image) == distill.predict(network, image)).mean() > 0.99, (height, width)
+
+
+class Staged(nn.Module):
+    """Its stages are attributes of the network itself, as in most that one writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = (3, 8, 12, 16, 24, 32)
+        for i, (before, after) in enumerate(itertools.pairwise(channels)):
+            layer = nn.Sequential(nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU())
+            setattr(self, f"down{i}", layer)
+        self.up = nn.Sequential(nn.Conv2d(32, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.head = nn.Conv2d(16, CLASSES, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = x.shape[2:]
+        for i in range(5):
+            x = getattr(self, f"down{i}")(x)
+        x = self.up(nn.functional.interpolate(x, scale_factor=4))
+        return nn.functional.interpolate(self.head(x), size)
+
+
+def test_stages_that_are_attributes_of_the_network_itself() -> None:
+    assert suggest_positions(Staged(), show=False) == {
+        "layer1": "down1.2:input",
+        "layer2": "down2.2:input",
+        "layer3": "down3.2:input",
+        "layer4": "down4.2:input",
+        "decoder": "up.2:input",
+    }
+
+
+def test_maps_that_several_threads_ask_for_are_their_own() -> None:
+    network = wrap(Staged(), {"layer4": "down4.2:input", "decoder": "up.2:input"}).eval()
+    images = [torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    with torch.no_grad():
+        expected = [network(image, return_maps=True)[1] for image in images]
+
+    def ask(index: int) -> bool:
+        with torch.no_grad():
+            maps = network(images[index % 4], return_maps=True)[1]
+        return all(torch.equal(a, b) for a, b in zip(maps, expected[index % 4], strict=True))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(ask, range(200)))
+
+
+class _Noted(nn.Conv2d):
+    """Keeps more than tensors beside its weights."""
+
+    def get_extra_state(self) -> dict:
+        return {"note": 1}
+
+    def set_extra_state(self, state: dict) -> None: ...
+
+
+def test_what_is_no_tensor_beside_the_weights_is_left_alone() -> None:
+    network = wrap(nn.Sequential(_Noted(3, CLASSES, 1)))
+    assert fingerprint(network) == fingerprint(wrap(copy.deepcopy(network.network)))
+
+
+def test_a_network_that_is_not_wrapped_is_not_saved(tmp_path: Path, refused: Callable[..., str]) -> None:
+    refused("Staged", "wrap it", call=lambda: save_model(Staged(), tmp_path / "plain.safetensors"))
+
+
+def test_a_teacher_that_says_its_classes_but_is_not_wrapped(
+    tmp_path: Path, tiny_sample: Path, make_student: Callable
+) -> None:
+    class Named(nn.Module):
+        num_classes = 21
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Conv2d(3, 21, 1)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"out": self.last(x)}
+
+    small = {"data_root": tiny_sample, "limit": 8, "epochs": 1, "batch_size": 8, "progress": False, "device": "cpu"}
+    assert fit(make_student(), "kd", Named(), out=tmp_path / "run", **small).finished

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from distill.methods import METHODS
 from distill.show import charts, plots
 
 NAMES = ("background", "sky", "sea")
@@ -131,6 +132,34 @@ def test_learning_curves_skip_epochs_without_the_key_and_show_scores_in_per_cent
     figure = charts.learning_curves({"KD": history}, {"ce": "loss", "val_miou": "score"})
     assert figure.axes[0].lines[0].get_ydata().tolist() == [2.0, 1.0]
     assert figure.axes[1].lines[0].get_xydata().tolist() == [[2.0, 25.0]]
+    begun = charts.learning_curves({"KD": history, "AT": history[:1]}, {"val_miou": "score"}).axes[0]
+    assert begun.lines[1].get_xydata().size == 0, "a run without a score yet has no line"
+
+
+def test_classes_are_in_order_also_where_a_gain_is_unknown() -> None:
+    kd, at = {"a": 0.1, "b": -0.2, "d": 0.3, "f": 0.15}, {"a": 0.1, "c": 0.02, "d": 0.3, "f": 0.15}
+    nowhere = {"e": float("nan")}
+    axis = charts.class_map({"resnet18": {"kd": kd | nowhere, "at": at | nowhere}}).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["d", "f", "a", "c", "b", "e"]
+    charts.class_chart({"KD": kd | nowhere, "AT": at})
+
+
+def test_no_two_methods_look_alike() -> None:
+    looks = {method: charts._look(method) for method in METHODS}
+    assert len(set(looks.values())) == len(METHODS)
+
+
+def test_names_of_regions_stand_where_they_did_on_a_large_mask() -> None:
+    mask = np.zeros((60, 80), dtype=np.uint8)
+    mask[20:50, 10:40] = 1
+    small, large = (
+        plots.show_row({"mask": each}, ["background", "cat"]).axes[0].texts
+        for each in (mask, mask.repeat(20, 0).repeat(20, 1))
+    )
+    assert len(small) == len(large) == 1
+    assert np.allclose(
+        np.add(small[0].get_position(), 0.5) / 80, np.add(large[0].get_position(), 0.5) / 1600, atol=0.02
+    )
 
 
 def test_a_displayed_figure_is_a_png_with_alternative_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,16 @@ from torch import nn
 
 from distill import open_dataset
 from distill.show.plots import colour_mask
-from distill.show.widgets import RIGHT, VOID, WRONG, Explorer, Scene, photograph, scenes_of
+from distill.show.widgets import (
+    RIGHT,
+    VOID,
+    WRONG,
+    Explorer,
+    Scene,
+    _bright_where_unsure,
+    photograph,
+    scenes_of,
+)
 
 NAMES = ("background", "sky", "sea")
 
@@ -178,3 +187,20 @@ def test_mistakes_are_one_sentence(
     refused("no networks", call=lambda: Explorer(scenes, {}, NAMES))
     refused("'teacher'", "3 classes", "2 names", call=lambda: Explorer(scenes, networks, NAMES[:2]))
     refused("none.jpg", call=lambda: photograph(tmp_path / "none.jpg"))
+
+
+def test_names_within_names_and_four_networks(scenes: dict[str, Scene]) -> None:
+    """Whose errors are shown, and in which row, does not depend on what networks and images are called."""
+    networks = {"KD": Painter(3.0), "KD and AT": Painter(-1.0), "wide": Painter(2.0), "AT": Painter(1.0)}
+    explorer = Explorer(scenes, networks, NAMES)
+    wrong = explorer.picture_of("mask: KD and AT") != scenes["wide"].labels
+    known = scenes["wide"].labels != 255
+    assert ((explorer.layer("errors: KD and AT") == np.array(WRONG)).all(2) == (wrong & known)).all()
+    differ = explorer.picture_of("mask: KD") != explorer.picture_of("mask: KD and AT")
+    assert ((explorer.layer("disagreement: KD and KD and AT") == np.array(WRONG)).all(2) == differ).all()
+    pictures = [axis for axis in explorer.pictures().axes if axis.images]
+    assert len(pictures) == 2 + 3 + 3 * 4, "image and truth; mask, errors and entropy of each; where others differ"
+
+
+def test_a_single_class_leaves_no_doubt() -> None:
+    assert (_bright_where_unsure(torch.randn(1, 4, 5)) == _bright_where_unsure(torch.zeros(1, 1, 1))).all()

@@ -3,8 +3,10 @@
 import copy
 import json
 import math
+import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 import distill
 from distill import DistillError, Run, build_model, evaluate, fit, load_teacher, open_dataset
+from distill.data.folders import place_of
 from distill.data.transforms import normalise
 from distill.losses import class_weights
 from distill.networks.deeplab import DeepLabV3Plus
@@ -1038,3 +1041,72 @@ def test_seeds_leave_the_callers_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("student", [nn.Conv2d(3, 21, 1), Path("run"), 3])
 def test_what_cannot_be_a_student_is_told_so(student: object, train: Callable[..., Run], refused) -> None:
     refused(type(student).__name__, "build_model", call=lambda: train(student=student))
+
+
+def test_the_callers_modes_change_nothing(train: Callable[..., Run], make_student: Callable) -> None:
+    usual = weights(train("kd", "usual"))
+    modes = {"no_grad": torch.no_grad(), "inference": torch.inference_mode()}
+    modes["autocast"] = torch.autocast("cpu", torch.bfloat16)
+    for name, mode in modes.items():
+        student = make_student()
+        with mode:
+            run = train("kd", name, student=student)
+        assert same(weights(run), usual), name
+    with torch.inference_mode(), pytest.raises(DistillError, match="build it outside"):
+        train("kd", "built there")
+
+
+def test_two_threads_do_not_train_at_once(train: Callable[..., Run], make_student: Callable) -> None:
+    """Both would draw from one generator of random numbers."""
+    said: list[str] = []
+
+    def other(line: dict, student: nn.Module) -> None:
+        def ask() -> None:
+            try:
+                train("baseline", "other", student=make_student())
+            except DistillError as error:
+                said.append(str(error))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+
+    train("baseline", "first", on_epoch=other)
+    assert len(said) == 1 and "another thread" in said[0]
+
+
+def test_a_given_student_is_in_eval_mode_afterwards(train: Callable[..., Run], make_student: Callable) -> None:
+    for _ in range(2):  # trained, and finished before
+        student = make_student()
+        train("baseline", student=student)
+        assert not student.training
+
+
+def test_a_data_set_in_a_root_and_two_folders(tmp_path: Path, tiny_sample: Path) -> None:
+    shutil.copytree(tiny_sample, tmp_path / "own")
+    assert place_of("own", tmp_path) == (tmp_path / "own", None)
+    assert place_of("sample", tmp_path) == ("sample", tmp_path)
+    assert place_of("of a run", tmp_path / "own") == ("of a run", tmp_path / "own")
+    with pytest.raises(DistillError, match="give one of both"):
+        place_of(os.path.relpath(tmp_path / "own"), tiny_sample)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"data": 5}, "the data are a int"),
+        ({"method": None}, "the method is None"),
+        ({"limit": 8.5}, "limit is 8.5"),
+        ({"seed": "0"}, "seed is '0'"),
+    ],
+)
+def test_arguments_of_other_types(train: Callable[..., Run], given: dict, said: str) -> None:
+    with pytest.raises(DistillError, match=said):
+        train(**{"method": "baseline", "data_root": None} | given)
+
+
+def test_numbers_of_numpy_are_numbers(train: Callable[..., Run]) -> None:
+    run = train("kd", limit=np.int64(16), method_options={"weight": np.float32(0.5), "temperature": np.int64(2)})
+    assert (
+        run.config["method"]["terms"]["kd"] | {"weight": 0.5, "temperature": 2} == run.config["method"]["terms"]["kd"]
+    )
