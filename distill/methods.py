@@ -231,7 +231,8 @@ class Method(nn.Module):
         summands = {"ce": losses.cross_entropy(student.logits, labels, count=count, class_weights=self.class_weights)}
         for name, term in self.terms.items():
             term.calls += step
-            summands[name] = term.current_weight() * _scalar(name, term(student, teacher, labels))
+            loss = _scalar(name, term(student, teacher, labels))
+            summands[name] = term.current_weight() * loss
         if self.divide_by:
             divisors = {"ce": self.divide_by, "kd": self.divide_by * student.logits.shape[1]}
             summands = {name: value / divisors.get(name, 1) for name, value in summands.items()}

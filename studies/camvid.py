@@ -99,7 +99,7 @@ def section() -> str:
     head += f"{_without_imagenet(teacher)}{so_far('camvid')}"
     told = [head, markdown_table(rows), recorded_on(study)]
     if found := said(rows):
-        told.append(found)
+        told.append(f"{found} What is left of the gains once class weights are undone is told in camvid-undone.")
     told += [as_long("camvid")]
     told += [_classes(study["runs"], teacher["val"]["per_class_iou"])]
     told += [weights("camvid", "training images held out"), _schedule()]

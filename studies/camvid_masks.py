@@ -1,9 +1,10 @@
 """Draw results/camvid-masks.png, which notebook 07b shows where CamVid is not: python -m studies.camvid_masks
 
-The masks of the shipped teacher and students, of three validation images that were chosen by their place in the list:
-the first, the middle one and the last. results/camvid-masks.json has how many pixels of each class are labelled and
-how many each network predicts. No photograph of CamVid and none of its masks are in this repository. The images are in
-the folder camvid-240 beside the sample; see studies/photographs.py.
+The masks of the shipped teacher and students, and of the student alone with its class weights undone
+(studies/undone.py), of three validation images that were chosen by their place in the list: the first, the middle one
+and the last. results/camvid-masks.json has how many pixels of each class are labelled and how many each network
+predicts. No photograph of CamVid and none of its masks are in this repository. The images are in the folder camvid-240
+beside the sample; see studies/photographs.py.
 """
 
 import datetime
@@ -11,7 +12,7 @@ import datetime
 import numpy as np
 import torch
 
-from distill import load_model, load_teacher, open_dataset, predict
+from distill import load_model, load_teacher, open_dataset, predict, undo_class_weights
 from distill.cli import explained
 from distill.data.camvid import COLOURS
 from distill.data.folders import data_root
@@ -20,6 +21,9 @@ from distill.networks.teachers import shipped_file
 from distill.show import plots
 from distill.training.runs import environment
 from studies.report import RESULTS, save
+from studies.undone import chosen, weights_of
+
+ALONE = "camvid/mobilenetv2/baseline/seed0"  # the run that is shipped
 
 
 def main() -> None:
@@ -29,6 +33,7 @@ def main() -> None:
         "alone": load_model(shipped_file("camvid-student-mobilenetv2-baseline.safetensors")).eval(),
         "taught": load_model(shipped_file("camvid-student-mobilenetv2-distilled.safetensors")).eval(),
     }
+    networks["alone, undone"] = undo_class_weights(networks["alone"], weights_of(ALONE), chosen())
     rows, recorded = {}, []
     for index in (0, len(data) // 2, len(data) - 1):
         image, labels = (part.numpy() for part in data[index])
@@ -41,7 +46,7 @@ def main() -> None:
             for name, mask in {"labelled": labels, **masks}.items()
         }
         recorded.append({"image": index + 1, "right": right, "pixels": pixels})
-    save(plots.show_grid(rows, data.class_names, size=2.8, colours=COLOURS), RESULTS / "camvid-masks.png")
+    save(plots.show_grid(rows, data.class_names, size=2.4, colours=COLOURS), RESULTS / "camvid-masks.png")
     about = {"command": "python -m studies.camvid_masks", "date": datetime.date.today().isoformat()}
     about |= {"environment": environment(torch.device("cpu")), "split": "val", "split_images": len(data)}
     write_json(RESULTS / "camvid-masks.json", {**about, "class_names": list(data.class_names), "images": recorded})

@@ -18,7 +18,7 @@ from distill.files import PROJECT, read_json
 from distill.lab.curves import interval95
 from distill.lab.literature import alone_elsewhere, leaderboard, paired_difference
 from distill.lab.tables import results_file
-from studies import camvid
+from studies import camvid, undone
 from studies.conditions import lead_over
 from studies.labels import ALONE
 
@@ -36,7 +36,7 @@ def recorded() -> dict[str, str]:
     for student, leads in paired_difference("sakd", "sakd-plain").items():
         values[f"attention.{student}.gain"] = f"{100 * sum(leads) / len(leads):+.1f}"
         values[f"attention.{student}.interval"] = f"{100 * interval95(leads):.1f}"
-    values |= _leaderboard() | _photographs()
+    values |= _leaderboard() | _photographs() | _undone()
     seconds = sum(read_json(results_file("notebooks.json"))["seconds"].values())
     return values | {"notebooks.minutes": f"{math.ceil(seconds / 60)}"} | _published()
 
@@ -65,6 +65,21 @@ def _photographs() -> dict[str, str]:
             name = f"photographs.{row.labels}.{names.get(row, row.method)}"
             values[f"{name}.gain"] = f"{100 * lead['gain']:+.1f}"
             values[f"{name}.interval"] = f"{100 * lead['gain_interval']:.1f}"
+    return values
+
+
+def _undone() -> dict[str, str]:
+    """Scores and leads of students of photographs, as trained and with the best share of class weights undone."""
+    values = {}
+    for folder, (_, over) in undone.ROWS.items():
+        if by_seed := undone.scores().get(folder):
+            means = [100 * sum(curve) / len(by_seed) for curve in zip(*by_seed.values(), strict=True)]
+            name = "undone." + folder.replace("/", ".")
+            values |= {f"{name}.trained": f"{means[0]:.1f}", f"{name}.best": f"{max(means):.1f}"}
+            for kind, share in {"trained": 0.0, "best": None}.items():
+                if found := undone.leads(folder, over, share):
+                    values[f"{name}.lead.{kind}"] = f"{100 * sum(found) / len(found):+.1f}"
+                    values[f"{name}.interval.{kind}"] = f"{100 * interval95(found):.1f}"
     return values
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from distill.lab.comparison import read_findings, tables
 from distill.lab.tables import compare, read_study, results_file
 from distill.show import charts
-from studies import camvid, leaderboard, quirks
+from studies import camvid, leaderboard, quirks, undone
 from studies.conditions import (
     CROPS,
     HALVED,
@@ -201,7 +201,7 @@ def _points() -> str:
         f"**Short baselines make large gains.** After only {early[0]['epochs']} epochs `{best['method']}` leads by "
         f"{gain_of(best)} on {charts.network_name(best['backbone'])}: a student with a teacher learns in fewer epochs, "
         f"which is not the same as becoming better. {quirks.half_schedule()} And the student alone still improves: in "
-        f"one run each, {charts.network_name(STUDENT)} on 500 labels has {doublings()}.",
+        f"one run each, {charts.network_name(STUDENT)} on 500 labels has {doublings()}. {undone.in_short()}",
     ]
     return "\n".join(f"- {point}" for point in points)
 

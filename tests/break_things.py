@@ -66,7 +66,7 @@ BREAKS = (
     Break(
         "OFD not divided by the batch", "terms", 'f"margin_{position}")) / len(student_map)', 'f"margin_{position}"))'
     ),
-    Break("the weight of a term", "methods", "term.current_weight() * term(", "term("),
+    Break("the weight of a term", "methods", "term.current_weight() * loss", "loss"),
     Break(
         "a teacher in training mode",
         "networks/teachers",

@@ -438,7 +438,8 @@ def time_chart(
                 axis.axhline(100 * miou, color="black", lw=1, ls="--", zorder=1)
                 end = axis.get_yaxis_transform()  # from the panel's left edge, 0, to its right one, 1
                 text = f"teacher {100 * miou:.1f}"
-                axis.annotate(text, (1, 100 * miou), (-3, -3), end, "offset points", ha="right", va="top")
+                note = axis.annotate(text, (1, 100 * miou), (-3, 2), end, "offset points", ha="right", va="bottom")
+                note.set_path_effects([matplotlib.patheffects.withStroke(linewidth=3, foreground="white")])
             axis.set(title=network_name(student), xlabel="seconds of training (line: mean over seeds, band: range)")
             axis.set_xlim(0, 1.04 * axis.get_xlim()[1])
             axis.grid(axis="y")

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 from browsers import chromium, errors_of
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, BrowserContext, Locator, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Route, expect
 
 import distill
 from distill.data.sample import SAMPLE_CLASSES, scene
@@ -378,6 +378,36 @@ def test_a_large_photograph_is_shrunk_and_a_tiny_one_enlarged(visit: Visit, tmp_
         visit.after(lambda name=name: visit.choose(tmp_path / name))
         assert visit.sides() == sides
     expect(visit.page.locator("#problem")).to_be_hidden()
+
+
+def test_a_slow_scene_does_not_take_the_place_of_a_newer_choice(browser: Browser, site: Site) -> None:
+    context = browser.new_context(viewport=DESKTOP, service_workers="block")
+    visit = Visit(context, site)
+    scenes = visit.page.locator("[name=scene]")
+    visit.after(lambda: scenes.nth(2).check(force=True))
+    visit.after(lambda: scenes.nth(0).check(force=True))
+    labels = json.loads(visit.page.evaluate("fetch('page.json').then((r) => r.text())"))["scenes"][5]["labels"]
+
+    def late(route: Route) -> None:
+        visit.page.wait_for_timeout(1500)
+        route.continue_()
+
+    context.route(f"**/{labels}", late)
+    scenes.nth(5).check(force=True)
+    scenes.nth(2).check(force=True)
+    visit.page.wait_for_timeout(3000)
+    expect(visit.page.locator("main")).to_have_attribute("aria-busy", "false")
+    assert scenes.nth(2).is_checked() and np.array_equal(visit.picture("The image"), scene("test", 2)[0])
+    context.close()
+
+
+def test_without_its_worker_the_page_says_so(browser: Browser, site: Site) -> None:
+    context = browser.new_context(viewport=DESKTOP, service_workers="block")
+    context.route("**/worker.js", lambda route: route.fulfill(status=404, body=""))
+    page = context.new_page()
+    page.goto(site.address)
+    expect(page.locator("#problem")).to_contain_text("worker.js", timeout=PATIENCE)
+    context.close()
 
 
 # ---------------------------------------------------------------------------------------- phones, and staying here
