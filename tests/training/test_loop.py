@@ -333,7 +333,7 @@ def test_every_epoch_is_shown_with_its_line_and_network_when_its_files_are_there
 
     run = train(epochs=3, student=student, on_epoch=look)
     assert lines == run.history and ["val_miou" in line for line in lines] == [False, True, True]
-    assert student.training  # as without a look
+    assert not student.training  # as without a look
 
 
 def test_a_run_stopped_while_it_was_looked_at_is_resumed(train: Callable[..., Run], tmp_path: Path) -> None:
