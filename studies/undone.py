@@ -169,8 +169,8 @@ def longer() -> str:
 def in_short() -> str:
     """What the README says of it."""
     alone, kd = ALONE, KD
-    rise = [max(curve) - curve[0] for curve in scores()[alone].values()]
-    share = SHARES[_best(scores()[alone])]
+    best = _best(scores()[alone])
+    share, rise = SHARES[best], [curve[best] - curve[0] for curve in scores()[alone].values()]
     return (
         f"Class weights can look like a teacher too: students of photographs learned with them, and taking {share:.0%} "
         f"of them from the logits of the student alone (`undo_class_weights`, no training) gives it "
