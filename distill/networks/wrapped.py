@@ -233,7 +233,10 @@ def _choose(maps: list[tuple[Made, int]]) -> dict[str, str]:
     encoder = own if apart else list(range(len(parts)))
     coarsest = max(strides[i] for i in encoder)
     deepest = max(i for i in encoder if strides[i] == coarsest)
-    on_the_way = {strides[i]: maps[i][0].tap for i in range(deepest) if 4 <= strides[i] < coarsest}  # the last of each
+    before = [i for i in range(deepest) if 4 <= strides[i] < coarsest]
+    steps = [i for i in before if _is_step(maps, i)]
+    order = [*steps, *(i for i in before if i not in steps)]
+    on_the_way = {strides[i]: maps[i][0].tap for i in order}  # the last of each; a step only where there is no other
     stages = [on_the_way[stride] for stride in sorted(on_the_way)][-3:]
     found = dict(zip(POSITIONS, stages, strict=False)) | {"layer4": maps[deepest][0].tap}
     end = next((i for i in range(deepest + 1, len(maps)) if strides[i] != coarsest), len(maps))
@@ -242,6 +245,13 @@ def _choose(maps: list[tuple[Made, int]]) -> dict[str, str]:
     if end < len(maps):
         found["decoder"] = maps[-1][0].tap
     return found
+
+
+def _is_step(maps: list[tuple[Made, int]], index: int) -> bool:
+    """Whether a map is a step within a block that gives a coarser one, as the first block of a ResNet's stage does."""
+    made, stride = maps[index]
+    block = made.names[0].rpartition(".")[0]
+    return any(block in other.names and coarser > stride for other, coarser in maps)
 
 
 def _map_shape(tensor: object, size: tuple[int, int]) -> _Shape | None:

@@ -530,3 +530,10 @@ def test_a_teacher_that_says_its_classes_but_is_not_wrapped(
 
     small = {"data_root": tiny_sample, "limit": 8, "epochs": 1, "batch_size": 8, "progress": False, "device": "cpu"}
     assert fit(make_student(), "kd", Named(), out=tmp_path / "run", **small).finished
+
+
+def test_a_stage_ends_before_the_first_block_of_the_next() -> None:
+    """A bottleneck's first layer is at the stride of the stage before it."""
+    network = distill.build_model("resnet101", CLASSES, width=0.125, atrous_rates=(2, 3, 4))
+    found = suggest_positions(network, show=False)
+    assert found["layer1"] == "backbone.layer1.2.relu:input" and found["layer2"] == "backbone.layer2.3.relu:input"
