@@ -70,7 +70,11 @@ def _photographs() -> dict[str, str]:
 
 def _undone() -> dict[str, str]:
     """Scores and leads of students of photographs, as trained and with the best share of class weights undone."""
-    values = {}
+    (held,) = undone.scores()[f"{undone.HELD_OUT}/class-weights/resnet18/baseline"].values()
+    values = {"undone.held_out.trained": f"{100 * held[0]:.1f}", "undone.held_out.chosen": f"{100 * max(held):.1f}"}
+    for run in read_json(results_file("camvid-baseline.json"))["runs"]:
+        if run["variant"] == "no class weights":
+            values["undone.held_out.without"] = f"{100 * run['val_miou']:.1f}"
     for folder, (_, over) in undone.ROWS.items():
         if by_seed := undone.scores().get(folder):
             means = [100 * sum(curve) / len(by_seed) for curve in zip(*by_seed.values(), strict=True)]

@@ -201,7 +201,8 @@ def _points() -> str:
         f"**Short baselines make large gains.** After only {early[0]['epochs']} epochs `{best['method']}` leads by "
         f"{gain_of(best)} on {charts.network_name(best['backbone'])}: a student with a teacher learns in fewer epochs, "
         f"which is not the same as becoming better. {quirks.half_schedule()} And the student alone still improves: in "
-        f"one run each, {charts.network_name(STUDENT)} on 500 labels has {doublings()}. {undone.in_short()}",
+        f"one run each, {charts.network_name(STUDENT)} on 500 labels has {doublings()}.",
+        undone.in_short(),
     ]
     return "\n".join(f"- {point}" for point in points)
 

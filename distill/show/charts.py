@@ -416,11 +416,13 @@ def time_chart(
     students: Mapping[str, Mapping[str, Sequence[Sequence[dict[str, Any]]]]],
     seconds: Mapping[tuple[str, str], float],
     teacher_miou: float | Mapping[str, float] | None = None,
+    along: str = "seconds of training",
 ) -> Figure:
     """The score on validation images against the seconds of training, a panel per student, a line per method.
 
-    `students` as in `curve_bands`; `seconds[student, method]` is what a run took; the teacher's score, a share,
-    is a dashed line, one for all panels or one for each student. A line ends where the run finished.
+    `students` as in `curve_bands`; `seconds[student, method]` is what a run took, or its steps or what else `along`
+    names; the teacher's score, a share, is a dashed line, one for all panels or one for each student. A line ends where
+    the run finished.
     """
     with style():
         figure = Figure(figsize=(0.6 + 4.8 * len(students), 3.6))
@@ -440,7 +442,7 @@ def time_chart(
                 text = f"teacher {100 * miou:.1f}"
                 note = axis.annotate(text, (1, 100 * miou), (-3, 2), end, "offset points", ha="right", va="bottom")
                 note.set_path_effects([matplotlib.patheffects.withStroke(linewidth=3, foreground="white")])
-            axis.set(title=network_name(student), xlabel="seconds of training (line: mean over seeds, band: range)")
+            axis.set(title=network_name(student), xlabel=f"{along} (line: mean over seeds, band: range)")
             axis.set_xlim(0, 1.04 * axis.get_xlim()[1])
             axis.grid(axis="y")
         axes[0].set_ylabel("mIoU on validation images, %")
