@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -274,11 +275,12 @@ def build_method(name: str, teacher: nn.Module | None, student: nn.Module, **opt
     makers = {name: METHODS[name] for name in names}
     method = Method({name: make(teacher, student, **by_term[name]) for name, make in makers.items() if make})
     own = {id(weight) for weight in method.parameters()}
-    for network in (teacher, student):
-        if network is not None and any(id(weight) in own for weight in network.parameters()):
+    for who, network in (("teacher", teacher), ("student", student)):
+        learned = (w for w in network.parameters() if w.requires_grad or who == "student") if network else ()
+        if any(id(weight) in own for weight in learned):
             raise DistillError(
-                f"the method {name} keeps a {type(network).__name__} as a part of itself; keep what it needs to know "
-                f"of it, and not the network"
+                f"the method {name} keeps weights of the {who} as a part of itself; keep what it needs to know of it, "
+                f"and not the network"
             )
     parameter = next(student.parameters(), None)
     return method if parameter is None else method.to(parameter.device, parameter.dtype)
@@ -405,4 +407,7 @@ def with_every_option(terms: Mapping[str, dict[str, Any]]) -> dict[str, dict[str
 
 
 def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
+    """As the file of a run can hold it."""
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value

@@ -17,6 +17,7 @@ let page; // page.json: classes, palette, networks, scenes, shapes, colours, tem
 let networks, drawing;
 let asked = 0; // images so far
 let attempts = 0; // that are not finished
+let choices = 0; // of a reader; a camera's images are none
 const figures = {};
 
 main().catch((error) => {
@@ -250,6 +251,7 @@ function bar(value) {
 
 /** The controls of the chosen source, and its image. */
 function showSource() {
+  choices += 1;
   const source = document.querySelector("[name=source]:checked").value;
   state.source = source;
   for (const part of document.querySelectorAll("[data-source]")) part.hidden = part.dataset.source !== source;
@@ -287,9 +289,9 @@ function showPhotograph() {
 /** A file that was chosen, dropped or pasted. */
 function take(file) {
   return attempt(async () => {
-    const turn = ++asked;
+    const choice = ++choices;
     const picture = await read(file);
-    if (turn !== asked) return; // something else was chosen meanwhile
+    if (choice !== choices) return; // something else was chosen meanwhile
     stopCamera();
     state.picture = picture;
     document.querySelector("[name=source][value=photo]").checked = true;
@@ -424,6 +426,7 @@ function buildScenes() {
     $("scenes").append(element("label", { title: classes.join(", ") }, input, picture));
   }
   $("scenes").addEventListener("change", ({ target }) => {
+    choices += 1;
     state.scene = Number(target.value);
     attempt(showScene);
   });

@@ -4,6 +4,7 @@ export class Networks {
   #worker = new Worker("worker.js", { type: "module" });
   #waiting = new Map();
   #next = 0;
+  #answered = false;
   #failed = null; // why the worker did not start
 
   constructor() {
@@ -11,11 +12,13 @@ export class Networks {
     this.#worker.addEventListener("message", ({ data }) => {
       const { resolve, reject } = this.#waiting.get(data.id);
       this.#waiting.delete(data.id);
+      this.#answered = true;
       data.error ? reject(new Error(data.error)) : resolve(data.result);
     });
     this.#worker.addEventListener("error", (event) => {
-      this.#failed = new Error(event.message || "worker.js, or what it loads, is missing on this host");
-      for (const { reject } of this.#waiting.values()) reject(this.#failed);
+      const error = new Error(event.message || "worker.js, or what it loads, is missing on this host");
+      if (!this.#answered) this.#failed = error;
+      for (const { reject } of this.#waiting.values()) reject(error);
       this.#waiting.clear();
     });
   }

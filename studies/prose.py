@@ -83,7 +83,7 @@ def _undone() -> dict[str, str]:
             for kind, share in {"trained": 0.0, "best": None}.items():
                 if found := undone.leads(folder, over, share):
                     values[f"{name}.lead.{kind}"] = f"{100 * sum(found) / len(found):+.1f}"
-                    values[f"{name}.interval.{kind}"] = f"{100 * interval95(found):.1f}"
+                    values |= {f"{name}.interval.{kind}": f"{100 * interval95(found):.1f}"} if len(found) > 1 else {}
     return values
 
 

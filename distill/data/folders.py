@@ -58,7 +58,6 @@ IMAGE_ENDINGS = tuple(name for ending in _ENDINGS for name in (ending, ending.up
 MASK_FOLDERS = (MASKS, "SegmentationClassPNG")
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
 DATASETS = ("sample", "pascal")
-NAMED = (*DATASETS, "pascal+sbd")
 
 
 def data_root() -> Path:
@@ -460,23 +459,6 @@ def _read_sbd_mask(path: Path) -> np.ndarray:
         raise DistillError(f"{path} cannot be read as one of SBD's masks ({error}); replace the file") from None
 
 
-def place_of(data: str | Path, root: str | Path | None) -> tuple[str | Path, str | Path | None]:
-    """A data set and where to look for it, as `open_dataset` takes them.
-
-    A folder is looked for in `root`, too. Raises DistillError for two folders, of which only one could be meant.
-    """
-    if root is None or not isinstance(data, str | Path) or str(data) in NAMED:
-        return data, root
-    inside = Path(root) / data
-    if inside.is_dir():
-        return inside, None
-    if Path(data).is_dir() and not Path(data).samefile(root):
-        raise DistillError(
-            f"the data are in {data}, and there is no such folder in {root}, their root; give one of both"
-        )
-    return data, root
-
-
 def open_dataset(
     data: str | Path, split: str = "train", root: str | Path | None = None, limit: int | None = None
 ) -> VOCFolder:
@@ -486,7 +468,7 @@ def open_dataset(
     looked for under `root`, in the folder that its archive unpacks to (VOCdevkit/VOC2012) or directly; SBD beside
     VOCdevkit, in `sbd` or the folder that its own archive unpacks to (benchmark_RELEASE/dataset). These names count as
     a `Path` too, so a folder of your own that has one of them is given as the string `"./sample"`, or by its whole
-    path.
+    path. For such a folder `root` is where it is: the folder itself, whatever its name there, or one that holds it.
 
     Raises DistillError when the data are not there, and as `VOCFolder` does.
     """
@@ -500,7 +482,15 @@ def open_dataset(
         if str(data) == "pascal+sbd" and split == "train":
             return AugmentedVOC(voc, _find_sbd(folder), limit)
         return VOCFolder(voc, split, limit)
-    return VOCFolder(Path(root) if root else Path(data), split, limit)
+    return VOCFolder(_own_folder(Path(data), root), split, limit)
+
+
+def _own_folder(data: Path, root: str | Path | None) -> Path:
+    """A folder of one's own: the root in its place, or what it is called in there."""
+    if not root:
+        return data
+    inside = Path(root) / data
+    return inside if inside.is_dir() and not data.is_absolute() else Path(root)
 
 
 def scored_splits(data: str | Path, root: str | Path | None = None) -> Iterator[tuple[str, VOCFolder]]:

@@ -363,6 +363,7 @@ def undo_class_weights(network: DeepLabV3Plus, weights: Tensor, strength: float 
             f"the network is a {type(network).__name__}, whose last layer is not known; take strength times the "
             f"logarithm of the weights from its logits yourself"
         )
+    weights = torch.as_tensor(weights)
     if weights.shape != (network.num_classes,) or not bool((weights > 0).all()):
         raise DistillError(
             f"the weights have the shape {tuple(weights.shape)}, or are not above 0; give one for each of the "

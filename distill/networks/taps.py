@@ -26,8 +26,8 @@ def record(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor
             logits = network(images)
         taps["layer4"]
 
-    Where a submodule runs several times, its last run counts. Tensors keep their graph, so a loss on them
-    trains the network. The hooks are removed when the block ends, also after an error.
+    Where a submodule runs several times, its last run counts, of those in the thread of the block. Tensors keep their
+    graph, so a loss on them trains the network. The hooks are removed when the block ends, also after an error.
 
     Raises:
         DistillError: a name is not a submodule, or a later layer overwrote a recorded tensor in place.
@@ -69,10 +69,16 @@ def hook_at(module: nn.Module, name: str, keep: Callable[[str, Tensor], None]) -
         if get_ident() == thread:  # others may ask the same network meanwhile
             keep(name, value)
 
+    def given(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any] | None = None) -> None:
+        values = (
+            *arguments,
+            *(named or {}).values(),
+        )  # without `named`, where another thread removes its hook meanwhile
+        if values:
+            mine(values[0])
+
     if side == "input":
-        return target.register_forward_pre_hook(
-            lambda _, arguments, named: mine((*arguments, *named.values())[0]), with_kwargs=True
-        )
+        return target.register_forward_pre_hook(given, with_kwargs=True)
     if side:
         raise DistillError(f"'{name}' should end in ':input', or in no ':' at all to record the output.")
     return target.register_forward_hook(lambda _, arguments, output: mine(output))

@@ -128,6 +128,11 @@ def ask(network: Callable[..., Any], images: Tensor, maps: bool, precision: str)
     mixed = precision == "bfloat16"
     with torch.autocast(images.device.type, torch.bfloat16) if mixed else nullcontext():
         logits, features = network(images, return_maps=True) if maps else (network(images), None)
+    if not isinstance(logits, Tensor):
+        raise DistillError(
+            f"the {type(network).__name__} answers with a {type(logits).__name__} and not with logits; wrap it: "
+            f"load_teacher(network) for a teacher, wrap(network) for a student"
+        )
     if not mixed:
         return logits, features
     return logits.float(), None if features is None else [feature.float() for feature in features]

@@ -88,9 +88,9 @@ class Wrapped(nn.Module):
         # Rounded up without a negative number, whose division an exported file rounds towards zero.
         fitting = tuple((side + self.divisor - 1) // self.divisor * self.divisor for side in size)
         with record(self.network, tuple(self.taps.values()) if return_maps else ()) as recorded:
-            resized = _resize(images, fitting)
+            resized = _resize(images, fitting, self._any_size(size))
             logits = _logits(self.network(resized if self.channels_last else resized.contiguous()))
-        logits = _resize(logits, size)
+        logits = _resize(logits, size, self._any_size(size))
         if not return_maps:
             return logits
         for tap in self.taps.values():
@@ -99,6 +99,10 @@ class Wrapped(nn.Module):
         maps = {position: _as_map(recorded[tap], fitting, tap) for position, tap in self.taps.items()}
         absent = logits.new_empty(len(images), 0, 1, 1)
         return logits, [maps.get(position, absent) for position in POSITIONS]
+
+    def _any_size(self, size: tuple[int, ...]) -> bool:
+        """Whether a file for all sizes is made, which resizes also where this image needs it not."""
+        return self.divisor > 1 and any(isinstance(side, torch.SymInt) for side in size)
 
     def map_norms(self) -> list[nn.Module | None]:
         """The BatchNorm before each map, from which OFD takes its margins; None where there is none."""
@@ -299,9 +303,8 @@ def _logits(answer: object) -> Tensor:
     return logits
 
 
-def _resize(images: Tensor, size: tuple[int, ...]) -> Tensor:
-    # A file that is exported has the resizing also where the image with which it is made needs none.
-    if tuple(images.shape[2:]) == size and not torch.compiler.is_exporting():
+def _resize(images: Tensor, size: tuple[int, ...], always: bool = False) -> Tensor:
+    if not always and tuple(images.shape[2:]) == size:
         return images
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 

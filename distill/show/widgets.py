@@ -191,9 +191,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         title = scene if scene not in self.logits[scene] else f"image {scene}"
         rows = {title: {choice: self._drawn(choice) for choice in chosen if choice in ("image", "truth")}}
         for name in self.logits[scene]:
-            about = (name, f"{first} and {name}")
-            own = {choice.partition(": ")[0]: choice for choice in chosen if choice.partition(": ")[2] in about}
-            rows[name] = {kind: self._drawn(choice) for kind, choice in own.items()}
+            own = {kind: f"{kind}: {name}" for kind in ("mask", "errors", "entropy")}
+            own |= {"disagreement": f"disagreement: {first} and {name}"} if name != first else {}
+            rows[name] = {kind: self._drawn(choice) for kind, choice in own.items() if choice in chosen}
         figure = show_grid(rows, self.class_names, size=1.7, colours=self.colours)
         for axis in (axis for axis in figure.axes if axis.images):
             for colour, width in (("white", 3), ("black", 1)):

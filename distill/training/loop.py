@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from distill.data.folders import VOCFolder, open_dataset, place_of, scored_splits
+from distill.data.folders import VOCFolder, open_dataset, scored_splits
 from distill.errors import DistillError, Diverged, Interrupted, check_number, enough_memory
 from distill.files import write_json
 from distill.losses import IGNORE_INDEX
@@ -77,7 +77,8 @@ def fit(
     backbone; `width` is a factor on its channels) or a network, which is trained in place: one of this package, or any
     other through `wrap`. `teacher` is a network, or what `load_teacher` takes. `out` is the run's folder, by default
     runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for Pascal VOC, and `sample` for everything else;
-    `augment` is `crops` for all data but the sample. `recipe` is one of `RECIPES`.
+    `augment` is `crops` for all data but the sample. `data_root` is where the data are, as in `open_dataset`. `recipe`
+    is one of `RECIPES`.
     `limit` keeps the first images; `unlabelled` is a folder of further images without masks, for the teacher alone.
     Every field of `Settings` can be given as a keyword. `method_options`, as `build_method` takes them, override those
     that were tuned for the data.
@@ -102,7 +103,6 @@ def fit(
     """
     check_number("seed", seed, 0, 2**32 - 1)
     seed = int(seed)
-    data, data_root = place_of(data, data_root)
     preset = preset or defaults_for(data).preset
     chosen, terms = choose_settings(preset, recipe, settings, data), method_terms(method)
     target = pick_device(device)
@@ -474,9 +474,7 @@ class _Loop:
 def _as_teacher(teacher: str | Path | nn.Module | None, device: torch.device) -> nn.Module | None:
     if teacher is None:
         return None
-    if isinstance(teacher, DeepLabV3Plus | Wrapped):
-        return freeze(teacher).float().to(device)
-    return load_teacher(teacher, device)
+    return freeze(teacher).float().to(device) if isinstance(teacher, nn.Module) else load_teacher(teacher, device)
 
 
 def _final_scores(loop: _Loop, scored: dict[str, VOCFolder]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import nn
 
 import distill
 from distill import fit, load_teacher, suggest_positions, wrap
-from distill.errors import Interrupted
+from distill.errors import DistillError, Interrupted
 from distill.methods import POSITIONS
 from distill.networks import load_model, save_model
 from distill.networks.teachers import fingerprint
@@ -529,7 +529,8 @@ def test_a_teacher_that_says_its_classes_but_is_not_wrapped(
             return {"out": self.last(x)}
 
     small = {"data_root": tiny_sample, "limit": 8, "epochs": 1, "batch_size": 8, "progress": False, "device": "cpu"}
-    assert fit(make_student(), "kd", Named(), out=tmp_path / "run", **small).finished
+    with pytest.raises(DistillError, match="answers with a dict and not with logits; wrap it"):
+        fit(make_student(), "kd", Named(), out=tmp_path / "run", **small)
 
 
 def test_a_stage_ends_before_the_first_block_of_the_next() -> None:

@@ -191,7 +191,7 @@ def test_mistakes_are_one_sentence(
 
 def test_names_within_names_and_four_networks(scenes: dict[str, Scene]) -> None:
     """Whose errors are shown, and in which row, does not depend on what networks and images are called."""
-    networks = {"KD": Painter(3.0), "KD and AT": Painter(-1.0), "wide": Painter(2.0), "AT": Painter(1.0)}
+    networks = {"KD": Painter(3.0), "KD and AT": Painter(-1.0), "wide": Painter(2.0), "AT": Painter(-2.0)}
     explorer = Explorer(scenes, networks, NAMES)
     wrong = explorer.picture_of("mask: KD and AT") != scenes["wide"].labels
     known = scenes["wide"].labels != 255
@@ -200,6 +200,13 @@ def test_names_within_names_and_four_networks(scenes: dict[str, Scene]) -> None:
     assert ((explorer.layer("disagreement: KD and KD and AT") == np.array(WRONG)).all(2) == differ).all()
     pictures = [axis for axis in explorer.pictures().axes if axis.images]
     assert len(pictures) == 2 + 3 + 3 * 4, "image and truth; mask, errors and entropy of each; where others differ"
+    networks = {"KD": Painter(3.0), "AT": Painter(-1.0), "KD and AT": Painter(2.0)}
+    drawn: list[str] = []
+    explorer = Explorer(scenes, networks, NAMES)
+    explorer._drawn = lambda choice: drawn.append(choice) or explorer.picture_of(choice)  # type: ignore[method-assign]
+    explorer.pictures()
+    assert [choice for choice in drawn if choice.startswith("mask")] == [f"mask: {name}" for name in networks]
+    assert drawn[-1] == "disagreement: KD and KD and AT"
 
 
 def test_a_single_class_leaves_no_doubt() -> None:

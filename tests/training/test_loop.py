@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 import shutil
 import sys
 import threading
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 
 import distill
 from distill import DistillError, Run, build_model, evaluate, fit, load_teacher, open_dataset
-from distill.data.folders import place_of
 from distill.data.transforms import normalise
 from distill.losses import class_weights
 from distill.networks.deeplab import DeepLabV3Plus
@@ -1082,13 +1080,11 @@ def test_a_given_student_is_in_eval_mode_afterwards(train: Callable[..., Run], m
         assert not student.training
 
 
-def test_a_data_set_in_a_root_and_two_folders(tmp_path: Path, tiny_sample: Path) -> None:
+def test_a_folder_in_a_root_or_in_its_place(tmp_path: Path, tiny_sample: Path) -> None:
     shutil.copytree(tiny_sample, tmp_path / "own")
-    assert place_of("own", tmp_path) == (tmp_path / "own", None)
-    assert place_of("sample", tmp_path) == ("sample", tmp_path)
-    assert place_of("of a run", tmp_path / "own") == ("of a run", tmp_path / "own")
-    with pytest.raises(DistillError, match="give one of both"):
-        place_of(os.path.relpath(tmp_path / "own"), tiny_sample)
+    for data, root in (("own", tmp_path), ("another name", tmp_path / "own"), (tiny_sample, tmp_path / "own")):
+        assert open_dataset(data, root=root).root == tmp_path / "own"
+    assert open_dataset(tmp_path / "own").root == tmp_path / "own"
 
 
 @pytest.mark.parametrize(
