@@ -178,8 +178,8 @@ def in_short() -> str:
     return (
         f"**Class weights can look like a teacher.** The students of photographs learned with them. Over "
         f"{ROWS[ALONE][0]}, in as many epochs, with all labels, `kd` leads by {_lead(KD, ALONE, 0.0)}; once "
-        f"{chosen():.0%} of the class weights are taken from the logits of both (`undo_class_weights`, no training; the "
-        f"share was chosen for the student alone on images held out) by {_lead(KD, ALONE, chosen())}. The student "
+        f"{chosen():.0%} of the class weights are taken from the logits of both (`undo_class_weights`, no training; "
+        f"the share was chosen for the student alone on images held out) by {_lead(KD, ALONE, chosen())}. The student "
         f"alone, trained again for this, gains {gains[0]} on {100 * float(trained):.1f} by it, and {gains[1]} where it "
         f"learned from 46 labels."
     )
