@@ -188,12 +188,19 @@ class Run:
     def class_weights(self, root: str | Path | None = None) -> torch.Tensor:
         """What its cross-entropy was multiplied with, (C,) by class; the masks of its train split are read for that.
 
-        `root`: the data set, where it lies elsewhere now. Raises DistillError for a run without class weights.
+        `root`: the data set, where it lies elsewhere now. Raises DistillError for a run without class weights, and
+        where the images or masks are others than those of the run.
         """
         config = self.config
         if config["settings"].get("class_weights", "none") == "none":
             raise DistillError(f"{self.path} was trained without class weights; there is nothing to undo")
         train = self.images_of("train", root, config["images"])
+        trained_on = (config.get("content") or {}).get("train")
+        if trained_on and not config.get("unlabelled") and train.fingerprint() != trained_on:
+            raise DistillError(
+                f"the train split in {train.root} is another than the one of {self.path}: its list, images or masks "
+                f"have changed; give the folder that it was trained on"
+            )
         return class_weights(pixels_by_class(train, config["settings"].get("labelled", 0)))
 
 

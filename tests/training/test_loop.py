@@ -796,7 +796,9 @@ def test_a_teacher_in_training_mode_drifts_in_a_copy_and_resumes(
     assert fingerprint(train("kd", "broken", **given).student()) == fingerprint(whole.student())
 
 
-def test_class_weights_follow_from_the_labels_that_are_used(train: Callable[..., Run], tiny_sample: Path) -> None:
+def test_class_weights_follow_from_the_labels_that_are_used(
+    train: Callable[..., Run], tiny_sample: Path, tmp_path: Path
+) -> None:
     """In the first step of a run both start from the same weights. With 8 of 16 labelled, only those are counted."""
     counted = pixels_by_class(open_dataset("sample", "train", tiny_sample, 16), 8)
     slow = sum(
@@ -812,6 +814,11 @@ def test_class_weights_follow_from_the_labels_that_are_used(train: Callable[...,
     assert torch.equal(run.class_weights(), class_weights(counted))
     with pytest.raises(DistillError, match="without class weights"):
         train("kd", "none", class_weights="none", **given).class_weights()
+    shutil.copytree(tiny_sample, tmp_path / "changed")
+    listed = tmp_path / "changed" / "ImageSets" / "Segmentation" / "train.txt"
+    listed.write_text("\n".join(reversed(listed.read_text().split())))
+    with pytest.raises(DistillError, match="is another than the one of"):
+        run.class_weights(tmp_path / "changed")
 
 
 def test_divided_twice_the_losses_are_smaller_by_batch_and_classes(train: Callable[..., Run]) -> None:
