@@ -17,7 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +48,7 @@ from distill.terms import (
     SAKDPlain,
     Term,
     connector,
+    plain,
 )
 
 __all__ = [
@@ -274,10 +274,8 @@ def build_method(name: str, teacher: nn.Module | None, student: nn.Module, **opt
         _check_teacher(names, teacher, student)
     makers = {name: METHODS[name] for name in names}
     method = Method({name: make(teacher, student, **by_term[name]) for name, make in makers.items() if make})
-    own = {id(weight) for weight in method.parameters()}
     for who, network in (("teacher", teacher), ("student", student)):
-        learned = (w for w in network.parameters() if w.requires_grad or who == "student") if network else ()
-        if any(id(weight) in own for weight in learned):
+        if network is not None and _common(method, network, frozen=who == "student"):
             raise DistillError(
                 f"the method {name} keeps weights of the {who} as a part of itself; keep what it needs to know of it, "
                 f"and not the network"
@@ -330,11 +328,16 @@ def options_by_term(names: list[str], options: dict[str, Any]) -> dict[str, dict
 
 def check_apart(teacher: nn.Module | None, student: nn.Module) -> None:
     """DistillError where both have weights in common: a teacher is frozen, and a student is to learn."""
-    own = {id(weight) for weight in student.parameters()}
-    if teacher is not None and any(id(weight) in own for weight in teacher.parameters()):
+    if teacher is not None and _common(teacher, student):
         raise DistillError(
             "The teacher and the student are one network; give another network, or a copy.deepcopy, as the teacher."
         )
+
+
+def _common(one: nn.Module, other: nn.Module, frozen: bool = True) -> bool:
+    """Whether two modules have a weight in common; of the other only those that can learn, without `frozen`."""
+    own = {id(weight) for weight in one.parameters()}
+    return any(id(weight) in own for weight in other.parameters() if frozen or weight.requires_grad)
 
 
 def _check_teacher(names: list[str], teacher: nn.Module | None, student: nn.Module) -> None:
@@ -376,7 +379,7 @@ def _kept_options(term: Term) -> dict[str, Any]:
     for name in names:
         if not hasattr(term, name):
             raise DistillError(f"{type(term).__qualname__} keeps no attribute {name} of its option; set self.{name}")
-    kept = {name: _plain(getattr(term, name)) for name in names}
+    kept = {name: plain(getattr(term, name)) for name in names}
     for name, value in kept.items():
         try:
             json.dumps(value)
@@ -401,13 +404,6 @@ def check_known_elsewhere(names: Iterable[str]) -> None:
 def with_every_option(terms: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The recorded options of a run's terms, with those that were added to a term since it was made."""
     defaults = {
-        name: {key: _plain(value) for key, value in default_options(METHODS.get(name)).items()} for name in terms
+        name: {key: plain(value) for key, value in default_options(METHODS.get(name)).items()} for name in terms
     }
     return {name: {**defaults[name], **options} for name, options in terms.items()}
-
-
-def _plain(value: object) -> object:
-    """As the file of a run can hold it."""
-    if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
-    return value.item() if isinstance(value, np.generic) else value

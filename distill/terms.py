@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import partialmethod, reduce
 from numbers import Real
 from operator import add
-from typing import NamedTuple, TypeAlias, TypeGuard
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class Term(nn.Module):
             check_number(name, calls, 0, 10**9)
         if 0 < decay <= warmup:
             raise DistillError(f"warmup is {warmup} and decay is {decay}; give decay = 0 or more calls than warmup.")
-        self.weight, self.warmup, self.decay = _plain(weight), int(warmup), int(decay)
+        self.weight, self.warmup, self.decay = plain(weight), int(warmup), int(decay)
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
 
     def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
@@ -457,12 +458,14 @@ def _is_positive(value: object) -> bool:
 def _positive(name: str, value: float) -> float:
     if not _is_positive(value):
         raise DistillError(f"{name} is {value!r}; give a finite number above 0, such as 4.")
-    return _plain(value)
+    return plain(value)
 
 
-def _plain(value: float) -> float:
-    """A number of Python's, which a run's config can hold."""
-    return value if isinstance(value, int | float) else float(value)
+def plain(value: Any) -> Any:
+    """An option as the file of a run can hold it: Python's numbers in place of NumPy's, lists in place of tuples."""
+    if isinstance(value, tuple | list):
+        return [plain(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_dividers(dividers: Sequence[float] | None, positions: Sequence[str]) -> tuple[float, ...]:

@@ -23,7 +23,7 @@ from distill.training.runs import environment
 from studies.report import RESULTS, save
 from studies.undone import chosen, weights_of
 
-ALONE = "camvid/mobilenetv2/baseline/seed0"  # the run that is shipped
+SHIPPED = "camvid/mobilenetv2/baseline/seed0"
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         "alone": load_model(shipped_file("camvid-student-mobilenetv2-baseline.safetensors")).eval(),
         "taught": load_model(shipped_file("camvid-student-mobilenetv2-distilled.safetensors")).eval(),
     }
-    networks["alone (undone)"] = undo_class_weights(networks["alone"], weights_of(ALONE), chosen())
+    networks["alone (undone)"] = undo_class_weights(networks["alone"], weights_of(SHIPPED), chosen())
     rows, recorded = {}, []
     for index in (0, len(data) // 2, len(data) - 1):
         image, labels = (part.numpy() for part in data[index])

@@ -1,13 +1,14 @@
 """Is a teacher's gain on photographs more than class weights undone? python -m studies.undone
 
-The students of the studies on CamVid were trained with class weights, the teacher's last stage without. So part of what
-a teacher gives may be that it does not favour rare classes, and that can be had without one: `undo_class_weights` takes
-the weights from the logits of a trained student. This scores the students of these studies whose weights are in runs/
-with a share of the class weights undone, on val; and on training images held out the student alone, which says what
-share to take. No training; some minutes. A student that is in the record is not scored again.
+The students of the studies on CamVid were trained with class weights, the last stage of the teacher of all masks
+without. So part of what a teacher gives may be that it does not favour rare classes, and that can be had without one:
+`undo_class_weights` takes the weights from the logits of a trained student. This scores the students of these studies
+whose files are in runs/ with a share of the class weights undone, on val; and on training images held out the student
+alone, which says what share to take. No training; some minutes. A student that is in the record is not scored again.
 """
 
 import datetime
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,8 @@ from tqdm import tqdm
 from distill import Run, evaluate, undo_class_weights
 from distill.cli import explained
 from distill.files import PROJECT, read_json, write_json
-from distill.lab.curves import interval95
-from distill.lab.tables import plus_minus
 from distill.training.runs import environment, find_runs
+from studies.shared import mean_of
 
 RECORD = PROJECT / "results" / "camvid-undone.json"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -28,7 +28,7 @@ STUDIES = ("camvid", AGAIN, "camvid-long", "camvid-labels")
 STUDIES += ("camvid-by-teacher", "camvid-few-teacher", "camvid-by-few-teacher")
 HELD_OUT = "camvid-baseline"
 ALONE, KD = f"{AGAIN}/resnet18/baseline", "camvid/resnet18/kd"
-FEW, MORE = "camvid-labels/46-labels/resnet18/baseline", "camvid-labels/46-labels-367-photographs/resnet18/kd"
+FEW = "camvid-labels/46-labels/resnet18/baseline"
 ROWS = {  # by the folder of their runs, the rows of the table and those that they are compared with
     ALONE: ("ResNet-18 alone", ""),
     "camvid-long/resnet18/baseline": ("ResNet-18 alone, twice the epochs", ALONE),
@@ -43,7 +43,7 @@ ROWS = {  # by the folder of their runs, the rows of the table and those that th
     "camvid/mobilenetv2/ofd": ("MobileNetV2, ofd", "camvid/mobilenetv2/baseline"),
     "camvid/mobilenetv2/sakd": ("MobileNetV2, sakd", "camvid/mobilenetv2/baseline"),
     FEW: ("ResNet-18 alone, 46 masks", ""),
-    MORE: ("ResNet-18, 46 masks, kd", FEW),
+    "camvid-labels/46-labels-367-photographs/resnet18/kd": ("ResNet-18, 46 masks, kd", FEW),
     "camvid-few-teacher/resnet18/kd": ("ResNet-18, 46 masks, kd, a teacher of the 46", FEW),
     "camvid-by-teacher/resnet18/baseline": ("ResNet-18, 46 masks, the teacher's masks as labels", FEW),
     "camvid-by-few-teacher/resnet18/baseline": ("ResNet-18, 46 masks, the masks of a teacher of the 46", FEW),
@@ -90,6 +90,7 @@ def main() -> None:
 # ------------------------------------------------------------------------------------------------- what it says
 
 
+@cache
 def scores() -> dict[str, dict[int, list[float]]]:
     """By the folder of the runs and by seed, mIoU for each of `SHARES`."""
     found: dict[str, dict[int, list[float]]] = {}
@@ -125,7 +126,7 @@ def _best(by_seed: dict[int, list[float]]) -> int:
 
 def _lead(folder: str, over: str, share: float | None) -> str:
     found = leads(folder, over, share)
-    return plus_minus(float(np.mean(found)), interval95(found), "+") if found else ""
+    return mean_of(found) if found else ""
 
 
 def section() -> str:
@@ -146,20 +147,18 @@ def section() -> str:
     held_out = ", ".join(f"{100 * miou:.1f} ({share:.0%})" for miou, share in zip(held, SHARES, strict=True))
     head = (
         "## camvid-undone: class weights undone\n\nThe students of the studies on photographs were trained with class "
-        "weights, the last stage of their teacher without. Here a share of the logarithm of each class's weight is "
-        "taken from the logits of students that are trained already (`distill.undo_class_weights`): no training, no "
-        f"teacher. On training images held out the student alone has {held_out}, one run, which chose {chosen():.0%}. "
-        "mIoU on val, means over seeds. A lead is over the student alone with the same masks, of the seeds that both "
-        "have: in as many epochs where there are 367 masks and nothing else is said; with 46, in as many steps as the "
-        "masks as labels take, and in twice as many as kd (see camvid-labels). *Each with its best* takes for either "
-        "that of these shares that is best on val. Students whose files were not kept were trained again for this, so "
-        "that rows may differ a little from those of the studies:"
+        "weights, the last stage of the teacher of all masks without. Here a share of the logarithm of each class's "
+        "weight is taken from the logits of students that are trained already (`distill.undo_class_weights`): no "
+        f"training, no teacher. On training images held out the student alone has {held_out}, one run, which chose "
+        f"{chosen():.0%}. mIoU on val, means over seeds. A lead is over the student alone with the same masks, of the "
+        "seeds that both have: in as many epochs where there are 367 masks and nothing else is said; with 46, in as "
+        "many steps as the masks as labels take, and in twice as many as kd (see camvid-labels). *Each with its best* "
+        "takes for either that of these shares that is best on val. Students whose files were not kept were trained "
+        "again for this, so that rows may differ a little from those of the studies:"
     )
     environment = record["environment"]
     end = f"Scored {record['date']} on an {environment['processor']}, PyTorch {environment['torch']}."
-    left_out = [ROWS[row][0] for row in (f"{AGAIN}/resnet18/ofd",) if row not in scores()]
-    missing = f"Not scored, because its runs were not kept: {', '.join(left_out)}. " if left_out else ""
-    return "\n\n".join([head, "\n".join(lines), f"{missing}{longer()}", end])
+    return "\n\n".join([head, "\n".join(lines), longer(), end])
 
 
 def longer() -> str:
@@ -176,7 +175,7 @@ def longer() -> str:
 def in_short() -> str:
     """What the README says of it."""
     rise = {row: [curve[SHARES.index(chosen())] - curve[0] for curve in scores()[row].values()] for row in (ALONE, FEW)}
-    gains = [plus_minus(float(np.mean(found)), interval95(found), "+") for found in rise.values()]
+    gains = [mean_of(found) for found in rise.values()]
     trained = np.mean([curve[0] for curve in scores()[ALONE].values()])
     return (
         f"**Class weights can look like a teacher.** The students of photographs learned with them. Over "

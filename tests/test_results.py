@@ -12,6 +12,7 @@ from distill.data import VOCFolder
 from distill.lab.tables import compare
 from distill.networks.teachers import SHIPPED, fingerprint, shipped_file
 from distill.training.settings import with_every_setting
+from studies.undone import chosen
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "results"
@@ -180,3 +181,9 @@ def test_the_readmes_answer_is_printed_only_where_the_rows_say_it() -> None:
     assert "teacher that had learned from all of them help" in said("not settled", "better", "better", MASKS)
     assert "except" not in said("not settled", "better", "not settled")
     assert "except for a tiny student, which `kd` lifts" in said("not settled", "better", "not settled", tiny="better")
+
+
+def test_07b_undoes_the_share_of_class_weights_that_was_chosen() -> None:
+    """Its prose and a cell of code name the share, which no mark can fill in."""
+    text = (PROJECT / "notebooks" / "07b_real_photographs.ipynb").read_text()
+    assert f"a share of `{chosen()}`" in text and f"torch.tensor(weights), {chosen()})" in text

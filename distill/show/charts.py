@@ -31,7 +31,7 @@ LOOKS: dict[str, tuple[str, str]] = {
 }
 _SPARE = tuple((colour, marker) for marker in ("X", "p", "h", "d") for colour in ("#56B4E9", "#7A5195", "#4D4D4D"))
 _NEWER = ("mse", "fitnet", "cwd", "skd", "ifvd", "cwd-maps", "dist", "cirkd", "nfd", "icsd", "attnfd")
-_OTHER_LOOKS = dict(zip(_NEWER, _SPARE, strict=False))
+LOOKS |= dict(zip(_NEWER, _SPARE, strict=False))
 # By what methods compare, as in `diagrams.family`, where no method has a look of its own.
 KIND_LOOKS = {
     "logits": LOOKS["kd"],
@@ -495,7 +495,7 @@ def _look(method: str) -> tuple[str, str]:
     What follows a comma, such as "baseline, twice the epochs", changes nothing: lines of a chart differ in dashes.
     """
     method = method.split(",")[0]
-    return LOOKS.get(method) or _OTHER_LOOKS.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
+    return LOOKS.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
 
 
 def method_name(method: str) -> str:

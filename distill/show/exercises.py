@@ -22,6 +22,7 @@ from distill.errors import first_line
 from distill.show.checking import CHECKS
 from distill.show.checking import exercise as _exercise
 from distill.show.checking import expect as _expect
+from distill.show.checking import number as _number
 from distill.training.evaluation import Scores
 
 
@@ -210,11 +211,7 @@ def widest_within(answer: Callable[..., Any]) -> None:
             tried.append(float(width))
             return count(float(width))
 
-        width = answer(counted, budget)
-        try:
-            width = float(width)
-        except (TypeError, ValueError):
-            width = -1.0
+        width = _number(answer(counted, budget))
         _expect(0 <= width <= 1, "return a width between 0 and 1")
         _expect(
             all(0 <= one <= 1 for one in tried), "`count` takes a width between 0 and 1, and was asked about others"

@@ -32,10 +32,10 @@ from distill.training.interrupt import CtrlC, ctrl_c_after
 from distill.training.optimizer import make_optimizer, make_schedule, set_up
 from distill.training.parallel import (
     Ranks,
-    alone,
     compiled,
     explained_parting,
     join,
+    one_at_a_time,
     pick_device,
     seeded,
     shared_layers,
@@ -48,7 +48,7 @@ from distill.training.tally import Clocks, Tally
 OnEpoch = Callable[[dict[str, Any], DeepLabV3Plus | Wrapped], None]
 
 
-@alone()
+@one_at_a_time()
 def fit(
     student: str | DeepLabV3Plus | Wrapped,
     method: str = "sakd",

@@ -286,7 +286,7 @@ _TURN = RLock()  # a callback of `fit` may train too
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def one_at_a_time() -> Iterator[None]:
     """Training as in a thread and modes of its own, whatever its caller works in: with gradients, without autocast.
 
     Raises DistillError while another thread trains. The random numbers of both would be drawn from one generator.
