@@ -253,8 +253,7 @@ def _add_scale(group: argparse._ArgumentGroup) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    names = [field.name for field in fields(Settings)]
-    settings = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    settings = _settings(options)
     if options.use_sbd and options.dataset != "pascal":
         raise DistillError(f"--use-sbd belongs to --dataset pascal, not to {options.dataset}; leave one of them out")
     data = "pascal+sbd" if options.use_sbd else options.dataset
@@ -289,6 +288,11 @@ def _train(options: argparse.Namespace) -> None:
         if split in run.scores:
             print(f"{split} mIoU {100 * run.scores[split]['miou']:.2f}")
     print(f"run: {run.path}")
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given."""
+    return {field.name: getattr(options, field.name) for field in fields(Settings) if hasattr(options, field.name)}
 
 
 def _add_evaluate(commands: Commands) -> None:
@@ -420,18 +424,15 @@ def _add_tune(commands: Commands) -> None:
     command.add_argument("--preset", choices=PRESETS, help="default: voc for pascal, else sample")
     command.add_argument("--budget", type=int, default=4, help="candidates for each method")
     command.add_argument("--spread", type=float, default=1.0, help="powers of ten from one candidate to the next")
-    command.add_argument("--epochs", type=int, help="of the last candidates (default: the preset's)")
-    for flag, kind in (("--crop-size", int), ("--batch-size", int), ("--lr", float)):
-        command.add_argument(flag, type=kind, help="default: the preset's")
     command.add_argument("--seed", type=int, default=100)
     command.add_argument("--jobs", type=int, help="runs at a time (default: one per GPU, or one per core)")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
     command.add_argument("--out", type=Path, default=Path("tune"), help="folder of the runs and of tune.json")
+    _add_settings(command.add_argument_group("settings (default: the preset's; --epochs are those of the last two)"))
+    _add_scale(command.add_argument_group("speed and scale (defaults: what suits the device)"))
 
 
 def _tune(options: argparse.Namespace) -> None:
-    names = ("epochs", "crop_size", "batch_size", "lr")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     record = tune.tune(
         options.methods,
         options.backbone,
@@ -439,7 +440,7 @@ def _tune(options: argparse.Namespace) -> None:
         options.dataset,
         options.data_root,
         **{name: getattr(options, name) for name in ("budget", "spread", "seed", "out", "preset", "device", "jobs")},
-        **given,
+        **_settings(options),
     )
     print(tune.table(record))
 

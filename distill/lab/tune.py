@@ -28,6 +28,7 @@ from distill.training.loop import fit
 from distill.training.parallel import pick_device
 from distill.training.presets import choose_options, choose_settings, defaults_for
 from distill.training.runs import Run, epochs_trained, name_of
+from distill.training.settings import NEUTRAL
 
 
 def tune(
@@ -59,7 +60,8 @@ def tune(
     out, chosen = Path(out), choose_settings(preset or defaults_for(data).preset, "matched", settings, data)
     train = open_dataset(data, "train", data_root)
     asked = {"student": student, "teacher": fingerprint(load_teacher(teacher)), "seed": seed}
-    asked |= {"images": train.fingerprint(), "settings": asdict(chosen) | {"epochs": None}}
+    shaping = {name: value for name, value in asdict(chosen).items() if name not in (*NEUTRAL, "epochs")}
+    asked |= {"images": train.fingerprint(), "settings": shaping}
     _same_as_before(out, asked)
     held = hold_out(train, out / "data")
     write_json(out / "asked.json", asked)
@@ -85,7 +87,7 @@ def tune(
     some = next(path for path in planned.values() if (path / "scores.json").exists())
     # As it would be typed for these runs; where data and teacher lay is no business of the record.
     command = ["python -m distill tune --methods", *methods, f"--backbone {student} --dataset {name_of(data)}"]
-    command += [f"--budget {budget} --spread {spread:g} --epochs {chosen.epochs} --seed {seed}"]
+    command += [f"--budget {budget} --spread {spread:g} --epochs {chosen.epochs} --seed {seed}", *_flags(settings)]
     record = {
         "command": " ".join(command),
         "student": student,
@@ -102,6 +104,16 @@ def tune(
     }
     write_json(out / "tune.json", record)
     return record
+
+
+def _flags(settings: dict[str, Any]) -> list[str]:
+    """Settings that were given and shape a run, as they would be typed; those without a flag stand in the record."""
+    flags = []
+    for name, value in settings.items():
+        if name not in (*NEUTRAL, "epochs") and value is not None:
+            flag = "out-stride" if name == "output_stride" else name.replace("_", "-")
+            flags += [f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}"]
+    return flags
 
 
 def _single_terms(methods: Sequence[str]) -> list[str]:

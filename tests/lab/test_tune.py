@@ -69,10 +69,13 @@ def test_every_method_gets_as_many_runs_and_they_are_kept(
     save_model(tiny_teacher, tmp_path / "teacher.safetensors")
     words = f"tune --methods kd at --budget 3 --epochs 2 --data-root {tiny_sample} --device cpu --jobs 2"
     words += f" --teacher {tmp_path / 'teacher.safetensors'} --out {tmp_path / 'out'}"
+    words += " --class-weights log --out-stride 16 --no-compile --workers 0"
     assert cli.main(words.split()) in (None, 0)
     said = capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "tune.json").read_text())
     assert [record[key] for key in ("budget", "spread", "epochs")] == [3, 1.0, 2]
+    assert record["command"].endswith("--epochs 2 --seed 100 --out-stride 16 --class-weights log --no-compile")
+    assert record["settings"]["class_weights"] == "log"
     for method in ("kd", "at"):
         own = [run for run in record["runs"] if run["method"] == method]
         assert [run["epochs"] for run in own] == [1, 1, 1, 2, 2]
@@ -83,7 +86,7 @@ def test_every_method_gets_as_many_runs_and_they_are_kept(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("scores.json")}
     again = tune(
         ["kd", "at"], "resnet18", str(tmp_path / "teacher.safetensors"), "sample", str(tiny_sample),
-        budget=3, epochs=2, device="cpu", out=tmp_path / "out",
+        budget=3, epochs=2, device="cpu", out=tmp_path / "out", class_weights="log", workers=1,
     )  # fmt: skip
     assert again["runs"] == record["runs"] and before == {path: path.stat().st_mtime_ns for path in before}
 
