@@ -278,8 +278,9 @@ def _threads_worth(record: dict) -> str:
     if not slower:
         return ""
     return (
-        f" In {slower} of {rows} rows more than one thread is slower than one: networks as small as these, on images "
-        f"as small, have too little work to share. Measure before you give them more."
+        f" In {slower} of {rows} rows the median of more than one thread is above that of one. Where its middle half "
+        f"is wide, something else ran beside it; why threads do not help was not looked into. Measure before you give "
+        f"a network more than one."
     )
 
 

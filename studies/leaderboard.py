@@ -14,7 +14,8 @@ def section() -> str:
         f"## leaderboard: {len(taught)} methods at equal epochs and at equal time\n\n"
         f"{charts.network_name(alone['backbone'])} on the sample, test split, {alone['epochs']} epochs. *At equal "
         f"time* is the gain over the student alone with a longer schedule, the shortest tried that takes at least as "
-        f"many of the processor's seconds as the method; its epochs and seconds stand behind it. *Loss* is the share "
+        f"many of the processor's seconds as the method; its epochs stand behind it, and its seconds, which are the "
+        f"mean seconds of an epoch, over its longer schedules on that machine, times the epochs. *Loss* is the share "
         f"of a step that the loss takes with its connectors, and *kept* what a step keeps for the backward pass, as "
         f"a multiple of the baseline's; both are of a benchmark that asks the teacher at every step "
         f"(results/losses.json), while these runs store its answers. That some methods took fewer seconds than the "
@@ -28,8 +29,8 @@ def section() -> str:
 def _elsewhere(alone: dict, timed: dict[str, dict]) -> str:
     """What seconds with a star are of."""
     found = [
-        f"Seconds with a star are of another machine ({machine}), on which the student alone takes {seconds:.0f}; "
-        f"methods there are compared with longer schedules there."
+        f"Seconds with a star are of another machine ({machine}), on which the student alone would take "
+        f"{seconds:.0f}, by its longer schedules; methods there are compared with longer schedules there."
         for machine, seconds in alone_elsewhere(alone, timed).items()
     ]
     return " ".join(found)
@@ -44,6 +45,11 @@ def in_short() -> str:
         f"equal epochs for {_ahead(taught)}, and for {_ahead(list(timed.values()))} where the student alone trains at "
         f"least as many seconds ({shortest} epochs or more)."
     )
+
+
+def ahead_at_equal_time() -> list[str]:
+    """The methods that are ahead of a student alone that trains at least as many seconds."""
+    return [method for method, row in leaderboard()[1].items() if row["verdict"] == "better"]
 
 
 def _ahead(rows: list[dict]) -> str:

@@ -80,7 +80,7 @@ def _undone() -> dict[str, str]:
             means = [100 * sum(curve) / len(by_seed) for curve in zip(*by_seed.values(), strict=True)]
             name = "undone." + folder.replace("/", ".")
             values |= {f"{name}.trained": f"{means[0]:.1f}", f"{name}.best": f"{max(means):.1f}"}
-            for kind, share in {"trained": 0.0, "best": None}.items():
+            for kind, share in {"trained": 0.0, "chosen": undone.chosen(), "best": None}.items():
                 if found := undone.leads(folder, over, share):
                     values[f"{name}.lead.{kind}"] = f"{100 * sum(found) / len(found):+.1f}"
                     values |= {f"{name}.interval.{kind}": f"{100 * interval95(found):.1f}"} if len(found) > 1 else {}

@@ -111,7 +111,7 @@ def results() -> str:
         "of the schedules run with these seeds the best on val. `kd`, `ofd`: the lead over it in points, between runs "
         "of one seed; empty where not tried. *Masks*: no distillation, but the teacher's masks as labels where there "
         "are none (for wrong labels: everywhere). *Steps*: of 16 images, alone / with a teacher; the latter take "
-        f"{_cost('sample', 'sample')} times as long on whole drawings, to which answers are kept, and "
+        f"{_cost('sample', 'sample')} times as long on whole drawings, to which answers are kept, and with all labels "
         f"{_cost('camvid', 'camvid-long')} times on photographs. ± is half of a 95 % confidence interval over seeds, "
         f"a rough one. Bold excludes zero: by chance about {0.05 * intervals:.0f} of these {intervals} would, if "
         "teachers had no effect. Here are [all tables and charts](results/README.md), with seconds, machines and dates."
@@ -131,27 +131,29 @@ def _in_short(rows: list[Line]) -> str:
     few = [found for name, found in drawn.items() if "taught also" in name or "wrong" in name]
     photographs = set[str]().union(*(found for name, found in better.items() if name not in drawn))
     said = ""
-    if all(few) and not better[USUALLY]:
+    if all(few) and not better[USUALLY] and not leaderboard.ahead_at_equal_time():
         said = (
             "**On drawings it helps much where labels are few or wrong and the teacher knows better; where labels are "
-            f"many and right, it mostly makes training faster{_but_tiny(better)}.** "
+            "many and right, no method is ahead of a student alone that trains as many seconds"
+            f"{_but_tiny(better)}.** "
         )
     if not photographs:
         said += "**On photographs no lead over the best student alone is settled.** "
     elif photographs == {MASKS}:
         said += (
             "**On photographs with few labels the masks of a teacher that had learned from all of them help, as labels "
-            f"of the others{_and_of_few()}; no distillation loss is ahead of the best student alone.** "
+            f"of the others{_and_of_few()}; no distillation loss was ahead of the best student alone, which had twice "
+            "the steps.** "
         )
     return said
 
 
 def _and_of_few() -> str:
-    """Whether the masks of a teacher that had few labels itself help too."""
-    own, of_all = (lead_over(row.found(), camvid.ALONE_46.found()) for row in (camvid.MASKS_OF_FEW, camvid.MASKS))
+    """Whether the masks of a teacher that had few labels itself help too: of one teacher, and one choice of images."""
+    own = lead_over(camvid.MASKS_OF_FEW.found(), camvid.ALONE_46.found())
     if own["verdict"] != "better":
-        return ", and those of one of the same few do not"
-    return f", and those of a teacher of the same few too{', by less' if own['gain'] < of_all['gain'] else ''}"
+        return ", and those of one of the same few are not shown to"
+    return f", and those of a teacher of the same few perhaps too ({gain_of(own)})"
 
 
 def _but_tiny(better: dict[str, set[str]]) -> str:

@@ -3,6 +3,7 @@
 Methods differ in marker as well as in colour.
 """
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -499,8 +500,10 @@ def _look(method: str) -> tuple[str, str]:
 
 
 def method_name(method: str) -> str:
-    """`kd+sakd` to KD+SAKD; `baseline`, `teacher` and what is said of them stay words."""
-    return method if method.startswith(("baseline", "teacher")) else method.upper()
+    """`kd+sakd` to KD+SAKD, `sakd-plain` to SAKD-plain; `baseline`, `teacher` and what is said of them stay words."""
+    if method.startswith(("baseline", "teacher")):
+        return method
+    return re.sub(r"(^|\+)\w+", lambda term: term[0].upper(), method)
 
 
 def network_name(backbone: str) -> str:

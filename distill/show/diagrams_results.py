@@ -34,7 +34,7 @@ _QUESTIONS = (
     ("Has the baseline\nconverged?", "it may be a gain\nin speed: train\nboth longer"),
     ("Were its settings\nchosen with as\nmuch care?", "it may be a gain\nby settings: tune\nthe baseline too"),
     ("Does the interval\nleave out zero?", "not settled:\nmore seeds"),
-    ("Is it still there\nat equal time?", "better per epoch,\nnot per second"),
+    ("Is it ahead of a\nstudent alone of\nas many seconds?", "better per epoch,\nnot per second"),
 )
 
 
