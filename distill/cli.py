@@ -199,7 +199,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         group.add_argument(flag, type=kind, default=argparse.SUPPRESS)
     group.add_argument("--out-stride", dest="output_stride", type=int, default=argparse.SUPPRESS)
     group.add_argument("--augment", choices=choices_of("augment"), default=argparse.SUPPRESS)
-    group.add_argument("--nesterov", action="store_true", default=argparse.SUPPRESS)
+    group.add_argument("--nesterov", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
     group.add_argument(
         "--labelled", type=int, default=argparse.SUPPRESS, help="only this many images keep their labels (0: all)"
     )

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from matplotlib.figure import Figure
 
 from distill.files import PROJECT
-from distill.lab.curves import interval95
-from distill.lab.tables import plus_minus
 from distill.show import charts
-from studies.shared import average, gain_of, lead_row, read, recorded_on, so_far
+from studies.shared import average, gain_of, lead_row, read, recorded_on, score, so_far
 
 RESULTS = PROJECT / "results"
 MASKS = "teacher's masks as labels"  # the control of every loss
@@ -37,12 +35,13 @@ class Setting:
     controls: dict[str, Place] = field(default_factory=dict)
 
     def found(self) -> dict[str, list[dict]]:
-        """Its runs by method, baselines first, each other baseline under a name that begins so."""
+        """Those of its runs that are recorded, by method, baselines first, each other baseline under such a name."""
         runs = {"baseline": runs_of(self.baselines or self.runs, "baseline")}
         runs |= {LONGER: runs_of(self.longer, "baseline")} if self.longer else {}
         runs |= {f"baseline, {what}": runs_of(place, "baseline") for what, place in self.others.items()}
         runs |= {method: runs_of(self.runs, method) for method in METHODS}
-        return runs | {what: runs_of(place, "baseline") for what, place in self.controls.items()}
+        runs |= {what: runs_of(place, "baseline") for what, place in self.controls.items()}
+        return {what: own for what, own in runs.items() if own}
 
     def teacher(self) -> float:
         return read(f"{self.runs[0]}.json")["teacher"]["val_miou"]
@@ -73,7 +72,7 @@ class Condition:
         said: dict[str, list[str]] = {"better": [], "worse": [], "not settled": []}
         for setting in self.settings:
             runs = setting.found()
-            for method in METHODS:
+            for method in (method for method in METHODS if method in runs):
                 said[lead_over(runs[method], runs[best_baseline(runs)])["verdict"]].append(f"{method} ({setting.name})")
         words = {"better": "lies above zero for", "worse": "lies below zero for", "not settled": "includes zero for"}
         told = [f"{words[verdict]} {'; '.join(rows)}" for verdict, rows in said.items() if rows]
@@ -115,11 +114,7 @@ NOISY = Setting(
     others={what: ("label-noise", what) for what in ("decay 0.1", "decay 0.3", "decay 0.1, twice as long")},
     controls={MASKS: ("teacher-masks", "")},
 )
-HALVED = Setting(
-    HALF,
-    ("student-size", HALF),
-    ("student-size", f"{HALF}, twice as long"),
-)
+HALVED = Setting(HALF, ("student-size", HALF), ("student-size", f"{HALF}, twice as long"))
 QUARTERED = Setting(
     QUARTER,
     ("student-size", QUARTER),
@@ -129,36 +124,10 @@ QUARTERED = Setting(
 CROPS = Setting("crops, 192 epochs", ("patience", ""), None, others={"without crops": ("sample-long", "")})
 OWN = Setting("a teacher of the same 500 images", ("own-teacher", ""), ("sample-long", ""), ("sample", ""))
 CONDITIONS = [
-    Condition(
-        "label-noise",
-        "Does a teacher help where labels are wrong?",
-        [
-            USUAL,
-            NOISY,
-        ],
-    ),
-    Condition(
-        "student-size",
-        "Does a smaller student gain more?",
-        [
-            USUAL,
-            HALVED,
-            QUARTERED,
-        ],
-    ),
-    Condition(
-        "patience",
-        "Do crops and patience help?",
-        [
-            USUAL,
-            CROPS,
-        ],
-    ),
-    Condition(
-        "own-teacher",
-        "Must the teacher know more than the labels?",
-        [USUAL, OWN],
-    ),
+    Condition("label-noise", "Does a teacher help where labels are wrong?", [USUAL, NOISY]),
+    Condition("student-size", "Does a smaller student gain more?", [USUAL, HALVED, QUARTERED]),
+    Condition("patience", "Do crops and patience help?", [USUAL, CROPS]),
+    Condition("own-teacher", "Must the teacher know more than the labels?", [USUAL, OWN]),
 ]
 
 
@@ -207,8 +176,5 @@ def _cells(own: list[dict], runs: dict[str, list[dict]], method: str) -> list[st
     gain = "" if method.startswith("baseline") else gain_of(lead_over(own, runs["baseline"]))
     lead = "the best" if method == best else gain_of(lead_over(own, runs[best]))
     cells = [method, f"{settings['epochs']}", f"{settings['weight_decay']:g}"]
-    cells += [
-        f"{average(own, 'cpu_seconds'):.0f}",
-        plus_minus(average(own, "miou"), interval95([r["miou"] for r in own])),
-    ]
+    cells += [f"{average(own, 'cpu_seconds'):.0f}", score(own)]
     return [*cells, gain, lead, f"{len(own)}"]

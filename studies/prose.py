@@ -11,6 +11,7 @@ readers do not see:
 import math
 import re
 import sys
+from functools import cache
 
 import nbformat
 
@@ -26,6 +27,7 @@ NOTEBOOKS = PROJECT / "notebooks"
 MARK = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?)<!-- =([\w.+-]+) -->")
 
 
+@cache
 def recorded() -> dict[str, str]:
     """Name to value as prose writes it; scores in points of mIoU."""
     teacher = read_json(results_file("teacher.json"))
@@ -70,7 +72,7 @@ def _photographs() -> dict[str, str]:
 
 def _undone() -> dict[str, str]:
     """Scores and leads of students of photographs, as trained and with the best share of class weights undone."""
-    (held,) = undone.scores()[f"{undone.HELD_OUT}/class-weights/resnet18/baseline"].values()
+    held = undone.held_out()
     values = {"undone.held_out.trained": f"{100 * held[0]:.1f}", "undone.held_out.chosen": f"{100 * max(held):.1f}"}
     for run in read_json(results_file("camvid-baseline.json"))["runs"]:
         if run["variant"] == "no class weights":

@@ -87,7 +87,7 @@ def lines() -> list[Line]:
     """The rows of which there are a student alone and one with a teacher."""
     found = []
     for row in settings():
-        runs = {what: own for what, own in row.found().items() if own}
+        runs = row.found()
         taught = [runs[method][0] for method in METHODS if method in runs]
         if not taught or not any(what.startswith("baseline") for what in runs):
             continue

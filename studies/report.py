@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from distill import load_model, load_teacher, open_dataset, predict
 from distill.files import PROJECT, replace_file, write_text
 from distill.lab.comparison import by_labels, read_findings, tables
+from distill.lab.literature import paired_difference
 from distill.lab.tables import markdown_table, results_file
 from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
 from studies import blocks, camvid, conditions, labels, leaderboard, quirks, readme, undone
 from studies.prose import fill
-from studies.shared import mean_of, paired, read, recorded_on, said, so_far
+from studies.shared import mean_of, read, recorded_on, said, so_far
 
 RESULTS = PROJECT / "results"
 
@@ -106,10 +107,8 @@ def better() -> str:
 
 def self_attention() -> str:
     """The ablation: SAKD less the same without its self-attention, seed by seed."""
-    found, added = read_findings([results_file("sample.json")]), []
-    for backbone in dict.fromkeys(entry["backbone"] for entry in found.records):
-        pair = [("", "sakd"), ("", "sakd-plain")]
-        added.append(f"{mean_of(paired(found, pair, backbone))} for {charts.network_name(backbone)}")
+    leads = paired_difference("sakd", "sakd-plain")
+    added = [f"{mean_of(found)} for {charts.network_name(backbone)}" for backbone, found in leads.items()]
     return (
         f"What self-attention adds to SAKD: {', '.join(added)}. Without it (`sakd-plain`) SAKD is attention transfer "
         f"at its six positions, with its connectors and divisors. It has SAKD's weight; none was chosen for it, nor "

@@ -96,7 +96,7 @@ def paired(found: Findings, rows: list[tuple[str, str]], backbone: str = "resnet
 
 def lead_row(runs: list[dict], alone: dict[int, dict]) -> dict:
     """A row of runs of one method, with their lead over the runs of the same seed in `alone`, which may be empty."""
-    leads = [run["miou"] - alone[run["seed"]]["miou"] for run in runs if alone]
+    leads = [run["miou"] - alone[run["seed"]]["miou"] for run in runs] if alone else []
     gain = {}
     if leads:
         gain = {"gain": sum(leads) / len(leads), "gain_interval": interval95(leads), "verdict": verdict(leads)}
@@ -116,7 +116,7 @@ def seconds_on(runs: list[dict]) -> dict[str, float]:
 def over_longer(name: str) -> list[dict]:
     """By student and method of a study, and of the one with twice its epochs, the lead over the latter's baselines.
 
-    Each row has what `compare` would call backbone, method, gain, its interval and verdict, and the seeds, epochs and
+    Each row has what `compare` would call backbone, method, gain, its interval and verdict, and the scores, epochs and
     processor seconds; the longer baseline's own row has no gain.
     """
     rows = []

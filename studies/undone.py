@@ -101,8 +101,13 @@ def scores() -> dict[str, dict[int, list[float]]]:
 
 def chosen() -> float:
     """The share that is best for the student alone, with the study's settings, on training images held out."""
+    return SHARES[int(np.argmax(held_out()))]
+
+
+def held_out() -> list[float]:
+    """mIoU for each of `SHARES` of the student alone, on training images held out."""
     (curve,) = scores()[f"{HELD_OUT}/class-weights/resnet18/baseline"].values()
-    return SHARES[int(np.argmax(curve))]
+    return curve
 
 
 def weights_of(run: str) -> torch.Tensor:
@@ -136,20 +141,20 @@ def section() -> str:
         f"| student | {' | '.join(heads)} | lead as trained | with {chosen():.0%} undone | each with its best | seeds |"
     ]
     lines.append(f"|{'---|' * (len(SHARES) + 5)}")
+    found = scores()
     for folder, (name, over) in ROWS.items():
-        if folder in (found := scores()):
+        if folder in found:
             means = np.mean(list(found[folder].values()), axis=0)
             cells = [f"**{100 * mean:.1f}**" if mean == means.max() else f"{100 * mean:.1f}" for mean in means]
             cells += [_lead(folder, over, share) for share in (0.0, chosen(), None)]
             lines.append(f"| {name} | {' | '.join(cells)} | {len(found[folder])} |")
-    (held,) = scores()[f"{HELD_OUT}/class-weights/resnet18/baseline"].values()
     record = read_json(RECORD)
-    held_out = ", ".join(f"{100 * miou:.1f} ({share:.0%})" for miou, share in zip(held, SHARES, strict=True))
+    chosen_from = ", ".join(f"{100 * miou:.1f} ({share:.0%})" for miou, share in zip(held_out(), SHARES, strict=True))
     head = (
         "## camvid-undone: class weights undone\n\nThe students of the studies on photographs were trained with class "
         "weights, the last stage of the teacher of all masks without. Here a share of the logarithm of each class's "
         "weight is taken from the logits of students that are trained already (`distill.undo_class_weights`): no "
-        f"training, no teacher. On training images held out the student alone has {held_out}, one run, which chose "
+        f"training, no teacher. On training images held out the student alone has {chosen_from}, one run, which chose "
         f"{chosen():.0%}. mIoU on val, means over seeds. A lead is over the student alone with the same masks, of the "
         "seeds that both have: in as many epochs where there are 367 masks and nothing else is said; with 46, in as "
         "many steps as the masks as labels take, and in twice as many as kd (see camvid-labels). *Each with its best* "
@@ -167,7 +172,7 @@ def longer() -> str:
     for backbone in ("resnet18", "mobilenetv2"):
         over, alone = f"camvid-long/{backbone}/baseline", (ALONE, f"camvid/{backbone}/baseline")
         folders = [row for row, (_, base) in ROWS.items() if base in alone and row != over and f"/{backbone}/" in row]
-        named = [f"{_lead(row, over, None)} ({ROWS[row][0]})" for row in folders if _lead(row, over, None)]
+        named = [f"{lead} ({ROWS[row][0]})" for row in folders if (lead := _lead(row, over, None))]
         told += [f"Each with its best, over {ROWS[over][0]}: {', '.join(named)}."] if named else []
     return " ".join(told)
 

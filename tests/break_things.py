@@ -139,7 +139,7 @@ BREAKS = (
     ),
     Break("void counts in scores", "training/evaluation", "if not np.isnan(iou)]", "if iou > 0]"),
     Break("gains that are not paired", "lab/tables", "(entry, baseline[seed])", "(entry, baseline[min(baseline)])"),
-    Break("convergence looks at the last half", "lab/curves", "np.interp(0.75 *", "np.interp(0.5 *"),
+    Break("convergence looks at the last half", "lab/curves", "at_share(entry, 0.75)", "at_share(entry, 0.5)"),
     Break("equal time is the slower run's", "lab/curves", "end = min(seconds", "end = max(seconds"),
     Break("a gain within its interval is settled", "lab/curves", "if abs(mean) > half:", "if abs(mean) > half / 2:"),
     Break("seconds of a busy machine", "lab/tables", 'clock = "cpu_seconds" if', 'clock = "seconds" if'),

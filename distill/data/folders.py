@@ -407,7 +407,8 @@ class AugmentedVOC(VOCFolder):
         super().__init__(root, "train")
         self.sbd = Path(sbd) if sbd else None
         self.own = frozenset(self.ids)
-        self.ids = augmented_ids(self.ids, self._further_ids(), read_split(self.root, "val"))[:limit]
+        self.ids = augmented_ids(self.ids, self._further_ids(), read_split(self.root, "val"))
+        self.ids = self.ids[: None if limit is None else int(limit)]
 
     def _further_ids(self) -> list[str]:
         if (self.root / "SegmentationClassAug").is_dir():

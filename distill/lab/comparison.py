@@ -125,9 +125,7 @@ def _add_runs(findings: Findings, folder: Path) -> None:
             continue
         described = _described(home)
         own = [run for run in runs if not is_studys_teacher(run)]
-        names = {variant_folder(variant["name"]): variant["name"] for variant in _variants(described)}
-        places = [run.path.resolve().relative_to(home).parts[0] for run in own]
-        records = [record(run) | {"variant": names.get(place, "")} for run, place in zip(own, places, strict=True)]
+        records = [record(run) | {"variant": _variant_at(run, home, described).get("name", "")} for run in own]
         findings.add(in_order(records, described.get("study") or {}), described, home / STUDY_FILE)
 
 
@@ -161,10 +159,12 @@ def teacher_of_study(run: Run) -> str | None:
 def variant_of(run: Run) -> dict[str, Any]:
     """The variant of its study that a run belongs to, as the study file tells it; empty where there is none."""
     home = _study_of(run)
-    if home is None:
-        return {}
+    return {} if home is None else _variant_at(run, home, _described(home))
+
+
+def _variant_at(run: Run, home: Path, described: dict[str, Any]) -> dict[str, Any]:
     place = run.path.resolve().relative_to(home).parts[0]
-    return next((entry for entry in _variants(_described(home)) if variant_folder(entry["name"]) == place), {})
+    return next((entry for entry in _variants(described) if variant_folder(entry["name"]) == place), {})
 
 
 def _variants(described: dict[str, Any]) -> list[dict[str, Any]]:
@@ -440,7 +440,10 @@ class _Costs:
 
     @cached_property
     def latencies(self) -> dict[str, float]:
-        found = milliseconds(list(self.configs.values()), self.size) if self.size else []
+        try:
+            found = milliseconds(list(self.configs.values()), self.size) if self.size else []
+        except DistillError:  # such as a backbone of timm, which is not installed
+            found = []
         return dict(zip(self.configs, found, strict=False))
 
     def charts(
@@ -458,14 +461,12 @@ class _Costs:
             config = _config(taught)
             about = {"network": taught.get("backbone", "teacher"), "method": "teacher", "miou": score["miou"]}
             points.append(about | self._costs(score.get("parameters"), config))
-        points = [
-            point | {"network": charts.network_name(point["network"])} for point in points if "parameters" in point
-        ]
+        points = [point for point in points if "parameters" in point]
         if not points:
             yield "", f"no chart of sizes{of}: the record does not say how many parameters the networks have", ""
             return
         if not all("milliseconds" in point for point in points):
-            yield "", f"no latency{of} of some networks: the record does not say how to build them", ""
+            yield "", f"no latency{of} of some networks: they cannot be built from the record, or not here", ""
         height, width = self.size or (0, 0)
         label = f"ms per image of {width} x {height} pixels on this CPU"
         alt = f"mIoU against parameters and latency{of}: teacher, and each student by method."

@@ -82,11 +82,8 @@ def scored(entry: dict[str, Any]) -> list[tuple[int, float]]:
 
 def late_rise(entry: dict[str, Any]) -> float | None:
     """How far the mIoU on val rose over the last quarter of a run; None where it was scored too rarely to tell."""
-    curve = scored(entry)
-    if len(curve) < 2 or curve[0][0] > 0.75 * curve[-1][0]:
-        return None
-    epochs, scores = zip(*curve, strict=True)
-    return float(scores[-1] - np.interp(0.75 * epochs[-1], epochs, scores))
+    before = at_share(entry, 0.75)
+    return None if before is None else scored(entry)[-1][1] - before
 
 
 def at_share(entry: dict[str, Any], share: float) -> float | None:

@@ -120,9 +120,9 @@ class _Case:
             )
         self.train = self.baselines[0].images_of("train", data_root, self.config["images"])
         self.val = self.baselines[0].images_of("val", data_root)
-        self.some, self.most = {"train": _evenly(self.train, most), "val": _evenly(self.val, most)}, most
+        self.some = {"train": _evenly(self.train, most), "val": _evenly(self.val, most)}
         self.teacher = self._teacher(teacher)
-        self.scores = {"val": evaluate(self.teacher, self.some["val"])}
+        self.score = evaluate(self.teacher, self.some["val"])  # the teacher's, on val
         self.own = [evaluate(self.student(run), self.some["val"]) for run in self.baselines]
         self.own_miou = float(np.mean([score.miou for score in self.own]))
         self.learned_from = _evenly(self.train, most, _with_labels(self.config))
@@ -151,7 +151,7 @@ class _Case:
 
     def teacher_is_better(self) -> Finding:
         own, miou = self.own, self.own_miou
-        teacher = self.scores["val"]
+        teacher = self.score
         alone = {name: float(np.mean([score.per_class_iou[name] for score in own])) for name in teacher.per_class_iou}
         # NaN where a class is absent, and nobody found it: there is nothing to be better at.
         lead = {
@@ -201,11 +201,11 @@ class _Case:
             f"On {len(self.learned_from)} training images that have labels the baseline has "
             f"{_points(self.own_train.miou)} mIoU, the teacher {_points(teacher.miou)}"
         )
-        if teacher.miou < self.scores["val"].miou - FOREIGN:
+        if teacher.miou < self.score.miou - FOREIGN:
             return Finding(
                 "labels",
                 False,
-                f"{found}, and on val {_points(self.scores['val'].miou)}: train and val are not alike, or masks of "
+                f"{found}, and on val {_points(self.score.miou)}: train and val are not alike, or masks of "
                 f"train are wrong. Look at some where teacher and mask differ",
             )
         if self.own_train.miou < teacher.miou - POINT:
@@ -230,7 +230,7 @@ class _Case:
                 yield Finding("gradient", not other, found)
 
     def classes_agree(self) -> Finding:
-        pairs = exchanged_classes(self.scores["val"])
+        pairs = exchanged_classes(self.score)
         if not pairs:
             return Finding("classes", True, "No two classes of the teacher look exchanged")
         told = ", ".join(f"{truth!r} {answer!r}" for truth, answer in pairs[:5])
@@ -242,7 +242,7 @@ class _Case:
         )
 
     def normalisation_agrees(self) -> Finding:
-        usual = self.scores["val"].miou
+        usual = self.score.miou
         others = {name: evaluate(_Renormalised(self.teacher, change), self.some["val"]).miou for name, change in OTHERS}
         best = max(others, key=lambda name: others[name])
         found = f"To images that are {best} the teacher answers with {_points(others[best])} mIoU, to ours with "
@@ -325,7 +325,8 @@ def gradient_ratios(
     Both with respect to the student's weights, in training mode on a few batches of training images with labels; the
     median. A weight that was to fall to 0 has its full size. `student`: the run's, where only the caller can build it.
     """
-    settings = replace(Settings(**run.config["settings"]), cache="", workers=0, crop_on="host")
+    settings = replace(Settings(**run.config["settings"]), cache="", workers=0, crop_on="host", accumulate=1)
+    settings = replace(settings, batch_size=min(settings.batch_size, len(train)))  # the run may have had further images
     student, told = (student or run.student()).train(), run.config["method"]
     terms = {
         name: {**options, **({"decay": 0} if "decay" in options else {})} for name, options in told["terms"].items()
@@ -351,7 +352,8 @@ def gradient_ratios(
 
 
 def _gradient_norm(value: Tensor, student: nn.Module) -> float:
-    gradients = torch.autograd.grad(value, list(student.parameters()), retain_graph=True, allow_unused=True)
+    weights = [weight for weight in student.parameters() if weight.requires_grad]  # a part may be frozen
+    gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
     return float(torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm())
 
 

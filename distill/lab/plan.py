@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.files import is_whole
 from distill.lab.study_file import StudyFile, TrainedTeacher, Variant, read_study_file, variant_folder, within
 from distill.methods import method_terms
 from distill.training.parallel import pick_device
@@ -28,11 +29,11 @@ class Planned:
 
     @property
     def begun(self) -> bool:
-        return (self.folder / "config.json").exists()
+        return is_whole(self.folder / "config.json")
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "scores.json").exists()
+        return is_whole(self.folder / "scores.json")
 
     def epochs(self) -> int:
         """How many are trained; it may be asked while they are."""
@@ -74,7 +75,7 @@ def plan_teacher(study: StudyFile, folder: Path, data_root: str | None = None, d
         return None
     same = (own.data or study.data) == study.data
     table = _joined(study, own)
-    for key in ("limit", "unlabelled", "recipe", *(() if same else ("data_root",))):
+    for key in ("limit", "recipe", *(() if same else ("data_root",))):
         if key not in own.model_fields_set:
             table.pop(key, None)
     with within("teacher"):
@@ -122,6 +123,6 @@ def teacher_source(study: StudyFile, folder: Path) -> str | None:
 
 def _options(study: StudyFile, variant: Variant, method: str) -> dict[str, dict[str, Any]]:
     """The options of the file and of its variant for the method's terms, over those that were tuned for the data."""
-    terms, options = method_terms(method), (study.method_options, variant.method_options)
-    given = {term: {name: value for table in options for name, value in table.get(term, {}).items()} for term in terms}
+    terms = method_terms(method)
+    given = {term: study.method_options.get(term, {}) | variant.method_options.get(term, {}) for term in terms}
     return choose_options(terms, study.data, given)

@@ -18,8 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -143,12 +142,10 @@ def _reason(child: _Child, log: Path) -> str:
     return f"{last[:200]} (its whole output is in {log})"
 
 
-@contextmanager
-def progress_bar(total: int, done: int) -> Iterator["tqdm[Any]"]:
+def progress_bar(total: int, done: int) -> "tqdm[Any]":
     """The bar of a whole study, in epochs; one line per minute where nobody watches."""
     often = 0.5 if sys.stderr.isatty() else 60
-    with tqdm(total=total, initial=done, unit="epoch", dynamic_ncols=True, mininterval=often, miniters=0) as bar:
-        yield bar
+    return tqdm(total=total, initial=done, unit="epoch", dynamic_ncols=True, mininterval=often, miniters=0)
 
 
 # ------------------------------------------------------------------------------------------------ the child

@@ -139,10 +139,10 @@ class _Table(BaseModel):
 
     settings: _Options = {}
     limit: _Limit = None
-    unlabelled: _TextOrNone = None
 
 
 class Variant(_Table):
+    unlabelled: _TextOrNone = None
     name: _Text = ""
     about: _Text = ""
     recipe: _Text = "matched"
@@ -150,7 +150,7 @@ class Variant(_Table):
     students: _Students = []
     methods: _Methods = []
     method_options: _MethodOptions = {}
-    width: Annotated[float, Field(ge=0.01, le=100, description="a number from 0.01 to 100")] = 1.0
+    width: Annotated[float, Field(ge=0.01, le=8, description="a number from 0.01 to 8")] = 1.0
 
 
 class TrainedTeacher(_Table):
@@ -177,6 +177,7 @@ def _variants(given: object) -> object:
 
 
 class StudyFile(_Table):
+    unlabelled: _TextOrNone = None
     data: _Text
     students: _Students
     methods: _Methods

@@ -30,6 +30,10 @@ from distill.training.presets import choose_options, choose_settings, defaults_f
 from distill.training.runs import Run, epochs_trained, name_of
 from distill.training.settings import NEUTRAL
 
+# Settings that only Python can give.
+_NO_FLAGS = ["optimizer", "head_lr_factor", "schedule", "warmup", "connector_epochs", "clip"]
+_NO_FLAGS += ["distilled_dropout", "teacher_mode", "divisions", "padding"]
+
 
 def tune(
     methods: Sequence[str],
@@ -57,7 +61,9 @@ def tune(
     check_number("budget", budget, 1, 64)
     check_number("spread", spread, 0.01, 10, whole=False)
     methods = _single_terms(methods)
-    out, chosen = Path(out), choose_settings(preset or defaults_for(data).preset, "matched", settings, data)
+    preset = preset or defaults_for(data).preset
+    out, chosen = Path(out), choose_settings(preset, "matched", settings, data)
+    given = {name: getattr(chosen, name) for name, value in settings.items() if value is not None}
     train = open_dataset(data, "train", data_root)
     asked = {"student": student, "teacher": fingerprint(load_teacher(teacher)), "seed": seed}
     shaping = {name: value for name, value in asdict(chosen).items() if name not in (*NEUTRAL, "epochs")}
@@ -66,8 +72,8 @@ def tune(
     held = hold_out(train, out / "data")
     write_json(out / "asked.json", asked)
     common = {"student": student, "teacher": teacher, "data": str(held), "seed": seed, "progress": False}
-    common |= {"preset": preset or defaults_for(data).preset, "device": pick_device(device).type}
-    common |= {**settings, "augment": chosen.augment}
+    common |= {"preset": preset, "device": pick_device(device).type}
+    common |= {**given, "augment": chosen.augment}
     rungs = _rungs(budget, chosen.epochs)
     runs: list[dict[str, Any]] = []
     alive = {method: _candidates(method, data, budget, spread) for method in methods}
@@ -87,7 +93,8 @@ def tune(
     some = next(path for path in planned.values() if (path / "scores.json").exists())
     # As it would be typed for these runs; where data and teacher lay is no business of the record.
     command = ["python -m distill tune --methods", *methods, f"--backbone {student} --dataset {name_of(data)}"]
-    command += [f"--budget {budget} --spread {spread:g} --epochs {chosen.epochs} --seed {seed}", *_flags(settings)]
+    command += [f"--budget {budget} --spread {spread:g} --epochs {chosen.epochs} --seed {seed}", *_flags(given)]
+    command += [] if preset == defaults_for(data).preset else [f"--preset {preset}"]
     record = {
         "command": " ".join(command),
         "student": student,
@@ -110,7 +117,7 @@ def _flags(settings: dict[str, Any]) -> list[str]:
     """Settings that were given and shape a run, as they would be typed; those without a flag stand in the record."""
     flags = []
     for name, value in settings.items():
-        if name not in (*NEUTRAL, "epochs") and value is not None:
+        if name not in (*NEUTRAL, *_NO_FLAGS, "epochs"):
             flag = "out-stride" if name == "output_stride" else name.replace("_", "-")
             flags += [f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}"]
     return flags
@@ -205,7 +212,7 @@ def _same_as_before(out: Path, asked: dict[str, Any]) -> None:
     """DistillError where the folder belongs to another question."""
     path = out / "asked.json"
     if path.exists() and (there := checked(read_json(path), dict[str, Any], path, "what a tuning was asked")) != asked:
-        what = next(key for key in asked if there.get(key) != asked[key])
+        what = next(key for key in (*asked, *there) if there.get(key) != asked.get(key))
         raise DistillError(f"{out} holds a tuning whose {what} differs from what is asked for; choose another --out")
 
 

@@ -25,14 +25,11 @@ def library(name: str) -> Any:
     return import_module(name)
 
 
-def session_of(model: str | bytes, threads: int | None = None) -> Any:
-    """ONNX Runtime's session for a file's path or content, on the CPU.
-
-    It uses as many threads as PyTorch does, or `threads`.
-    """
+def session_of(model: str | bytes) -> Any:
+    """ONNX Runtime's session for a file's path or content, on the CPU, with as many threads as PyTorch uses."""
     runtime = library("onnxruntime")
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # nothing but crashes: what is wrong is in the exception that it raises
     # With its fallback it prints what failed, and tries the same once more.
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)

@@ -241,11 +241,10 @@ def _arrow(
     text: str = "",
     above: float = 0.15,
     gradient: bool = False,
-    bend: float = 0.0,
 ) -> None:
     looks: dict[str, Any] = {"arrowstyle": "-|>", "color": _GRADIENT if gradient else _INK, "lw": 1.2}
     looks |= {"ls": (0, (4, 2)) if gradient else "-", "shrinkA": 0, "shrinkB": 0}
-    axis.annotate("", end, start, arrowprops=looks | {"connectionstyle": f"arc3,rad={bend}"})
+    axis.annotate("", end, start, arrowprops=looks)
     if text:
         axis.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + above, text, ha="center", size=9)
 

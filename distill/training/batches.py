@@ -319,7 +319,8 @@ def _content(dataset: VOCFolder) -> str:
 def _decode(dataset: VOCFolder, path: Path, workers: int) -> list[tuple[int, int]]:
     """Write every image and its labels to the file; their sizes."""
     sizes = []
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers)
+    own = torch.Generator()  # the loader draws a number, which must not be the caller's
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, generator=own)
     with replace_file(path) as temporary, temporary.open("wb") as file:
         for image, labels in tqdm(from_workers(loader), "decoding", len(loader), unit="image", leave=False):
             file.write(image.as_subclass(Tensor).permute(1, 2, 0).contiguous().numpy().tobytes())

@@ -169,6 +169,16 @@ def test_the_gradients_are_those_of_training(train: Callable[..., Path], scenes:
     assert 0.4 < ratio / (norms[0] / norms[1]) < 2.5, "other images, and dropout, but no other order of size"
 
 
+def test_a_part_of_the_student_may_be_frozen_and_its_labelled_images_few(
+    train: Callable[..., Path], scenes: Path
+) -> None:
+    run = Run(train(weight=1.0) / "kd" / "seed0")
+    student = run.student()
+    student.backbone.requires_grad_(False)
+    few = open_dataset("sample", "train", scenes, limit=3)  # the batch may hold more, of images without labels
+    assert all(ratio > 0 for ratio in gradient_ratios(run, load_teacher("sample"), few, student).values())
+
+
 def test_exchanged_classes_want_a_clear_case() -> None:
     names = ("a", "b", "c")
     assert exchanged_classes(Scores(torch.tensor([[9, 1, 0], [1, 9, 0], [3, 0, 7]]).numpy(), names)) == []

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from distill import Run, fit
 from distill.cli import main
+from distill.errors import DistillError
 from distill.files import PROJECT, read_json, write_json
 from distill.lab import pool
 from distill.lab import study as study_module
@@ -138,6 +139,14 @@ def test_a_variant_may_have_narrower_students(write: Callable[..., Path], refuse
     refused("width is 0", "give a number", call=lambda: load_study(write("limit = 16", "limit = 16\nwidth = 0.0")))
 
 
+def test_what_a_power_cut_left_empty_is_neither_begun_nor_finished(write: Callable[..., Path], tmp_path: Path) -> None:
+    run = plan(load_study(write()), tmp_path, device="cpu")[0]
+    run.folder.mkdir(parents=True)
+    for name in ("config.json", "scores.json"):
+        (run.folder / name).touch()
+    assert not run.begun and not run.finished
+
+
 def test_a_folders_images_are_cropped_and_its_name_is_only_a_name(write: Callable[..., Path]) -> None:
     for data, preset, augment in (("sample", "sample", "flip"), ("pascal-mini", "sample", "crops")):
         run = plan(load_study(write('data = "sample"', f'data = "{data}"')), Path(), device="cpu")[0]
@@ -193,6 +202,16 @@ MISTAKES = {
     "baselines of nowhere": ('baseline = "all', 'baseline = "al', "did you mean 'all labels'"),
     "no teacher": ('teacher = "sample"', "", "teacher is missing", "kd and sakd"),
     "a teacher without a network": ('teacher = "sample"', "teacher = { seed = 1 }", "teacher: backbone is missing"),
+    "images for a teacher that has none": (
+        'teacher = "sample"',
+        'teacher = { backbone = "resnet101", unlabelled = "more" }',
+        "teacher: there is no key 'unlabelled'",
+    ),
+    "a student wider than there are": (
+        "limit = 16",
+        "limit = 16\nwidth = 20.0",
+        "width is 20.0; give a number",
+    ),
     "a teacher's network": ('teacher = "sample"', 'teacher = { backbone = "resnet11" }', "did you mean 'resnet101'"),
 }
 
@@ -922,6 +941,16 @@ def test_few_labels_are_compared_with_the_student_alone_on_as_many(
     shorter["runs"] = [run for run in shorter["runs"] if run["method"] == "kd"]  # the rest is not there yet
     write_json(tmp_path / "labels.json", shorter)
     assert "So far" in labels.section() and "Labels for all" not in labels.section()
+
+
+def test_networks_that_cannot_be_built_here_cost_no_other_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> list[float]:
+        raise DistillError("timm is not installed")
+
+    monkeypatch.setattr("distill.lab.comparison.milliseconds", fails)
+    found = {figure: name for name, figure, _ in figures(read_findings([PROJECT / "results" / "own-teacher.json"]))}
+    assert "no latency of some networks: they cannot be built from the record, or not here" in found
+    assert "sizes" in found.values()
 
 
 def test_what_a_record_does_not_hold_is_said(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -35,6 +36,14 @@ def test_half_of_the_candidates_train_twice_as_long(budget: int, epochs: int, ru
 def test_candidates_lie_around_the_usual_weight() -> None:
     assert module._candidates("kd", "elsewhere", 3, 1.0) == [0.09, 0.9, 9.0]
     assert module._candidates("sakd", "elsewhere", 2, 1.0) == [47.4, 474.0]
+
+
+def test_the_recorded_command_can_be_typed() -> None:
+    given = {"lr": 0.1, "optimizer": "sgd", "nesterov": False, "output_stride": 8, "epochs": 3, "workers": 2}
+    flags = module._flags(given)
+    assert flags == ["--lr 0.1", "--no-nesterov", "--out-stride 8"]
+    options = cli._parser().parse_args(["tune", *" ".join(flags).split()])
+    assert (options.lr, options.nesterov, options.output_stride) == (0.1, False, 8)
 
 
 def test_images_are_held_out_from_train_alone(tiny_sample: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -86,7 +95,7 @@ def test_every_method_gets_as_many_runs_and_they_are_kept(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("scores.json")}
     again = tune(
         ["kd", "at"], "resnet18", str(tmp_path / "teacher.safetensors"), "sample", str(tiny_sample),
-        budget=3, epochs=2, device="cpu", out=tmp_path / "out", class_weights="log", workers=1,
+        budget=3, epochs=np.int64(2), device="cpu", out=tmp_path / "out", class_weights="log", workers=np.int64(1),
     )  # fmt: skip
     assert again["runs"] == record["runs"] and before == {path: path.stat().st_mtime_ns for path in before}
 
