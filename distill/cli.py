@@ -177,7 +177,10 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("--out", help="folder of the run (default: runs/DATASET/BACKBONE/METHOD/seedK)")
     train.add_argument("--weight", type=float, help="weight of the distillation loss (one method only)")
     train.add_argument(
-        "--resume", action=argparse.BooleanOptionalAction, default=True, help="continue an unfinished run"
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="continue an unfinished run; with --no-resume, refuse one",
     )
     _add_settings(train.add_argument_group("settings (default: the preset's)"))
     _add_scale(train.add_argument_group("speed and scale (defaults: what suits the device)"))
@@ -382,8 +385,12 @@ def _add_study(commands: Commands) -> None:
     command = _command(commands, "study", _study, meaning, defaults=True)
     command.add_argument("file", type=Path, help="a TOML file, as in studies/")
     _own_methods(command)
-    command.add_argument("--runs", type=Path, help="folder for the runs of all studies (default: runs of the clone)")
-    command.add_argument("--results", type=Path, help="where it is recorded (default: results/STUDY.json of the clone)")
+    command.add_argument("--runs", type=Path, help="folder for the runs of all studies (default: runs, of the clone)")
+    command.add_argument(
+        "--results",
+        type=Path,
+        help="where it is recorded (default: beside its runs, or, of the clone's studies, results/)",
+    )
     command.add_argument("--data-root", help="where the data set is, if not where the file says")
     command.add_argument("--jobs", type=int, help="runs at a time (default: one per GPU, or one per core)")
     command.add_argument("--threads", type=int, help="of each run (default: 1 on the CPU)")

@@ -2,7 +2,7 @@
 
 A step of ours and one of the plain implementation (see `steps`) take turns on the same networks and the same batch, so
 that a machine that slows down does so for both. The first two of each are not counted; the median of the others is
-given with the fastest and the slowest. Loading is measured in the same way.
+given with the fastest and the slowest. Loading is measured in the same way, but for one turn that is not counted.
 
 Images and weights are random, and nothing is learnt.
 """

@@ -37,6 +37,6 @@ def _tensorboard(folder: Path) -> SummaryWriter:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise DistillError(
-            "TensorBoard is not installed; run: pip install 'distill[tensorboard]', or leave out --tensorboard"
+            "TensorBoard is not installed; run: pip install tensorboard, or leave out --tensorboard"
         ) from None
     return SummaryWriter(folder)

@@ -189,7 +189,7 @@ class Run:
         """What its cross-entropy was multiplied with, (C,) by class; the masks of its train split are read for that.
 
         `root`: the data set, where it lies elsewhere now. Raises DistillError for a run without class weights, and
-        where the images or masks are others than those of the run.
+        where the images or masks are others than those of the run (of one with `unlabelled` images that is not told).
         """
         config = self.config
         if config["settings"].get("class_weights", "none") == "none":
