@@ -45,7 +45,7 @@ from distill.training.evaluation import PROTOCOLS, evaluate, predict
 from distill.training.loop import fit
 from distill.training.parallel import pick_device, this_rank
 from distill.training.presets import PRESETS, RECIPES
-from distill.training.runs import Run, environment, open_network
+from distill.training.runs import environment, open_network, run_of
 from distill.training.settings import Settings, choices_of
 
 
@@ -314,8 +314,9 @@ def _add_evaluate(commands: Commands) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     model = open_network(options.run).to(pick_device(options.device))
-    if not options.dataset and Path(options.run).is_dir():
-        images = Run(Path(options.run)).images_of(options.split, options.data_root)
+    run = run_of(options.run)
+    if run and not options.dataset:
+        images = run.images_of(options.split, options.data_root)
     else:
         images = open_dataset(options.dataset or "sample", options.split, options.data_root)
     scores = evaluate(model, images, options.protocol, progress=True)

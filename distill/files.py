@@ -2,13 +2,13 @@
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import uuid4
 
 from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -33,11 +33,9 @@ def replace_file(path: str | Path, lasting: bool = False) -> Iterator[Path]:
     path = Path(path)
     temporary = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
+        temporary.touch(exist_ok=False)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; ours are like any other
         if lasting:
             _wait_for_disk(temporary)
         temporary.replace(path)
@@ -97,13 +95,19 @@ def held(path: Path, patience: float = 10.0) -> Iterator[bool]:
     It must be one that is never replaced.
 
     Gives whether it is held: not every system and disk knows of such locks, and then any process goes on.
-    The system lets go of it when the process ends, in whatever way. Raises DistillError when another process holds it
-    for more than `patience` seconds; less may be what is left of one that was killed.
+    The system lets go of it when the process ends, in whatever way. Raises DistillError when it cannot be made, and
+    when another process holds it for more than `patience` seconds; less may be what is left of one that was killed.
     """
     if fcntl is None:
         yield False
         return
-    with path.open("ab") as file:
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise DistillError(
+            f"{path} cannot be made ({error.strerror}); choose a folder that can be written to"
+        ) from None
+    with file:
         end, locked = time.monotonic() + patience, False
         while True:
             try:
@@ -132,16 +136,6 @@ def make_folder(path: Path) -> None:
         ) from None
 
 
-def make_file(path: Path) -> None:
-    """An empty file, where there is none. Raises DistillError when it may not be made."""
-    try:
-        path.touch()
-    except OSError as error:
-        raise DistillError(
-            f"{path} cannot be made ({error.strerror}); choose a folder that can be written to"
-        ) from None
-
-
 def free_memory() -> int | None:
     """Bytes of memory that programs can still use, caches included; None where the system does not say."""
     try:
@@ -150,12 +144,6 @@ def free_memory() -> int | None:
         return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), free)
     except (ValueError, OSError, AttributeError):  # not every system tells
         return None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -125,8 +125,8 @@ def ofd_margin(norm: nn.BatchNorm2d) -> Tensor:
     precision.
     """
     weight = torch.ones(norm.num_features) if norm.weight is None else norm.weight
-    mean = torch.zeros_like(weight, dtype=torch.float64) if norm.bias is None else norm.bias.double()
-    std = weight.double().abs()
+    std = weight.cpu().double().abs()  # not every GPU has float64
+    mean = torch.zeros_like(std) if norm.bias is None else norm.bias.cpu().double()
     constant = std == 0
     ratio = mean / std  # NaN for 0 / 0, replaced at the end
     density = torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
@@ -134,7 +134,7 @@ def ofd_margin(norm: nn.BatchNorm2d) -> Tensor:
     rarely = below_zero <= 0.001
     # Where the -3 s branch is taken the quotient may be 0 / 0: give it a harmless divisor.
     margin = torch.where(rarely, -3 * std, mean - std * density / below_zero.masked_fill(rarely, 1.0))
-    return torch.where(constant, mean.clamp(max=0), margin).to(weight.dtype)
+    return torch.where(constant, mean.clamp(max=0), margin).to(weight)
 
 
 def sakd(student_map: Tensor, teacher_map: Tensor) -> Tensor:

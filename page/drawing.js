@@ -59,7 +59,7 @@ export class Drawing {
   }
 
   #drag(event) {
-    if (!event.buttons || this.settings().tool !== "brush") return;
+    if (!this.canvas.hasPointerCapture(event.pointerId) || this.settings().tool !== "brush") return;
     const before = this.place;
     this.#move(this.#under(event));
     this.#apply(before);

@@ -15,6 +15,7 @@ const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowD
 const state = { source: "scene", scene: 0, image: null, labels: null, answers: {}, pixel: [32, 32], picture: null };
 let page; // page.json: classes, palette, networks, scenes, shapes, colours, temperatures
 let networks, drawing;
+let loaded; // resolves when the networks are there
 let asked = 0; // images so far
 let attempts = 0; // that are not finished
 let choices = 0; // of a reader; a camera's images are none
@@ -32,7 +33,8 @@ async function main() {
   page = await response.json();
   buildControls();
   fromHash();
-  await load();
+  loaded = load();
+  await loaded;
   await showSource();
 }
 
@@ -97,7 +99,9 @@ async function load() {
  */
 async function show(image, labels = null, turn = ++asked) {
   const answers = {};
+  await loaded;
   for (const { name } of page.networks) {
+    await networks.idle();
     if (turn !== asked) return;
     const { logits, classes, milliseconds } = await networks.run(name, image);
     answers[name] = { logits, milliseconds, mask: mask(logits, classes) };
@@ -309,8 +313,10 @@ function side() {
 async function startCamera() {
   $("problem").hidden = true;
   $("camera").disabled = true; // while the browser asks
+  let stream;
   try {
-    $("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    $("video").srcObject = stream;
   } catch (error) {
     throw new Problem(
       error.name === "NotFoundError"
@@ -323,7 +329,7 @@ async function startCamera() {
   if (state.source !== "camera") return stopCamera(); // chosen while the browser was asking
   await $("video").play();
   $("camera").textContent = "Stop the camera";
-  while ($("video").srcObject) {
+  while ($("video").srcObject === stream) { // and not that of a later start
     await show(fitted($("video"), side()));
     await new Promise(requestAnimationFrame);
   }

@@ -6,6 +6,7 @@ export class Networks {
   #next = 0;
   #answered = false;
   #failed = null; // why the worker did not start
+  #last = Promise.resolve(); // the latest answer
 
   constructor() {
     this.threads = crossOriginIsolated ? Math.min(navigator.hardwareConcurrency ?? 1, 4) : 1;
@@ -39,7 +40,14 @@ export class Networks {
 
   /** What a network says of an ImageData: `logits` (C, H, W), `classes` C, `milliseconds`. */
   run(name, image) {
-    return this.#ask({ action: "run", name, pixels: image.data, width: image.width, height: image.height });
+    const answer = this.#ask({ action: "run", name, pixels: image.data, width: image.width, height: image.height });
+    this.#last = answer.catch(() => {});
+    return answer;
+  }
+
+  /** Resolves when no network works: a request cannot be called back, so those for older images must not queue. */
+  idle() {
+    return this.#last;
   }
 
   #ask(request, transfer = []) {

@@ -1,5 +1,6 @@
 """Whether every image and mask of a folder in VOC layout can be read, and what they hold."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def check_dataset(
     """
     root = Path(root)
     names = read_class_names(root)
-    found = [split for split in split_names(root) if split != "test" or (root / LISTS / "test.txt").stat().st_size]
+    found = split_names(root)
     opened = {split: _open_split(root, split) for split in splits or found or ["train", "val"]}
     report = {split: _check_split(dataset, names, progress) for split, dataset in opened.items()}
     if not splits and found and "val" not in found:
@@ -92,7 +93,7 @@ def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> 
     return {
         "images": len(dataset),
         "problems": problems,
-        "sizes": [min(sizes), max(sizes)] if sizes else [],
+        "sizes": [min(sizes, key=math.prod), max(sizes, key=math.prod)] if sizes else [],
         "class_share": {name: float(counts[label] / labelled) for label, name in enumerate(names)},
         "void_share": float(counts[IGNORE_INDEX] / max(1, counts.sum())),
     }

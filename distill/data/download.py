@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from distill.data.folders import data_root
 from distill.errors import DistillError
+from distill.files import make_folder
 
 _TIMEOUT, _PIECE = 60, 1 << 16  # seconds without an answer, bytes
 
@@ -63,7 +64,7 @@ def download(name: str, root: str | Path | None = None, progress: bool = True) -
         return root
     if not hasattr(tarfile, "data_filter"):  # Python 3.10.12 and 3.11.4 have it
         raise DistillError("this Python cannot unpack archives safely; update it to its newest 3.10, 3.11 or later")
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     path = root / wanted.file
     if path.exists():
         _verify(path, wanted, f"delete it, or put the right {wanted.file} there")
@@ -163,7 +164,7 @@ def _unpack(path: Path, wanted: Archive, folder: Path, progress: bool) -> None:
         if not inside.is_dir():
             raise DistillError(f"{path} holds no folder {wanted.inside}; delete it and start the command again")
         _open_as_torchvision(path, wanted, inside)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         inside.rename(folder)
 
 

@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -338,8 +339,12 @@ def read_split(root: Path, split: str) -> list[str]:
 
 
 def split_names(root: Path) -> list[str]:
-    """The names of the lists in a folder, but for hidden files, such as macOS's, which begin with `._`."""
-    return sorted(path.stem for path in (root / LISTS).glob("*.txt") if not path.name.startswith("."))
+    """The names of the lists in a folder, but for hidden files, such as macOS's, which begin with `._`.
+
+    A list of test images that is empty, as of a sample that was made without, is none.
+    """
+    names = sorted(path.stem for path in (root / LISTS).glob("*.txt") if not path.name.startswith("."))
+    return [name for name in names if name != "test" or _read_lines(_list_path(root, name))]
 
 
 def _list_path(root: Path, split: str) -> Path:
@@ -348,18 +353,13 @@ def _list_path(root: Path, split: str) -> Path:
 
 def repeated(names: Iterable[str]) -> str | None:
     """The first name that occurs twice."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _check_name(path: Path, name: str) -> None:
     """DistillError where a name of a list leads out of the folder, on this system or on another."""
     parts = name.replace("\\", "/").split("/")
-    if "" in parts or ".." in parts or re.match("[A-Za-z]:", name) or re.search("[\x00-\x1f\x7f]", name):
+    if {"", ".", ".."} & set(parts) or re.match("[A-Za-z]:", name) or re.search("[\x00-\x1f\x7f]", name):
         raise DistillError(
             f"{path} lists {name!r}, which leaves the folder of the images or names none; write names as they are in "
             f"JPEGImages, without the ending"
@@ -498,8 +498,7 @@ def scored_splits(data: str | Path, root: str | Path | None = None) -> Iterator[
     """What a network is scored on: val, and test where there is one whose masks are there (VOC's come without)."""
     val = open_dataset(data, "val", root)
     yield "val", val
-    path = _list_path(val.root, "test")
-    if not path.exists() or not _read_lines(path):  # as in most folders, and in a sample that was made without
+    if "test" not in split_names(val.root):  # as in most folders
         return
     test = open_dataset(data, "test", root)
     if test.mask_path(0).exists():
@@ -508,11 +507,10 @@ def scored_splits(data: str | Path, root: str | Path | None = None) -> Iterator[
 
 def splits_to_score(root: Path) -> Iterator[VOCFolder]:
     """val and test of a folder, those that are there, with masks or without."""
+    listed = split_names(root) or ["val"]  # without lists, val is chosen by name
     for split in ("val", "test"):
-        try:
+        if split in listed:
             yield VOCFolder(root, split)
-        except DistillError:  # there is none
-            continue
 
 
 def _find_voc(folder: Path) -> Path:

@@ -45,11 +45,7 @@ def resize_dataset(
                 bar.update()
             mixed = shuffle and split == "train"
             write_list(whole, split, sorted(dataset.ids, key=_checksum) if mixed else dataset.ids)
-        for split in sorted(set(listed) - set(splits)):
-            if (ids := set(names := read_split(source, split))) <= listed_ids:
-                write_list(whole, split, names)
-            else:
-                tqdm.write(f"left out: the list {split}, with {len(ids - listed_ids)} images of no other list")
+        _copy_lists(source, whole, set(listed) - set(splits), listed_ids)
         for name, path in others.items():
             try:
                 _save_image(read_image(path), whole, name, side)
@@ -58,6 +54,20 @@ def resize_dataset(
             bar.update()
         write_class_names(whole, next(iter(splits.values())).class_names)
     return out
+
+
+def _copy_lists(source: Path, out: Path, splits: set[str], copied: set[str]) -> None:
+    """Further lists, of images that were all copied; what is left out is told."""
+    for split in sorted(splits):
+        try:
+            names = read_split(source, split)
+        except DistillError as error:  # such as a list of pairs of files, which others read
+            tqdm.write(f"left out: {error}")
+            continue
+        if further := set(names) - copied:
+            tqdm.write(f"left out: the list {split}, with {len(further)} images of no other list")
+        else:
+            write_list(out, split, names)
 
 
 def _checksum(name: str) -> str:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from distill.data.layout import IMAGES, MASKS, make_folders, mask_image, write_class_names, write_list
 from distill.errors import DistillError, check_number
-from distill.files import replace_file, write_text
+from distill.files import make_folder, replace_file, write_text
 
 SPLITS = ("train", "val", "test")
 SAMPLE_SIZES = {"train": 500, "val": 300, "test": 500}
@@ -367,12 +367,13 @@ def make_sample(
     Raises DistillError when `root` holds another sample, or the numbers make no sense.
     """
     root = Path(root)
-    counts = {"train": train, "val": val, "test": test}
     limits = {"train": (train, 1, 10**6), "val": (val, 0, 10**6), "test": (test, 0, 10**6)}
     limits |= {"size": (size, 16, 1024), "seed": (seed, 0, 2**32 - 1)}
     for name, (value, least, most) in limits.items():
         check_number(name, value, least, most)
     check_number("label_noise", label_noise, 0, 1, whole=False)
+    train, val, test, size, seed = (int(value) for value in (train, val, test, size, seed))
+    counts = {"train": train, "val": val, "test": test}
     noise = f", label noise {label_noise:g}" if label_noise else ""
     recipe = f"distill sample 1: {counts}, size {size}, seed {seed}{noise}\n"
     stamp = root / "sample.txt"
@@ -382,9 +383,10 @@ def make_sample(
         raise DistillError(
             f"{root} holds another sample ({stamp.read_text().strip()!r}); choose another folder or delete it"
         )
-    if root.exists() and any(root.iterdir()) and not (root / "sample.partial").exists():
+    make_folder(root)
+    strange = any(path.suffix != ".part" for path in root.iterdir())  # .part: of a process that was killed as it began
+    if strange and not (root / "sample.partial").exists():
         raise DistillError(f"{root} is not empty and holds no sample; choose another folder")
-    root.mkdir(parents=True, exist_ok=True)
     write_text(root / "sample.partial", recipe)
     make_folders(root)
     _write_images(root, counts, size, seed, label_noise, progress)

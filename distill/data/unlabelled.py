@@ -1,11 +1,12 @@
 """Further images without masks: students learn from their teacher on them, and from no label."""
 
+import hashlib
 from pathlib import Path
 
 import torch
 from torchvision import tv_tensors
 
-from distill.data.folders import MASK_FOLDERS, VOCFolder, ends, images_below, read_image, splits_to_score
+from distill.data.folders import MASK_FOLDERS, VOCFolder, images_below, read_image, splits_to_score
 from distill.data.layout import IMAGES, LISTS
 from distill.errors import DistillError
 from distill.losses import IGNORE_INDEX
@@ -59,14 +60,20 @@ class WithUnlabelled(VOCFolder):
 def _others(there: list[Path], folder: Path, splits: list[VOCFolder]) -> list[Path]:
     """The images in a folder that are in none of the splits."""
     known = [split.image_path(index) for split in splits for index in range(len(split))]
-    paths, sizes = {path.resolve() for path in known}, {path.stat().st_size for path in there}
-    contents = {ends(path) for path in known if path.exists() and path.stat().st_size in sizes}
+    paths = {path.resolve() for path in known}
     listed = folder.name == IMAGES and any((folder.parent / name).is_dir() for name in (LISTS, *MASK_FOLDERS))
     names = {name for split in splits for name in split.ids} if listed else set()
-    return [
+    others = [
         path
         for path in there
-        if path.resolve() not in paths
-        and path.relative_to(folder).with_suffix("").as_posix() not in names
-        and not (contents and ends(path) in contents)
+        if path.resolve() not in paths and path.relative_to(folder).with_suffix("").as_posix() not in names
     ]
+    sizes = {path.stat().st_size for path in others}
+    twins = [path for path in known if path.exists() and path.stat().st_size in sizes]
+    twin_sizes, contents = {path.stat().st_size for path in twins}, {_digest(path) for path in twins}
+    return [path for path in others if path.stat().st_size not in twin_sizes or _digest(path) not in contents]
+
+
+def _digest(path: Path) -> bytes:
+    """Of the whole content: files of images without compression can be alike at both ends."""
+    return hashlib.sha256(path.read_bytes()).digest()

@@ -28,7 +28,7 @@ from distill.lab.int8 import CALIBRATED_ON, quantised
 from distill.lab.parity import Size, answer_of, check_logits, check_masks, compare_masks
 from distill.networks.onnx_file import INPUT, OUTPUT, OnnxNetwork, library
 from distill.training.evaluation import check_classes
-from distill.training.runs import Run, open_network, own_version
+from distill.training.runs import Run, open_network, own_version, run_of
 
 OPSET = 18  # of ONNX's operators: what PyTorch's exporter writes without translating, and runtimes since 2023 read
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
@@ -142,7 +142,7 @@ def _data_of(
     source: object, network: FromPixels, data: str | Path | None, root: str | Path | None
 ) -> tuple[VOCFolder, VOCFolder]:
     """Images of train to calibrate on, and those of val to compare on."""
-    run = _run_of(source) if data is None else None
+    run = run_of(source) if data is None else None
     try:
         train, val = (
             run.images_of(split, root, count) if run is not None else open_dataset(data or "sample", split, root, count)
@@ -243,16 +243,10 @@ def describe(source: object, network: FromPixels, size: Size, precision: str) ->
 
 def _scores(source: object) -> dict[str, Any]:
     """mIoU and pixel accuracy of a run by split; nothing for other sources."""
-    run = _run_of(source)
+    run = run_of(source)
     found = run.scores if run and run.finished else {}
     wanted = ("miou", "pixel_accuracy")
     return {split: {key: found[split][key] for key in wanted} for split in ("val", "test") if split in found}
-
-
-def _run_of(source: object) -> Run | None:
-    if isinstance(source, str | Path) and Path(source).is_dir():
-        return Run(Path(source))
-    return source if isinstance(source, Run) else None
 
 
 def with_metadata(content: bytes, metadata: dict[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -278,6 +279,7 @@ def build_model(
     if weights is not None and width != 1.0:
         raise DistillError(f"torchvision's weights fit width 1.0 only, not {width}; leave the weights out.")
     width, head_width = float(width), float(head_width)
+    num_classes, output_stride = int(num_classes), int(output_stride)
     model = DeepLabV3Plus(backbone, num_classes, output_stride, width, head_width, rates, zero_init_residual)
     if weights is not None and isinstance(model.backbone, TimmBackbone):
         model.backbone.load_pretrained(str(weights))
@@ -294,20 +296,20 @@ def _canonical(backbone: str) -> str:
 
 
 def _check_numbers(num_classes: int, output_stride: int, width: float, head_width: float) -> None:
-    if not isinstance(num_classes, int) or num_classes < 1:
+    if not isinstance(num_classes, Integral) or num_classes < 1:
         raise DistillError(f"num_classes must be a whole number of at least 1, not {num_classes!r}.")
     if output_stride not in _ATROUS_RATES:
         raise DistillError(f"output_stride must be 16 or 8, not {output_stride!r}.")
     for name, value in (("width", width), ("head_width", head_width)):
-        if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        if not isinstance(value, Real) or not 0 < value < float("inf"):
             raise DistillError(f"{name} must be a number above 0 (1.0: as published), not {value!r}.")
 
 
 def _check_rates(rates: Sequence[int]) -> tuple[int, ...]:
     values = tuple(rates) if isinstance(rates, Sequence) else ()
-    if len(values) != 3 or not all(isinstance(rate, int) and rate > 0 for rate in values):
+    if len(values) != 3 or not all(isinstance(rate, Integral) and rate > 0 for rate in values):
         raise DistillError(f"atrous_rates must be three whole numbers such as (6, 12, 18), not {rates!r}.")
-    return values
+    return tuple(map(int, values))
 
 
 def _find_weights(backbone: str, weights: WeightsEnum | str) -> WeightsEnum:

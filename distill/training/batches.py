@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from distill.data.folders import VOCFolder
 from distill.data.transforms import View, cut, cut_on_device, draw_view, moved, normalise
 from distill.errors import DistillError
-from distill.files import free_memory, held, make_file, make_folder, read_json, remove_parts, replace_file, write_text
+from distill.files import free_memory, held, make_folder, read_json, remove_parts, replace_file, write_text
 from distill.losses import IGNORE_INDEX
 from distill.networks.teachers import ask_teacher
 from distill.training.interrupt import ctrl_c_after
@@ -284,7 +284,6 @@ class DecodedImages:
 
     def _make(self, index: Path, workers: int) -> None:
         lock = index.with_name(f".{index.stem}.lock")
-        make_file(lock)
         with held(lock, PATIENCE) as alone:
             if index.exists():  # another process made it meanwhile
                 return

@@ -51,6 +51,7 @@ from distill.training.settings import NEUTRAL, Settings, with_every_setting
 
 KEPT = ("last.pt", "student.safetensors", "scores.json")  # what a run has made, when it has made something
 SHIPPED_STUDENTS = ("student-resnet18-baseline", "student-resnet18-distilled")
+NAMES = ("sample", "torchvision", *SHIPPED_STUDENTS)  # of networks, whatever folders are called
 
 
 # What must be in the files that a program goes on with; there is more in them.
@@ -216,9 +217,9 @@ def open_network(source: Run | str | Path | nn.Module) -> nn.Module:
         return source if hasattr(source, "class_names") else wrap(source)
     if isinstance(source, Run):
         return source.student()
+    if run := run_of(source):
+        return run.student()
     path = Path(source)
-    if path.is_dir():
-        return Run(path).student()
     if str(source) in SHIPPED_STUDENTS:
         path = shipped_file(f"{source}.safetensors")
     if path.suffix == ".onnx":
@@ -227,13 +228,19 @@ def open_network(source: Run | str | Path | nn.Module) -> nn.Module:
         raise DistillError(
             f"{path} is an exported program, for torch.export.load; give the run that it is of, or an export to ONNX"
         )
-    names = ("sample", "torchvision", *SHIPPED_STUDENTS)
-    if not (path.suffix or path.exists() or str(source) in names):
+    if not (path.suffix or path.exists() or str(source) in NAMES):
         raise DistillError(
-            f"there is no run or network at {path}{nearest(str(source), names)}, folders of runs, and files that end "
+            f"there is no run or network at {path}{nearest(str(source), NAMES)}, folders of runs, and files that end "
             "in .safetensors, .onnx or .pth.tar"
         )
     return load_model(path).eval() if path.suffix == ".safetensors" else load_teacher(source)
+
+
+def run_of(source: object) -> Run | None:
+    """The run that is meant, where it is one or its folder; a folder that is called as a network is `./sample`."""
+    if isinstance(source, str | Path) and str(source) not in NAMES and Path(source).is_dir():
+        return Run(Path(source))
+    return source if isinstance(source, Run) else None
 
 
 def run_folder(root: str | Path, data: str, backbone: str, method: str, seed: int) -> Path:

@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
+from distill.errors import DistillError
+
 
 def _plain(value: object) -> object:
     """NumPy's numbers are no JSON."""
@@ -122,11 +124,13 @@ BEFORE: dict[str, str] = {"precision": "float32", "crop_on": "host"}
 
 
 def for_device(settings: Settings, device: torch.device) -> Settings:
-    """The settings with every `auto` decided."""
+    """The settings with every `auto` decided. Raises DistillError for what the device cannot do."""
     gpu = device.type == "cuda"
     mixed = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     precision = ("bfloat16" if mixed else "float32") if settings.precision == "auto" else settings.precision
     crop_on = ("device" if gpu else "host") if settings.crop_on == "auto" else settings.crop_on
+    if (crop_on, device.type) == ("device", "mps"):
+        raise DistillError("crops are computed in float64, which Apple's GPUs do not have; leave out --crop-on device")
     return replace(settings, precision=precision, crop_on=crop_on)
 
 

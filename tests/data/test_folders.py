@@ -229,6 +229,25 @@ def test_endings_in_capitals_and_hidden_files(own: Path, tmp_path: Path) -> None
     assert sorted(VOCFolder(own, "train").ids + VOCFolder(own, "val").ids) == ["train0", "train1", "val0"]
 
 
+def test_lists_that_are_empty_or_for_others_are_no_obstacle(own: Path, tmp_path: Path) -> None:
+    lists = own / "ImageSets" / "Segmentation"
+    (lists / "test.txt").write_text("\n")
+    (lists / "trainaug.txt").write_text("/JPEGImages/train0.jpg /SegmentationClass/train0.png\n")
+    small = resize_dataset(own, tmp_path / "small", 8, progress=False)
+    assert sorted(path.stem for path in (small / "ImageSets" / "Segmentation").iterdir()) == ["train", "val"]
+    assert [split.split for split in datasets.splits_to_score(own)] == ["val"]
+    assert [name for name, _ in datasets.scored_splits(own)] == ["val"]
+
+
+def test_a_faulty_list_does_not_make_its_images_strangers(own: Path, refused) -> None:
+    lists = own / "ImageSets" / "Segmentation"
+    (lists / "test.txt").write_text("val0\nval0\n")
+    refused("'val0' twice", call=lambda: list(datasets.splits_to_score(own)))
+    (lists / "test.txt").unlink()
+    (lists / "val.txt").write_text("./val0\n")
+    refused("'./val0'", "as they are in", call=lambda: VOCFolder(own, "val"))
+
+
 def test_check_of_a_missing_folder_is_refused(tmp_path: Path, refused) -> None:
     refused("there is no folder", call=lambda: check_dataset(tmp_path / "nothing"))
 

@@ -156,6 +156,14 @@ def test_interrupted_before_the_first_folder_it_can_start_again(
     make_sample(tmp_path / "s", train=1, val=0, test=0, size=16, progress=False)
 
 
+def test_what_a_killed_process_left_at_the_very_start_is_no_stranger(tmp_path: Path) -> None:
+    (tmp_path / ".sample.partial.1.part").touch()
+    assert (
+        len(VOCFolder(make_sample(tmp_path, train=np.int64(2), val=1.0, test=0, size=16, progress=False), "train")) == 2
+    )
+    assert make_sample(tmp_path, train=2, val=1, test=0, size=16, progress=False) == tmp_path
+
+
 def test_another_sample_is_not_overwritten(tmp_path: Path, refused) -> None:
     root = make_sample(tmp_path / "s", train=2, val=1, test=1, size=32, progress=False)
     before = files(root)

@@ -59,6 +59,19 @@ def test_copies_of_them_are_left_out_too(tiny_sample: Path, tmp_path: Path) -> N
         assert [path.relative_to(half / "JPEGImages").as_posix() for path in extra] == ["2024/new.PNG", "new.png"]
 
 
+def test_images_that_are_alike_at_both_ends_of_their_files_are_others(tiny_sample: Path, tmp_path: Path) -> None:
+    """As uncompressed ones with black borders are."""
+    split = VOCFolder(shutil.copytree(tiny_sample, tmp_path / "own"), "train", 2)
+    (tmp_path / "more").mkdir()
+    for grey in (90, 200):
+        image = Image.new("RGB", (64, 64))
+        image.paste((grey, grey, grey), (0, 30, 64, 34))
+        image.save(tmp_path / "more" / f"{grey}.bmp")
+    split.image_path(0).unlink()
+    image.save(split.image_path(0).with_suffix(".bmp"))
+    assert WithUnlabelled(VOCFolder(tmp_path / "own", "train", 2), tmp_path / "more").ids[2:] == ["90"]
+
+
 def test_the_photographs_that_were_resized_are_known_by_their_names(tiny_sample: Path, tmp_path: Path) -> None:
     """In a folder without lists too, beside its masks."""
     shutil.copytree(tiny_sample, tmp_path / "whole")

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import golden_numbers
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_network
@@ -490,6 +491,13 @@ def test_threads_take_turns_with_a_network_in_training_mode() -> None:
     with eval_mode(network):
         assert not any(module.training for module in network.modules())
     assert network.training and not network[1].training, "every module gets its own mode back"
+
+
+def test_numpys_numbers_are_numbers(tmp_path: Path) -> None:
+    numbers = {"output_stride": np.int64(16), "width": np.float32(0.25), "atrous_rates": tuple(np.array([2, 3, 4]))}
+    network = networks.build_model("resnet18", np.uint8(4) + 1, **numbers)
+    networks.save_model(network, tmp_path / "network.safetensors")
+    assert networks.load_model(tmp_path / "network.safetensors").num_classes == 5
 
 
 def test_class_weights_are_undone_in_the_logits_and_in_a_copy(tmp_path: Path) -> None:

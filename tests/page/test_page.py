@@ -300,6 +300,42 @@ def test_everything_by_keyboard(visit: Visit, palette: np.ndarray) -> None:
     assert visit.errors == []
 
 
+def test_a_stroke_asks_for_the_latest_drawing_only_and_begins_on_the_board(visit: Visit) -> None:
+    page, mouse = visit.page, visit.page.mouse
+    visit.to("draw")
+    page.locator("#side").select_option("256")  # so that an answer takes longer than a step of the stroke
+    page.locator("#tool").select_option("brush")
+    page.evaluate(
+        """() => {
+            const post = Worker.prototype.postMessage;
+            window.waiting = window.most = 0; // requests that are not answered
+            Worker.prototype.postMessage = function (request, ...more) {
+                if (!window.counts) this.addEventListener("message", () => (window.waiting -= 1));
+                window.counts = true;
+                window.most = Math.max(window.most, (window.waiting += 1));
+                return post.call(this, request, ...more);
+            };
+        }"""
+    )
+    board, box = page.locator("#board"), page.locator("#board").bounding_box()
+    drawn = board.evaluate("board => board.toDataURL()")
+    y = box["y"] + box["height"] / 2
+    mouse.move(box["x"] - 10, y)
+    mouse.down()
+    mouse.move(box["x"] + 20, y, steps=5)
+    mouse.up()
+    assert board.evaluate("board => board.toDataURL()") == drawn, "a button that was pressed elsewhere paints"
+    mouse.move(box["x"] + 20, y)
+    mouse.down()
+    mouse.move(box["x"] + box["width"] - 20, y, steps=80)
+    mouse.up()
+    expect(page.locator("main")).to_have_attribute("aria-busy", "false")
+    assert board.evaluate("board => board.toDataURL()") != drawn
+    # Two, because the page may hear an answer, and ask again, before this test hears of it.
+    assert page.evaluate("window.most") <= 2, "older drawings wait before the latest"
+    assert visit.errors == []
+
+
 def test_every_control_has_a_name_and_every_picture_a_text(visit: Visit) -> None:
     unnamed = visit.page.evaluate(
         """() => [...document.querySelectorAll("input, select, button, canvas, img, progress, video")]

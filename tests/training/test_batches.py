@@ -178,10 +178,13 @@ def test_without_locks_no_part_is_removed(folder: Path, tmp_path: Path, monkeypa
 def test_a_cache_folder_that_cannot_be_written_to_is_named(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
-    def touch(path: Path) -> None:
-        raise OSError(30, "Read-only file system")
+    def opened(path: Path, *mode: str, **options: object) -> object:
+        if path.suffix == ".lock":
+            raise OSError(30, "Read-only file system")
+        return usual(path, *mode, **options)
 
-    monkeypatch.setattr(Path, "touch", touch)
+    usual = Path.open
+    monkeypatch.setattr(Path, "open", opened)
     words = tmp_path, "Read-only file system", "choose a folder that can be written to"
     refused(*words, call=lambda: DecodedImages(open_dataset(folder, "train"), tmp_path))
 

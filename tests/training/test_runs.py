@@ -14,7 +14,7 @@ from distill.files import read_json
 from distill.lab.curves import interval95
 from distill.lab.tables import compare, markdown_table
 from distill.training import runs
-from distill.training.runs import Run, find_runs, run_folder
+from distill.training.runs import Run, find_runs, open_network, run_folder, run_of
 
 
 def entry(method: str, seed: int, miou: float, backbone: str = "resnet18", seconds: float = 60.0) -> dict:
@@ -218,3 +218,13 @@ def test_the_commit_is_that_of_the_clone_and_of_no_repository_around_it(
 
 def test_the_folder_of_a_run_tells_what_it_is() -> None:
     assert run_folder("runs", "sample", "resnet18", "kd", 4) == Path("runs/sample/resnet18/kd/seed4")
+
+
+def test_a_folder_does_not_hide_a_shipped_network_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample").mkdir()
+    assert open_network("sample").num_classes == 21
+    assert run_of("sample") is None
+    refused("sample holds no config.json", call=lambda: run_of("./sample"))
