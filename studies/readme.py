@@ -25,6 +25,7 @@ from studies.labels import lead
 from studies.shared import corrected, gain_of, gains_of, over_longer, read, score, seconds_on, steps
 
 USUALLY, QUARTER = "500 labels", "500 labels, a quarter of these channels"
+ALL_PHOTOGRAPHS = "367 labels, photographs"
 TWICE = ("sample-128", "128 labels, twice as long")
 PHOTOGRAPHS = ("46 labels, 367 photographs", "46 labels")
 
@@ -46,7 +47,7 @@ def settings() -> list[Setting]:
         replace(CROPS, name="500 labels, crops (alone: without crops)"),
         replace(OWN, name="500 labels, a teacher of these images only"),
         _wider(46, taught, None, alone, "camvid-by-teacher", images=367, what="photographs"),
-        Setting("367 labels, photographs", ("camvid", ""), ("camvid-long", "")),
+        Setting(ALL_PHOTOGRAPHS, ("camvid", ""), ("camvid-long", "")),
     ]
 
 
@@ -129,7 +130,6 @@ def _in_short(rows: list[Line]) -> str:
         better[row.setting.name] = {what for what, lead in row.leads.items() if lead["verdict"] == "better"}
     drawn = {name: found for name, found in better.items() if "photographs" not in name}
     few = [found for name, found in drawn.items() if "taught also" in name or "wrong" in name]
-    photographs = set[str]().union(*(found for name, found in better.items() if name not in drawn))
     said = ""
     if all(few) and not better[USUALLY] and not leaderboard.ahead_at_equal_time():
         said = (
@@ -137,15 +137,24 @@ def _in_short(rows: list[Line]) -> str:
             "many and right, no method is ahead of a student alone that trains as many seconds"
             f"{_but_tiny(better)}.** "
         )
-    if not photographs:
-        said += "**On photographs no lead over the best student alone is settled.** "
-    elif photographs == {MASKS}:
-        said += (
-            "**On photographs with few labels the masks of a teacher that had learned from all of them help, as labels "
-            f"of the others{_and_of_few()}; no distillation loss was ahead of the best student alone, which had twice "
-            "the steps.** "
-        )
-    return said
+    return said + _of_photographs({name: found for name, found in better.items() if name not in drawn})
+
+
+def _of_photographs(better: dict[str, set[str]]) -> str:
+    """By row with photographs, what is ahead there, in a sentence."""
+    with_all = better.pop(ALL_PHOTOGRAPHS, set())
+    with_few = set[str]().union(*better.values())
+    if not with_all | with_few:
+        return "**On photographs no lead over the best student alone is settled.** "
+    if MASKS not in with_few or with_all:
+        return ""
+    losses = " and ".join(f"`{method}`" for method in METHODS if method in with_few)
+    ahead = f"{losses} with that teacher too; with all labels no" if losses else "no"
+    return (
+        "**On photographs with few labels the masks of a teacher that had learned from all of them help, as labels "
+        f"of the others{_and_of_few()}; {ahead} distillation loss was ahead of the best student alone, which had twice "
+        "the steps.** "
+    )
 
 
 def _and_of_few() -> str:
