@@ -1,5 +1,6 @@
 """What the tests share: one thread, a tiny sample, a tiny teacher and tiny students."""
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,3 +90,9 @@ def refused() -> Callable[..., str]:
         return message
 
     return check
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands of a parser, with the parser of each."""
+    of_commands = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return {name: sub for action in of_commands for name, sub in action.choices.items()}

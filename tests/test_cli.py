@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import subcommands
 from PIL import Image
 
-from distill import Run, evaluate, open_dataset, save_model
+from distill import Run, cli, evaluate, open_dataset, save_model
 from distill.cli import main
 from distill.data.layout import voc_palette
 from distill.files import PROJECT
@@ -70,7 +71,12 @@ def test_help_runs_as_a_program() -> None:
         assert command in result.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "compare", "data", "data sample", "data check"])
+def _every_command() -> list[str]:
+    of = {name: subcommands(parser) for name, parser in subcommands(cli._parser()).items()}
+    return [*of, *(f"{name} {what}" for name, kinds in of.items() for what in kinds)]
+
+
+@pytest.mark.parametrize("command", _every_command())
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([*command.split(), "--help"])

@@ -552,7 +552,7 @@ for _flag, _values in OF_A_SAMPLE.items():
         CASES[f"sample {_flag} {_value}"] = _number_of_a_sample(_flag, _value), (f"{_flag.strip('-')} is {_value}",)
 for _flag, _values in NUMBERS.items():
     for _value in _values:
-        CASES[f"number {_flag} {_value}"] = _number(_flag, _value), (_flag.strip("-").replace("-", "_"),)
+        CASES[f"number {_flag} {_value}"] = _number(_flag, _value), (f"{_flag.strip('-').replace('-', '_')} is ",)
 
 
 @case("--weight", "kd+sakd", "study file")
@@ -788,13 +788,13 @@ def recorded_study_is_something_else(world: World) -> list:
     return ["compare", world.root / "study.json"]
 
 
-@case("out")
+@case("out cannot be made", "choose one that can be written to")
 def output_folder_is_a_file(world: World) -> list:
     (world.root / "out").write_text("a file")
     return world.train()
 
 
-@case("p")
+@case("p cannot be made", "choose one that can be written to")
 def prediction_folder_is_a_file(world: World) -> list:
     (world.root / "p").write_text("a file")
     return ["predict", world.weights, world.image(), "--out", world.root / "p", "--device", "cpu"]

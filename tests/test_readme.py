@@ -1,11 +1,11 @@
 """README.md and the pages in docs/: short, complete, and every link, option and command in them there."""
 
-import argparse
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import subcommands
 
 from distill import cli
 from distill.files import PROJECT
@@ -65,27 +65,22 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_commands_and_options_exist(page: Path) -> None:
     """Of every `python -m distill COMMAND --option` in a block of code, and of every `make` target."""
     text = _prose(page).replace("\\\n", " ")
-    commands = _subcommands(cli._parser())
+    commands = subcommands(cli._parser())
     for name, rest in re.findall(r"python -m distill +([a-z]+)([^#`\n]*)", text):
         assert name in commands, name
-        known = {name: parser for name, parser in _subcommands(commands[name]).items() if name in rest.split()}
+        known = {name: parser for name, parser in subcommands(commands[name]).items() if name in rest.split()}
         options = {option for parser in (commands[name], *known.values()) for option in parser._option_string_actions}
         assert set(re.findall(r"--[\w-]+", rest)) <= options, f"{name}{rest}"
-    every = [parser for one in commands.values() for parser in (one, *_subcommands(one).values())]
+    every = [parser for one in commands.values() for parser in (one, *subcommands(one).values())]
     known_options = {option for parser in every for option in parser._option_string_actions} | ELSEWHERE
     assert set(re.findall(r"`(--[a-z][\w-]+)", text)) <= known_options
     targets = re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(), flags=re.M)
     assert set(re.findall(r"(?:`|^)make ([\w-]+)", text, flags=re.M)) <= set(targets)
 
 
-def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    of_commands = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    return {name: sub for action in of_commands for name, sub in action.choices.items()}
-
-
 def test_every_command_has_a_row_in_the_table_of_commands() -> None:
     table = (PROJECT / "docs" / "commands.md").read_text()
-    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.M)) == set(_subcommands(cli._parser()))
+    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.M)) == set(subcommands(cli._parser()))
 
 
 def test_every_method_has_a_row_in_the_table_of_methods() -> None:

@@ -54,17 +54,21 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory, scenes: Path, make_student: Callable) -> Callable[..., Path]:
-    """A baseline and one method, trained for moments; the folder above them."""
-    baseline = tmp_path_factory.mktemp("runs")
+    """A baseline and one method, trained for moments; the folder above them. What was trained once is copied."""
+    baseline, kept = tmp_path_factory.mktemp("runs"), dict[str, Path]()
 
     def to(teacher: object = "sample", method: str = "kd", **options: object) -> Path:
-        folder = tmp_path_factory.mktemp("runs")
+        folder, key = tmp_path_factory.mktemp("runs"), f"{method} {options}"
+        if teacher == "sample" and key in kept:
+            return shutil.copytree(kept[key], folder, symlinks=True, dirs_exist_ok=True)
         if not (baseline / "seed0").exists():
             asked = {"data_root": scenes, "out": baseline / "seed0", **SETTINGS}
             fit(make_student(), "baseline", None, "sample", **asked)
         (folder / "baseline").symlink_to(baseline)
         asked = {"data_root": scenes, "out": folder / method / "seed0", "method_options": options, **SETTINGS}
         fit(make_student(), method, teacher, "sample", **asked)
+        if teacher == "sample":
+            kept[key] = shutil.copytree(folder, tmp_path_factory.mktemp("runs") / "kept", symlinks=True)
         return folder
 
     return to
@@ -167,6 +171,11 @@ def test_the_gradients_are_those_of_training(train: Callable[..., Path], scenes:
         value.backward(retain_graph=True)
         norms.append(sum(float(weight.grad.square().sum()) for weight in student.parameters()) ** 0.5)
     assert 0.4 < ratio / (norms[0] / norms[1]) < 2.5, "other images, and dropout, but no other order of size"
+    config = read_json(run.path / "config.json")
+    config["method"]["terms"]["kd"]["weight"] = 2.0
+    write_json(run.path / "config.json", config)
+    (doubled,) = gradient_ratios(Run(run.path), teacher, train_split).values()
+    assert doubled == pytest.approx(2 * ratio, rel=1e-4)
 
 
 def test_a_part_of_the_student_may_be_frozen_and_its_labelled_images_few(

@@ -1,5 +1,6 @@
 """Latencies: warm, in turns, of every way to run a network, and what its file and its memory are."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_every_way_of_a_network(make_student: Callable) -> None:
         assert 0 < row["low"] <= row["milliseconds"] <= row["high"]
         assert row["bytes"] > 4 * sum(weights.numel() for weights in network.parameters())
     peaks = [row["peak_bytes"] for row in rows if row["threads"] == 1 and "peak_bytes" in row]
-    assert len(peaks) in (0, 2) and all(10**5 < peak < 10**9 for peak in peaks)
+    assert len(peaks) == (2 if sys.platform == "linux" else 0) and all(10**5 < peak < 10**9 for peak in peaks)
 
 
 def test_the_command_measures_networks(

@@ -145,4 +145,7 @@ def test_mistakes_are_told(tmp_path: Path, refused: Callable[..., str]) -> None:
     refused("baseline", "single term", call=lambda: tune(["baseline"], out=tmp_path))
     refused("nothing", call=lambda: tune([], out=tmp_path))
     refused("no method 'kdd'", call=lambda: tune(["kdd"], out=tmp_path))
+    refused(
+        "diverges with every weight of kd", "--spread", call=lambda: module._best_first("kd", [1], {("kd", 1): None})
+    )
     refused("budget is 0", call=lambda: tune(["kd"], budget=0, out=tmp_path))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
+from functools import cache
 
 import nbformat
 import pytest
@@ -46,8 +47,13 @@ TIMES = json.loads((PROJECT / "results" / "notebooks.json").read_text())
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
+@cache
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
 def code_cells(path):
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
 
 
 def outputs(path):
@@ -55,13 +61,13 @@ def outputs(path):
 
 
 def prose(path):
-    cells = nbformat.read(path, as_version=4).cells
+    cells = read(path).cells
     return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
 @each
 def test_is_a_valid_notebook_below_a_megabyte_for_the_default_kernel(path):
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read(path)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     assert path.stat().st_size < 1_000_000
@@ -82,7 +88,7 @@ def test_shows_neither_errors_nor_warnings(path):
 
 @each
 def test_holds_no_widget_state(path):
-    assert "widgets" not in nbformat.read(path, as_version=4).metadata
+    assert "widgets" not in read(path).metadata
     assert not any(WIDGET in output.get("data", {}) for output in outputs(path))
 
 
@@ -237,7 +243,7 @@ def test_code_needs_no_path_tricks(path):
 
 @each
 def test_opens_with_title_needs_and_time_and_closes_with_takeaways(path):
-    first, text = nbformat.read(path, as_version=4).cells[0].source, prose(path)
+    first, text = read(path).cells[0].source, prose(path)
     assert first.startswith("# ")
     assert "**You will learn**" in first
     assert "**You need**" in first
@@ -317,11 +323,11 @@ SHORT = [path for path in NOTEBOOKS if path.stem.startswith(("06", "07", "08", "
 
 @pytest.mark.parametrize("path", SHORT, ids=lambda path: path.stem)
 def test_notebooks_after_training_have_45_cells_at_most(path):
-    assert len(nbformat.read(path, as_version=4).cells) <= 46  # with the cell for Colab
+    assert len(read(path).cells) <= 46  # with the cell for Colab
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "notebooks").glob("0[0-5]*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_up_to_training_are_short_and_follow_each_other(path):
     notebooks = sorted((PROJECT / "notebooks").glob("*.ipynb"))
-    assert len(nbformat.read(path, as_version=4).cells) <= 46  # with the cell for Colab
+    assert len(read(path).cells) <= 46  # with the cell for Colab
     assert f"]({notebooks[notebooks.index(path) + 1].name})" in prose(path).split("**Next:**")[1]

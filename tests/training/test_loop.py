@@ -626,7 +626,8 @@ def test_methods_without_connectors_have_no_frozen_epoch(
 ) -> None:
     student = make_student()
     train("kd", student=student, connector_epochs=1)
-    assert fingerprint(student) != fingerprint(make_student())
+    start = dict(make_student().named_parameters())  # BatchNorms' statistics move in a frozen epoch too
+    assert not all(torch.equal(value, start[name]) for name, value in student.named_parameters())
 
 
 def test_training_lowers_the_loss(train: Callable[..., Run]) -> None:
