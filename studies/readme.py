@@ -142,14 +142,14 @@ def _in_short(rows: list[Line]) -> str:
 
 def _of_photographs(better: dict[str, set[str]]) -> str:
     """By row with photographs, what is ahead there, in a sentence."""
-    with_all = better.pop(ALL_PHOTOGRAPHS, set())
-    with_few = set[str]().union(*better.values())
+    with_all = better.get(ALL_PHOTOGRAPHS, set())
+    with_few = set[str]().union(*(found for name, found in better.items() if name != ALL_PHOTOGRAPHS))
     if not with_all | with_few:
         return "**On photographs no lead over the best student alone is settled.** "
     if MASKS not in with_few or with_all:
         return ""
     losses = " and ".join(f"`{method}`" for method in METHODS if method in with_few)
-    ahead = f"{losses} with that teacher too; with all labels no" if losses else "no"
+    ahead = f"{losses} with that teacher perhaps too; with all labels no" if losses else "no"
     return (
         "**On photographs with few labels the masks of a teacher that had learned from all of them help, as labels "
         f"of the others{_and_of_few()}; {ahead} distillation loss was ahead of the best student alone, which had twice "

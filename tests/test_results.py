@@ -158,7 +158,7 @@ def test_the_fuzzing_recorded_is_of_every_kind_and_of_ten_thousand_cases() -> No
 
 def test_the_readmes_answer_is_printed_only_where_the_rows_say_it() -> None:
     from studies.conditions import MASKS, Setting
-    from studies.readme import QUARTER, USUALLY, Line, _in_short, _wider
+    from studies.readme import ALL_PHOTOGRAPHS, QUARTER, USUALLY, Line, _in_short, _wider
 
     def said(usual: str, few: str, photographs: str, what: str = "kd", tiny: str = "not settled") -> str:
         place = ("sample", "")
@@ -175,6 +175,13 @@ def test_the_readmes_answer_is_printed_only_where_the_rows_say_it() -> None:
     assert "On drawings" not in said("not settled", "not settled", "better") + said("better", "better", "better")
     assert "On photographs" not in said("not settled", "better", "better")
     assert "teacher that had learned from all of them help" in said("not settled", "better", "better", MASKS)
+    both = {what: {"verdict": "better"} for what in (MASKS, "ofd")}
+    few, every = (Line(Setting(name, ("sample", ""), None), [], leads, "") for name, leads in
+                  (("photographs", both), (ALL_PHOTOGRAPHS, {"ofd": {"verdict": "not settled"}})))  # fmt: skip
+    usual = Line(Setting(USUALLY, ("sample", ""), None), [], {"kd": {"verdict": "better"}}, "")
+    assert "`ofd` with that teacher perhaps too; with all labels no distillation loss" in _in_short([few, every, usual])
+    every.leads["ofd"] = {"verdict": "better"}
+    assert "On photographs" not in _in_short([few, every, usual])
     assert "except" not in said("not settled", "better", "not settled")
     assert "except for a tiny student, which `kd` lifts" in said("not settled", "better", "not settled", tiny="better")
 

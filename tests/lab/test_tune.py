@@ -3,10 +3,12 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import subcommands
 from torch import nn
 
 from distill import cli
@@ -17,6 +19,7 @@ from distill.lab.pool import Job
 from distill.lab.tune import hold_out, tune
 from distill.networks import save_model
 from distill.training.presets import TUNED
+from distill.training.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -44,6 +47,12 @@ def test_the_recorded_command_can_be_typed() -> None:
     assert flags == ["--lr 0.1", "--no-nesterov", "--out-stride 8"]
     options = cli._parser().parse_args(["tune", *" ".join(flags).split()])
     assert (options.lr, options.nesterov, options.output_stride) == (0.1, False, 8)
+
+
+def test_every_setting_has_a_flag_or_is_known_to_have_none() -> None:
+    parser = subcommands(cli._parser())["tune"]
+    flags = {action.dest for action in parser._actions}
+    assert {field.name for field in fields(Settings)} - flags == set(module._NO_FLAGS)
 
 
 def test_images_are_held_out_from_train_alone(tiny_sample: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
