@@ -60,14 +60,19 @@ def family(pid: int) -> list[int]:
     return [pid, *(member for child in children for member in family(int(child)))]
 
 
-def kill_and_resume(words: list[str], folder: Path, kills: int, longest: float, draw: random.Random) -> list[dict]:
+def kill_and_resume(
+    words: list[str], folder: Path, kills: int, longest: float, draw: random.Random, trained: bool = False
+) -> list[dict]:
     """Kill a run at a random moment of each start, until it ends earlier or was killed `kills` times; then finish it.
 
-    What was on disk after each kill.
+    `longest` seconds are counted from the start, or with `trained` from the first checkpoint that follows it. What was
+    on disk after each kill.
     """
     found = []
     while len(found) < kills:
-        process = start(words)
+        before, process = saved_at(folder), start(words)
+        while trained and process.poll() is None and saved_at(folder) == before:
+            time.sleep(0.02)
         moment = draw.uniform(0, longest)
         time.sleep(moment)
         early = process.poll() is not None
@@ -80,6 +85,14 @@ def kill_and_resume(words: list[str], folder: Path, kills: int, longest: float, 
         found.append({"after_seconds": round(moment, 2), **on_disk(folder)})
     finish(words)
     return found
+
+
+def saved_at(folder: Path) -> int:
+    """When the last checkpoint was written, in nanoseconds; 0 before there is one."""
+    try:
+        return (folder / "last.pt").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def on_disk(folder: Path) -> dict:

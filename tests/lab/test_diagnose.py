@@ -206,6 +206,20 @@ def test_confidence_is_the_mean_probability_of_the_choice(scenes: Path) -> None:
     assert confidence(Constant(), data) == pytest.approx(0.6)
 
 
+def test_a_teacher_without_doubts_is_named(train: Callable[..., Path]) -> None:
+    class Certain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = load_teacher("sample")
+
+        def forward(self, images: Tensor) -> Tensor:
+            return 1e4 * self.network(images)
+
+    teacher = load_teacher(Certain())
+    found = by_check(train(teacher), teacher)["confidence"]
+    assert not found.fine and "1.000 on training images" in found.sentence and "raise the temperature" in found.sentence
+
+
 def test_mistakes_are_one_sentence(train: Callable[..., Path], refused) -> None:
     folder = train(weight=1.0)
     refused("no baseline", call=lambda: list(diagnose([folder / "kd"])))

@@ -123,7 +123,9 @@ def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_happened(tiny_sam
     """Twice here, twenty times by kill.py itself."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     seconds = kill.finish(kill.command(whole, tiny_sample))
-    kills = kill.kill_and_resume(kill.command(cut, tiny_sample), cut, 2, 0.75 * seconds, random.Random(1))
+    words = kill.command(cut, tiny_sample)
+    kills = kill.kill_and_resume(words, cut, 2, 0.05 * seconds, random.Random(1), trained=True)
+    assert any(found["epochs"] or found["steps"] for found in kills), "it was never killed in training"
     assert kill.same_end(whole, cut), kills
     assert parts(cut) == []
 
