@@ -245,7 +245,7 @@ class _Case:
         usual = self.score.miou
         others = {name: evaluate(_Renormalised(self.teacher, change), self.some["val"]).miou for name, change in OTHERS}
         best = max(others, key=lambda name: others[name])
-        found = f"To images that are {best} the teacher answers with {_points(others[best])} mIoU, to ours with "
+        found = f"With images that are {best} the teacher has {_points(others[best])} mIoU, with ours "
         if others[best] <= usual + POINT:
             return Finding("normalisation", True, found + _points(usual))
         return Finding("normalisation", False, f"{found}{_points(usual)}. Wrap it so that it gets such images")

@@ -235,7 +235,7 @@ def cost_chart(points: Sequence[dict[str, Any]], milliseconds: str = "millisecon
 
 # How an exported network runs: a colour and a marker for each.
 WAYS = {"float32": ("#777777", "o"), "onnx": ("#0072B2", "s"), "int8": ("#D55E00", "D")}
-_WAY_NAMES = {"float32": "PyTorch float32", "onnx": "ONNX float32", "int8": "ONNX int8"}
+WAY_NAMES = {"float32": "PyTorch float32", "onnx": "ONNX float32", "int8": "ONNX int8"}
 
 
 def export_chart(points: Sequence[dict[str, Any]]) -> Figure:
@@ -272,9 +272,9 @@ def export_chart(points: Sequence[dict[str, Any]]) -> Figure:
             axis.set_xlabel(f"{label} (logarithmic)")
             axis.margins(y=0.16)
             axis.grid(axis="y")
-        figure.axes[0].set_ylabel("mIoU, %")
+        figure.axes[0].set_ylabel("mIoU on val, %")
         handles = [
-            Line2D([], [], ls="", marker=marker, color=colour, mec="black", mew=0.6, ms=7, label=_WAY_NAMES[way])
+            Line2D([], [], ls="", marker=marker, color=colour, mec="black", mew=0.6, ms=7, label=WAY_NAMES[way])
             for way, (colour, marker) in WAYS.items()
         ]
         figure.legend(handles=handles, ncols=3, loc="outside upper left", columnspacing=1.0, handletextpad=0)

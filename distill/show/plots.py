@@ -181,7 +181,7 @@ def _draw(
 def _name_regions(axis: Axes, mask: np.ndarray, class_names: Sequence[str], size: float) -> None:
     """Write its class's name into each region that covers 1.5 % of the picture or more; "background" stays.
 
-    The largest region is named first. A name that would cover another is left out.
+    The largest region is named first. A name that would cover another, or read like one word with it, is left out.
     """
     step = max(1, min(mask.shape) // 200)  # places are shares, and large masks take long
     mask, whole = mask[::step, ::step], mask.shape
@@ -194,7 +194,7 @@ def _name_regions(axis: Axes, mask: np.ndarray, class_names: Sequence[str], size
         half = len(class_names[label]) * letter / 2
         y, x = (_deepest(region) + 0.5) / mask.shape
         x = float(np.clip(x, half, max(half, 1 - half)))
-        if any(abs(y - row) < height and abs(x - column) < half + width for row, column, width in taken):
+        if any(abs(y - row) < height and abs(x - column) < half + width + letter for row, column, width in taken):
             continue
         taken.append((y, x, half))
         place = x * whole[1] - 0.5, y * whole[0] - 0.5
