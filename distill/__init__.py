@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 try:
     import torchvision  # noqa: F401 (only to see whether it can be imported)
@@ -41,6 +42,7 @@ __all__ = [
     "build_method",
     "build_model",
     "evaluate",
+    "export",
     "fit",
     "load_methods",
     "load_model",
@@ -57,8 +59,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """`export` is the lab's, which nothing below it needs, and is imported when it is first asked for."""
-    if name == "export":
-        return import_module("distill.lab.export").export
-    raise AttributeError(f"module 'distill' has no attribute {name!r}")
+if TYPE_CHECKING:  # a __getattr__ that type checkers see would have every misspelt name pass
+    from distill.lab.export import export
+else:
+
+    def __getattr__(name: str) -> object:
+        """`export` is the lab's, which nothing below it needs, and is imported when it is first asked for."""
+        if name == "export":
+            return import_module("distill.lab.export").export
+        raise AttributeError(f"module 'distill' has no attribute {name!r}")

@@ -39,12 +39,18 @@ def cross_entropy(
     of labelled pixels as the divisor: for a part of a batch, it is the part's share of the batch's number.
     `class_weights` (C,) multiply the loss of every pixel by the weight of its class; the divisor stays the same.
     """
+    if labels.shape != logits.shape[:1] + logits.shape[2:]:  # flattened, a wrong shape would be a wrong number
+        raise DistillError(
+            f"the labels are {tuple(labels.shape)} and the logits {tuple(logits.shape)}; give labels (N, H, W) for "
+            f"logits (N, C, H, W)"
+        )
     logits, classes = _widen(logits), labels.long()
+    labelled = classes != ignore_index  # of the wide type: one byte would take -100 for 156
     weights = None if class_weights is None else class_weights.to(logits.dtype)
     if not _few_classes(logits):
         logits, classes = _pixels(logits).flatten(0, -2), classes.flatten()
     total = _summed_cross_entropy(logits, classes, ignore_index, weights, at_once=not logits.is_cuda)
-    return total / ((labels != ignore_index).sum().clamp(min=1) if count is None else count)
+    return total / (labelled.sum().clamp(min=1) if count is None else count)
 
 
 def class_weights(pixels: Tensor) -> Tensor:
@@ -94,6 +100,7 @@ def at(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     over channels as the attention. Maps (N, C, H, W); the numbers of channels may differ, the sizes may not.
     The mean is over all N·H·W places.
     """
+    _same_shape(student_map, teacher_map, channels=False)
     return _normalised_difference(attention_map(student_map), attention_map(teacher_map.detach()))
 
 
@@ -144,7 +151,7 @@ def sakd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     of channels may differ, the sizes may not. The mean is over all places of g', N·H·W where the maps are
     square.
     """
-    _same_shape(student_map[:, 0], teacher_map[:, 0])  # now: a resize to squares could hide the mistake
+    _same_shape(student_map, teacher_map, channels=False)  # now: a resize to squares could hide the mistake
     return _normalised_difference(self_attention_map(student_map), self_attention_map(teacher_map.detach()))
 
 
@@ -172,6 +179,7 @@ def nfd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     student does not imitate the size of the teacher's response. Both maps (N, C, H, W). A constant channel counts as 0.
     Its own code is not public; compared, but for a factor, with PKD in open-mmlab/mmrazor at 70f03da.
     """
+    _same_shape(student_map, teacher_map)
     return mse(_standardised(_widen(student_map)), _standardised(_widen(teacher_map.detach())))
 
 
@@ -183,7 +191,7 @@ def skd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     winycg/CIRKD at 6dd5165. In the authors' code, irfanICMLL/structure_knowledge_distillation at 3914ec7, the pooling
     is by half of the map's size, and no gradient passes through the lengths by which the cosines are divided.
     """
-    _same_shape(student_map[:, 0], teacher_map[:, 0])
+    _same_shape(student_map, teacher_map, channels=False)
     student, teacher = (_directions(_pooled(_widen(m))) for m in (student_map, teacher_map.detach()))
     return (_product(student.mT, student) - _product(teacher.mT, teacher)).square().mean()
 
@@ -196,7 +204,7 @@ def ifvd(student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
     count as equal: they add nothing to the sum, and count among the N·H·W that divide it, as in the published code.
     Compared with YukangWang/IFVD at 950a7a5.
     """
-    _same_shape(student_map[:, 0], teacher_map[:, 0])
+    _same_shape(student_map, teacher_map, channels=False)
     size = student_map.shape[2:]
     small = F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].long().flatten(1)
     void = small == IGNORE_INDEX
@@ -252,7 +260,7 @@ def cirkd(student_map: Tensor, teacher_map: Tensor, temperature: float = 0.1) ->
     C, H, W), whose channels may differ. The memory queues of pixels and regions of earlier batches are left out.
     Compared with winycg/CIRKD at 05a2753.
     """
-    _same_shape(student_map[:, 0], teacher_map[:, 0])
+    _same_shape(student_map, teacher_map, channels=False)
     student, teacher = (_directions(_widen(m).flatten(2)) for m in (student_map, teacher_map.detach()))
     total = student.new_zeros(())
     for s, t in zip(student, teacher, strict=True):  # one image and all others
@@ -319,7 +327,6 @@ def _to_square(g: Tensor) -> Tensor:
 
 def _normalised_difference(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of two (N, H, W) maps, each scaled to Euclidean length 1 per image."""
-    _same_shape(student, teacher)
     difference = F.normalize(student.flatten(1), dim=1) - F.normalize(teacher.flatten(1), dim=1)
     return difference.square().mean()
 
@@ -389,10 +396,18 @@ def _widen(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _same_shape(student: Tensor, teacher: Tensor) -> None:
-    """Broadcasting would turn a wrong size into a wrong number, so refuse it."""
-    if student.shape != teacher.shape:
+def _same_shape(student: Tensor, teacher: Tensor, channels: bool = True) -> None:
+    """Broadcasting would turn a wrong size into a wrong number, and one image for a batch be one too: refuse both.
+
+    Without `channels` the numbers of channels may differ.
+    """
+    shapes = [tuple(tensor.shape) for tensor in (student, teacher)]
+    if any(len(shape) != 4 for shape in shapes):
         raise DistillError(
-            f"The student's tensor is {tuple(student.shape)} and the teacher's {tuple(teacher.shape)}; resize the "
-            "student's, or pass it through a connector, so that both agree."
+            f"The student's tensor is {shapes[0]} and the teacher's {shapes[1]}; give both as (N, C, H, W)."
+        )
+    if shapes[0] != shapes[1] and (channels or student[:, 0].shape != teacher[:, 0].shape):
+        raise DistillError(
+            f"The student's tensor is {shapes[0]} and the teacher's {shapes[1]}; resize the student's, or "
+            "pass it through a connector, so that both agree."
         )

@@ -129,8 +129,8 @@ class MapTerm(Term):
         self.dividers = _check_dividers(dividers, self.positions)
         _check_maps("teacher", "load_teacher", teacher, self.positions)
         _check_maps("student", "wrap", student, self.positions)
-        self.connectors = connectors
-        self.connect = nn.ModuleDict(_build_connectors(teacher, student, self.positions) if connectors else {})
+        self.connectors = _flag("connectors", connectors)
+        self.connect = nn.ModuleDict(_build_connectors(teacher, student, self.positions) if self.connectors else {})
         self.prepare(teacher, student)
 
     def prepare(self, teacher: nn.Module, student: nn.Module) -> None:
@@ -247,7 +247,7 @@ class SAKD(MapTerm):
             warmup=warmup,
             decay=decay,
         )
-        self.self_attention = self_attention
+        self.self_attention = _flag("self_attention", self_attention)
 
     def compare(self, position: str, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
         return (losses.sakd if self.self_attention else losses.at)(student_map, teacher_map)
@@ -459,6 +459,12 @@ def _positive(name: str, value: float) -> float:
     if not _is_positive(value):
         raise DistillError(f"{name} is {value!r}; give a finite number above 0, such as 4.")
     return plain(value)
+
+
+def _flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool | np.bool_):  # "no" would count as yes
+        raise DistillError(f"{name} is {value!r}; give True or False.")
+    return bool(value)
 
 
 def plain(value: Any) -> Any:

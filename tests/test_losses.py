@@ -173,6 +173,29 @@ def test_cross_entropy_against_a_slow_reference():
     assert losses.cross_entropy(logits, labels).item() == pytest.approx(np.mean(terms), rel=1e-10)
 
 
+@pytest.mark.parametrize("classes", [3, 21])
+def test_labels_of_another_shape_are_refused(classes, refused):
+    """Where both are flattened, a wrong shape of as many pixels would give a wrong number."""
+    logits, labels = torch.zeros(1, classes, 2, 3), torch.zeros(1, 3, 2, dtype=torch.long)
+    for wrong in (labels, labels.mT[:, None]):
+        refused("(N, H, W)", call=lambda wrong=wrong: losses.cross_entropy(logits, wrong))
+    assert losses.cross_entropy(logits, labels.mT) == pytest.approx(math.log(classes))
+
+
+def test_void_may_be_a_negative_label_of_one_byte():
+    """156 as a byte is -100 as a signed one, and no void."""
+    labels = torch.tensor([[[0, 156]]], dtype=torch.uint8)
+    loss = losses.cross_entropy(torch.zeros(1, 200, 1, 2), labels, ignore_index=-100)
+    assert loss == pytest.approx(math.log(200))
+
+
+@pytest.mark.parametrize(
+    "loss", [losses.kd, losses.at, losses.sakd, losses.mse, losses.skd, losses.cwd, losses.dist, losses.nfd]
+)
+def test_one_image_is_no_batch(loss, refused):
+    refused("(N, C, H, W)", call=lambda: loss(torch.zeros(5, 8, 8), torch.zeros(5, 8, 8)))
+
+
 def test_weighted_cross_entropy_against_a_slow_reference():
     logits, labels = random_map(2, 5, 3, 4), torch.arange(24).view(2, 3, 4) % 5
     labels[0, 0, :2] = 255

@@ -23,9 +23,11 @@ from PIL import Image
 
 import distill
 from distill import DistillError, cli
+from distill.lab.tune import tune
 from distill.methods import METHODS
 from distill.networks.onnx_file import METADATA
 from distill.networks.saving import save_model
+from distill.training.evaluation import confusion_matrix
 
 SMALL = ("--crop-size", "32", "--batch-size", "4", "--epochs", "1", "--workers", "0", "--device", "cpu")
 
@@ -834,7 +836,55 @@ def method_without_a_teacher(world: World) -> Callable:
     return lambda: distill.fit("resnet18", "kd", None, world.data, crop_size=32, augment="crops")
 
 
+@case("Sample", "did you mean 'sample'")
+def preset_of_a_student_is_misspelt(world: World) -> Callable:
+    return lambda: distill.make_student("resnet18", 3, preset="Sample")
+
+
+@case("seed is 1.5")
+def seed_of_a_student_is_no_whole_number(world: World) -> Callable:
+    return lambda: distill.make_student("resnet18", 3, seed=1.5)
+
+
+@case("a list is no teacher", "run.student()")
+def teacher_is_a_list(world: World) -> Callable:
+    return lambda: distill.load_teacher([world.weights])
+
+
+@case("self_attention is 'no'", "True or False")
+def switch_of_a_method_is_a_word(world: World) -> Callable:
+    networks = [distill.load_model(world.weights) for _ in range(2)]
+    return lambda: distill.build_method("sakd", *networks, self_attention="no")
+
+
+@case("no finite numbers above 0")
+def class_weights_are_infinite(world: World) -> Callable:
+    network = distill.load_model(world.weights)
+    return lambda: distill.undo_class_weights(network, torch.tensor([1.0, 2.0, float("inf")]))
+
+
+@case("strength is nan")
+def class_weights_are_undone_by_no_number(world: World) -> Callable:
+    network = distill.load_model(world.weights)
+    return lambda: distill.undo_class_weights(network, torch.ones(3), float("nan"))
+
+
+@case("a class above 2")
+def labels_hold_more_classes_than_are_counted(world: World) -> Callable:
+    return lambda: confusion_matrix(torch.tensor([0, 1]), torch.tensor([3, 0]), 3)
+
+
+@case("a Linear, which no other process has")
+def weights_are_tuned_with_a_network_for_a_teacher(world: World) -> Callable:
+    return lambda: tune(["kd"], teacher=torch.nn.Linear(1, 1), out=world.root / "tune")
+
+
 # ----------------------------------------------------------------------------------------------- exported files
+
+
+@case("net.pt2", "'onnx'", "call it net.onnx")
+def an_exported_file_has_another_formats_name(world: World) -> Callable:
+    return lambda: distill.export(world.weights, world.root / "net.pt2")
 
 
 def onnx_file(path: Path, **metadata: object) -> Path:

@@ -86,7 +86,11 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __iter__(self) -> Iterator[tuple[tv_tensors.Image, tv_tensors.Mask]]:
+        return (self[index] for index in range(len(self)))
+
     def image_path(self, index: int) -> Path:
+        """The file of an image; where there is none, the one that is expected."""
         path = _first_existing([self.root / IMAGES / f"{self.ids[index]}{ending}" for ending in IMAGE_ENDINGS])
         if not os.path.exists(path):  # with an ending such as .Jpg
             alike = (p for p in path.parent.glob(f"{glob.escape(path.stem)}.*") if p.suffix.lower() in IMAGE_ENDINGS)
@@ -94,6 +98,7 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return path
 
     def mask_path(self, index: int) -> Path:
+        """The file of its mask; where there is none, the one that is expected."""
         names = [f"{self.ids[index]}{ending}" for ending in (".png", ".PNG")]
         return _first_existing([self.root / folder / name for folder in MASK_FOLDERS for name in names])
 

@@ -59,7 +59,7 @@ class Finding(NamedTuple):
 
 
 def diagnose(
-    folders: Sequence[str | Path],
+    folders: str | Path | Sequence[str | Path],
     teacher: str | Path | nn.Module | None = None,
     data_root: str | Path | None = None,
     most: int = 300,
@@ -74,6 +74,7 @@ def diagnose(
     study's variants it looks at that of the methods, with the baselines that belong to it; DistillError where there are
     methods of several, or only baselines of several others.
     """
+    folders = [folders] if isinstance(folders, str | Path) else folders
     case = _Case(find_runs(*folders), teacher, data_root, most, network)
     yield case.teacher_is_better()
     yield case.baseline_has_converged()

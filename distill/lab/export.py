@@ -87,7 +87,8 @@ def export(
 
     Args:
         source: a run or its folder, a weights file, a shipped network's name, or a network.
-        file: where it goes; what was there before is replaced only once the new one has passed its check.
+        file: where it goes, by a name that ends in .onnx (.pt2 for "torch"); what was there before is replaced only
+            once the new one has passed its check.
         format: "onnx", or "torch" for torch.export's own (.pt2), which any program with PyTorch runs. A .pt2 file can
             execute code when it is loaded: load only those you trust.
         int8: 8-bit weights and activations (ONNX only), calibrated on images of train.
@@ -101,6 +102,8 @@ def export(
     """
     file = Path(file)
     _check_arguments(format, int8, size)
+    if file.suffix != FORMATS[format]:
+        raise DistillError(f"{file} would hold the format {format!r}; call it {file.with_suffix(FORMATS[format]).name}")
     size = (int(size[0]), int(size[1])) if size else None
     make_folder(file.parent)
     network = from_pixels(open_network(source))

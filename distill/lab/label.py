@@ -36,6 +36,7 @@ def label_by_teacher(
     scored = {"val": val} | {split.split: split for split in splits_to_score(source)}
     if keep is not None:
         check_number("keep", keep, 0, len(train))
+        keep = int(keep)
     kept = train.ids[:keep]
     listed = {name for split in (train, *scored.values()) for name in split.ids}
     theirs = {name for split in scored.values() for name in split.ids}  # their labels stay

@@ -58,12 +58,13 @@ class Study:
         path: str | Path,
         runs: str | Path | None = None,
         results: str | Path | None = None,
-        data_root: str | None = None,
+        data_root: str | Path | None = None,
         device: str = "auto",
         shard: str | None = None,
         keep_recorded: bool = False,
         only: str | None = None,
     ) -> None:
+        data_root = None if data_root is None else str(data_root)  # which JSON can hold
         self.path, self.device, self.data_root = Path(path), device, data_root
         self.content = load_study(self.path)
         clone = PROJECT if (PROJECT / "pyproject.toml").exists() else Path()
@@ -118,6 +119,7 @@ class Study:
         places = slots(self.device, jobs)
         if threads is not None:
             check_number("threads", threads, 1, 1000)
+            threads = int(threads)
         elif pick_device(self.device).type == "cpu":
             threads = 1
         self._check_teacher_is_there()

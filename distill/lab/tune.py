@@ -38,9 +38,9 @@ _NO_FLAGS += ["distilled_dropout", "teacher_mode", "divisions", "padding"]
 def tune(
     methods: Sequence[str],
     student: str = "resnet18",
-    teacher: str = "sample",
-    data: str = "sample",
-    data_root: str | None = None,
+    teacher: str | Path = "sample",
+    data: str | Path = "sample",
+    data_root: str | Path | None = None,
     *,
     budget: int = 4,
     spread: float = 1.0,
@@ -60,7 +60,13 @@ def tune(
     """
     check_number("budget", budget, 1, 64)
     check_number("spread", spread, 0.01, 10, whole=False)
-    methods = _single_terms(methods)
+    check_number("seed", seed, 0, 2**32 - 1)
+    if not isinstance(teacher, str | Path):
+        raise DistillError(
+            f"the teacher is a {type(teacher).__name__}, which no other process has; give a name or a file"
+        )
+    budget, spread, seed, teacher, data = int(budget), float(spread), int(seed), str(teacher), str(data)
+    methods = _single_terms([methods] if isinstance(methods, str) else list(methods))
     preset = preset or defaults_for(data).preset
     out, chosen = Path(out), choose_settings(preset, "matched", settings, data)
     given = {name: getattr(chosen, name) for name, value in settings.items() if value is not None}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.models import WeightsEnum, get_model_weights
 
-from distill.errors import DistillError, first_line, nearest
+from distill.errors import DistillError, check_number, first_line, nearest
 from distill.networks.backbones import MobileNetBackbone, ResNetBackbone, scaled
 from distill.networks.taps import record
 from distill.networks.timm_backbone import PREFIX, TimmBackbone
@@ -167,7 +167,7 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.class_names: tuple[str, ...] | None = None  # of the data it was trained on, where that is known
-        self.config = {
+        self.config: dict[str, Any] = {
             "backbone": backbone,
             "num_classes": num_classes,
             "output_stride": output_stride,
@@ -191,6 +191,9 @@ class DeepLabV3Plus(nn.Module):
 
     def forward(self, images: Tensor, return_maps: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Logits (N, C, H, W) for images (N, 3, H, W), and on request the six maps at `POSITIONS`.
+
+        Images are floats that `data.transforms.normalise` has taken from 0 … 255 to ImageNet's mean and deviation; of
+        others the logits are wrong, without a word.
 
         The maps are taken before their ReLU: the sums that leave layer1 to layer4, ASPP's last BatchNorm, the
         decoder's second BatchNorm. For MobileNetV2 the first three are the expansion BatchNorms of `features`
@@ -343,7 +346,7 @@ def parameter_groups(model: DeepLabV3Plus) -> tuple[list[nn.Parameter], list[nn.
 
 
 @torch.no_grad()
-def undo_class_weights(network: DeepLabV3Plus, weights: Tensor, strength: float = 1.0) -> DeepLabV3Plus:
+def undo_class_weights(network: nn.Module, weights: Tensor, strength: float = 1.0) -> DeepLabV3Plus:
     """A copy of a network that no longer favours the classes for which cross-entropy counted more.
 
     Trained with a weight w for each class, a softmax tends to a class's probability times its w. So `strength` times
@@ -357,8 +360,8 @@ def undo_class_weights(network: DeepLabV3Plus, weights: Tensor, strength: float 
         strength: a share, 0 to 1; others are allowed.
 
     Raises:
-        DistillError: the weights are not one positive number per class, or the network is another library's, whose
-            last layer is not known.
+        DistillError: the weights are not one positive number per class, the strength is no number, or the network is
+            another library's, whose last layer is not known.
     """
     if not isinstance(network, DeepLabV3Plus):
         raise DistillError(
@@ -366,11 +369,12 @@ def undo_class_weights(network: DeepLabV3Plus, weights: Tensor, strength: float 
             f"logarithm of the weights from its logits yourself"
         )
     weights = torch.as_tensor(weights)
-    if weights.shape != (network.num_classes,) or not bool((weights > 0).all()):
+    if weights.shape != (network.num_classes,) or not bool(((weights > 0) & weights.isfinite()).all()):
         raise DistillError(
-            f"the weights have the shape {tuple(weights.shape)}, or are not above 0; give one for each of the "
-            f"{network.num_classes} classes, such as Run.class_weights()"
+            f"the weights have the shape {tuple(weights.shape)}, or are no finite numbers above 0; give one for each "
+            f"of the {network.num_classes} classes, such as Run.class_weights()"
         )
+    check_number("strength", strength, -100, 100, whole=False)
     changed = deepcopy(network)
     bias: Any = changed.decoder.last_conv[-1].bias
     bias -= (strength * weights.double().log()).to(bias)

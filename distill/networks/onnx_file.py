@@ -49,8 +49,11 @@ class OnnxNetwork(nn.Module):
     def __init__(self, path: Path, session: Any, metadata: dict[str, Any]) -> None:
         super().__init__()
         self.path, self.session, self.metadata = path, session, metadata
-        self.class_names: tuple[str, ...] = tuple(metadata["classes"])
-        self.num_classes = len(self.class_names)
+        names = tuple(metadata["classes"])
+        self.num_classes = len(names)
+        # What `export` calls the classes of a network that does not know their names says nothing about them.
+        unknown = names == tuple(f"class {index}" for index in range(len(names)))
+        self.class_names: tuple[str, ...] | None = None if unknown else names
         height, width = session.get_inputs()[0].shape[2:]
         self.size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
@@ -58,6 +61,11 @@ class OnnxNetwork(nn.Module):
         """Logits (N, C, H, W) float32 for images (N, 3, H, W) uint8. Raises DistillError for images of a size that
         the file does not take.
         """
+        if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise DistillError(
+                f"{self.path} takes images (N, 3, H, W) of uint8, from 0 to 255, and not {tuple(images.shape)} of "
+                f"{images.dtype}; it normalises them itself"
+            )
         height, width = images.shape[2:]
         if self.size and (height, width) != self.size:
             raise DistillError(

@@ -38,6 +38,7 @@ def save_model(
         DistillError: a value is too large for 16 bits, the file cannot be written, or the network is another library's
             and not wrapped.
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(model, DeepLabV3Plus | Wrapped):
         raise DistillError(f"a {type(model).__name__} has no config to save beside its weights; wrap it: wrap(network)")
     path = Path(path)
@@ -117,7 +118,7 @@ def load_model(path: str | os.PathLike[str], network: nn.Module | None = None) -
     if network is not None:
         taps = _taps(path, metadata)
         inner = network.network if isinstance(network, Wrapped) else network
-        return load_into(wrap(inner.float(), taps["positions"], taps["norms"]), path)
+        return load_into(wrap(inner.float(), taps["positions"], taps["norms"]), path).train()
     model = _rebuild(path, metadata)
     try:
         model.load_state_dict(state, assign=True)

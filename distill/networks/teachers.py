@@ -43,16 +43,17 @@ def load_teacher(
     positions: Mapping[str, str] | Sequence[str] | None = None,
     norms: Mapping[str, str] | None = None,
     class_names: Sequence[str] | None = None,
-) -> nn.Module:
+) -> DeepLabV3Plus | Wrapped:
     """A frozen teacher: in eval mode, without gradients for its parameters.
 
     `source` is `"sample"` (the shipped DeepLabV3+ with a slim ResNet-101), `"torchvision"` (its DeepLabV3 with
     ResNet-101 and VOC's 21 classes, downloaded on first use), a `.safetensors` file that this package wrote, or a
     `.pth.tar` checkpoint of the published DeepLabV3+ ResNet-101. Files are loaded without executing code in them.
 
-    `source` may also be any network that takes normalised images; it is frozen in place. `positions` then says
-    at which layers its maps are taken, and `norms` names BatchNorms, as in `wrap`; without positions it has logits
-    only, enough for kd. `class_names` are compared with those of the data. Raises DistillError for what does not fit.
+    `source` may also be any network that takes images normalised by `data.transforms.normalise`; it is frozen in place.
+    `positions` then says at which layers its maps are taken, and `norms` names BatchNorms, as in `wrap`; without
+    positions it has logits only, enough for kd. `class_names` are compared with those of the data. Raises DistillError
+    for what does not fit.
     """
     model: DeepLabV3Plus | Wrapped
     if isinstance(source, DeepLabV3Plus | Wrapped) and positions is None:
@@ -63,16 +64,22 @@ def load_teacher(
         model = Wrapped(source, positions, norms, class_names)
     elif positions is not None or norms is not None:
         raise DistillError(f"positions and norms belong to a network of your own; {source} has its own")
-    else:
+    elif isinstance(source, str | Path):
         model = _load(str(source))
+    else:
+        raise DistillError(
+            f"a {type(source).__name__} is no teacher; give a name, a file, or a network, such as run.student()"
+        )
+    class_names = None if class_names is None else tuple(map(str, class_names))
     if class_names is not None and len(class_names) != model.num_classes:
         raise DistillError(
             f"{len(class_names)} class_names were given and the teacher knows {model.num_classes} classes; give one "
             f"name per class"
         )
-    model.class_names = model.class_names if class_names is None else tuple(map(str, class_names))
+    model.class_names = class_names or model.class_names
     # In float32, whatever it came in: images are, and `precision` chooses what its passes are computed in.
-    return _moved(freeze(model).float(), device).to(memory_format=memory_format_of(model))
+    freeze(_moved(model, device)).float()
+    return model.to(memory_format=memory_format_of(model))
 
 
 def _moved(model: nn.Module, device: str | torch.device) -> nn.Module:

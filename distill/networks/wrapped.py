@@ -25,7 +25,9 @@ def wrap(
     norms: Mapping[str, str] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Wrapped:
-    """Any network that takes normalised images, as a student for `fit` (or, by `load_teacher`, as a teacher).
+    """Any network, as a student for `fit` (or, by `load_teacher`, as a teacher).
+
+    It gets images (N, 3, H, W) that `data.transforms.normalise` has normalised.
 
     `positions` says which layer stands for which of `POSITIONS`, as `record` takes names: `layer`, for what it gives,
     or `layer:input`, for what it gets; best a map before its ReLU. `suggest_positions` proposes some. A position that

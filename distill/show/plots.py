@@ -20,11 +20,13 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy import ndimage
+from torch import Tensor
 
 from distill.data.layout import voc_palette
 from distill.files import replace_file
 
-Picture: TypeAlias = np.ndarray | tuple[np.ndarray, np.ndarray]  # an array, or an image and the mask to lay over it
+Array: TypeAlias = np.ndarray | Tensor
+Picture: TypeAlias = Array | tuple[Array, Array]  # an array, or an image and the mask to lay over it
 Colours: TypeAlias = Sequence[tuple[int, int, int]]  # red, green and blue of each class, 0 to 255
 
 # Colour and hatch of bars side by side.
@@ -166,7 +168,11 @@ def _height_by_width(picture: Picture) -> float:
 def _draw(
     axis: Axes, picture: Picture, class_names: Sequence[str] | None, size: float, colours: Colours | None
 ) -> None:
-    drawn = overlay(*picture, colours) if isinstance(picture, tuple) else np.asarray(picture)
+    drawn = (
+        overlay(np.asarray(picture[0]), np.asarray(picture[1]), colours)
+        if isinstance(picture, tuple)
+        else np.asarray(picture)
+    )
     mask = np.asarray(picture[1]) if isinstance(picture, tuple) else drawn
     if drawn.ndim == 3:
         axis.imshow(drawn)

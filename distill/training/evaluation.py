@@ -38,7 +38,7 @@ class Described(Protocol):
     num_classes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """Scores of one network on one data set; shares between 0 and 1.
 
@@ -50,8 +50,14 @@ class Scores:
     confusion: np.ndarray
     class_names: tuple[str, ...]
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Scores):
+            return NotImplemented
+        return self.class_names == other.class_names and np.array_equal(self.confusion, other.confusion)
+
     @property
     def per_class_iou(self) -> dict[str, float]:
+        """By class name, a share; NaN for a class that is neither labelled nor predicted anywhere."""
         hits = np.diag(self.confusion).astype(float)
         union = self.confusion.sum(0) + self.confusion.sum(1) - hits
         iou = np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
@@ -59,15 +65,18 @@ class Scores:
 
     @property
     def miou(self) -> float:
+        """Their mean over the classes that have one; NaN without a labelled pixel."""
         present = [iou for iou in self.per_class_iou.values() if not np.isnan(iou)]
         return float(np.mean(present)) if present else float("nan")
 
     @property
     def pixel_accuracy(self) -> float:
+        """The share of labelled pixels whose class is right; NaN without any."""
         total = self.confusion.sum()
         return float(np.trace(self.confusion) / total) if total else float("nan")
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as values that JSON can hold; None for a class without an IoU."""
         iou = {name: None if np.isnan(value) else value for name, value in self.per_class_iou.items()}
         return {
             "miou": self.miou,
@@ -80,6 +89,12 @@ class Scores:
 def confusion_matrix(prediction: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Counts (num_classes, num_classes), rows the labels, of two integer maps of one shape; void is left out."""
     valid = labels != IGNORE_INDEX
+    for name, values in (("prediction", prediction), ("labels", labels)):
+        if values.shape != labels.shape or bool((values[valid] >= num_classes).any()):
+            raise DistillError(
+                f"the {name} {tuple(values.shape)} hold a class above {num_classes - 1}, or have another shape than "
+                f"the labels {tuple(labels.shape)}; give two maps of one shape, with classes below num_classes"
+            )
     pairs = labels[valid].long() * num_classes + prediction[valid].long()
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
@@ -97,8 +112,8 @@ def evaluate(
     """Score a network on a data set (see `folders.VOCFolder`), on the device where the network is.
 
     A `Run` stands for its student, and a path that ends in .onnx for the exported network in it. A network of your own
-    answers to normalised images (N, 3, H, W) with logits (N, classes, H, W) of their size, or is wrapped with
-    `load_teacher`. The data may be a torch `Subset`, too.
+    answers to images (N, 3, H, W), normalised by `data.transforms.normalise`, with logits (N, classes, H, W) of their
+    size, or is wrapped with `load_teacher`. The data may be a torch `Subset`, too.
 
     `native`: every image at its own size; quote this one. `resize513`: short side 513, labels resized by nearest
     neighbour as Pillow does, as in the published table. How absent classes count: see `Scores`. Of several `ranks`

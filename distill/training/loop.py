@@ -75,7 +75,8 @@ def fit(
 
     `student` is a backbone's name (built with `seed`; `weights="DEFAULT"` takes torchvision's ImageNet weights for the
     backbone; `width` is a factor on its channels) or a network, which is trained in place: one of this package, or any
-    other through `wrap`. `teacher` is a network, or what `load_teacher` takes. `out` is the run's folder, by default
+    other through `wrap`. `teacher` is what `load_teacher` takes; a network is frozen in place: eval mode, float32, no
+    gradients. `out` is the run's folder, by default
     runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for Pascal VOC, and `sample` for everything else;
     `augment` is `crops` for all data but the sample. `data_root` is where the data are, as in `open_dataset`. `recipe`
     is one of `RECIPES`.

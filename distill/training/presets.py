@@ -158,11 +158,14 @@ def make_student(
 
     `width` is a factor on the preset's channels: 0.5 makes a student with half of them.
     """
+    if preset not in PRESETS:
+        raise DistillError(f"there is no preset {preset!r}{nearest(str(preset), PRESETS)}")
+    check_number("seed", seed, 0, 2**32 - 1)
     backbone = "mobilenetv2" if backbone == "mobilenet" else backbone
     shape = dict(SLIM.get("timm" if backbone.startswith(PREFIX) else backbone, {}) if preset == "sample" else {})
     check_number("width", width, 0.01, 8, whole=False)
     if width != 1.0:
         for name in ("width", "head_width") if "head_width" in shape else ("width",):
             shape[name] = width * shape.get(name, 1.0)
-    with seeded(seed):
+    with seeded(int(seed)):
         return build_model(backbone, num_classes, output_stride, weights=weights, **shape)

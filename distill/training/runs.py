@@ -6,6 +6,7 @@ scores.json         scores of the last epoch (and best)    student.safetensors  
 .lock               held by the one process that writes
 """
 
+import copy
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -115,14 +116,14 @@ class _Config(TypedDict):
     settings: _Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Run:
     """A finished or interrupted run in the folder `path`."""
 
     path: Path
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
+    def __init__(self, path: str | Path) -> None:
+        object.__setattr__(self, "path", Path(path))
         if not is_whole(self.path / "config.json"):
             raise DistillError(
                 f"{self.path} holds no config.json, so it is not a run; give the folder that `train` wrote"
@@ -169,6 +170,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether it was trained to its end and scored."""
         return is_whole(self.path / "scores.json")
 
     @property
@@ -177,6 +179,12 @@ class Run:
         path = self.path / "history.jsonl"
         lines = read_json_lines(path) if path.exists() else []
         return [checked(line, _Epoch, path, f"line {number} of a history") for number, line in enumerate(lines, 1)]
+
+    @overload
+    def student(self, network: None = None) -> DeepLabV3Plus: ...
+
+    @overload
+    def student(self, network: nn.Module) -> Wrapped: ...
 
     def student(self, network: nn.Module | None = None) -> DeepLabV3Plus | Wrapped:
         """The network of the last epoch, in eval mode.
@@ -206,7 +214,7 @@ class Run:
 
 
 def open_network(source: Run | str | Path | nn.Module) -> nn.Module:
-    """The network that is meant, in eval mode.
+    """The network that is meant, in eval mode; a network itself as it is.
 
     `source` is a run or its folder, a file (.safetensors, .onnx or .pth.tar), the name of a shipped network ("sample",
     the teacher; "student-resnet18-distilled"), "torchvision", or a network itself.
@@ -214,7 +222,7 @@ def open_network(source: Run | str | Path | nn.Module) -> nn.Module:
     Raises DistillError where there is no such network.
     """
     if isinstance(source, nn.Module):
-        return source if hasattr(source, "class_names") else wrap(source)
+        return source if hasattr(source, "class_names") else wrap(copy.deepcopy(source))  # wrap changes its ReLUs
     if isinstance(source, Run):
         return source.student()
     if run := run_of(source):

@@ -86,6 +86,10 @@ def test_of_a_good_teacher_nothing_is_said_against_it(train: Callable[..., Path]
     assert "better on" in found["teacher"].sentence and "pulls" in found["gradient"].sentence
 
 
+def test_one_folder_may_be_given_alone(train: Callable[..., Path], refused: Callable[..., str]) -> None:
+    refused("there is no baseline", call=lambda: list(diagnose(str(train(weight=1.0) / "kd"))))
+
+
 def test_images_whose_labels_are_not_used_are_images_without_labels(
     train: Callable[..., Path], scenes: Path, make_student: Callable
 ) -> None:

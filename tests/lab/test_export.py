@@ -91,6 +91,25 @@ def test_other_classes_than_the_datas_are_refused(exported: Export, tiny_sample:
     refused("3 classes", "21", call=lambda: distill.evaluate(exported.path, data))
 
 
+def test_without_names_of_classes_it_is_scored_as_the_network_is(
+    make_student: Callable, tiny_sample: Path, tmp_path: Path
+) -> None:
+    nameless, data = make_student(num_classes=21).eval(), distill.open_dataset(tiny_sample, "val", limit=2)
+    file = distill.export(nameless, tmp_path / "nameless.onnx").path
+    assert distill.evaluate(file, data).miou == pytest.approx(distill.evaluate(nameless, data).miou, abs=1e-3)
+
+
+def test_what_is_no_batch_of_pixels_is_refused(exported: Export, refused: Callable) -> None:
+    for images in (torch.zeros(2, 3, 9, 10), pixels(2, 1, 9, 10), pixels(3, 9, 10)):
+        refused("images (N, 3, H, W) of uint8", call=lambda images=images: load_onnx(exported.path)(images))
+
+
+def test_a_network_that_is_given_stays_as_it_is(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(inplace=True), torch.nn.Conv2d(4, 5, 1))
+    distill.export(network, tmp_path / "small.onnx")
+    assert network[1].inplace
+
+
 def test_the_explorer_takes_the_file(exported: Export, network: DeepLabV3Plus) -> None:
     image = pixels(24, 30, 3).numpy()
     networks = {"student": network, "exported": exported.path}

@@ -80,6 +80,11 @@ def test_confusion_takes_uint8_maps_without_overflow() -> None:
     assert confusion_matrix(labels, labels, 21)[20, 20] == 4
 
 
+def test_scores_are_equal_where_their_counts_and_names_are() -> None:
+    scores = [Scores(np.array([[1, 1], [0, count]]), ("a", "b")) for count in (2, 2, 3)]
+    assert scores[0] == scores[1] and scores[0] != scores[2] and scores[0] != "scores"
+
+
 def test_scores_are_those_worked_out_by_hand() -> None:
     scores = Scores(np.array([[1, 1, 0], [0, 2, 0], [1, 0, 0]]), NAMES)
     assert scores.per_class_iou == pytest.approx({"a": 1 / 3, "b": 2 / 3, "c": 0.0})
