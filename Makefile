@@ -44,6 +44,7 @@ page: $(VENV)/installed-for-page
 
 # The stamp is touched last, so that an interrupted installation is taken up again.
 $(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; give one, as in: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),$(BIN)/pip install --quiet uv)
 	$(if $(TORCH),$(BIN)/uv pip install --quiet --python $(VENV) --torch-backend $(TORCH) torch torchvision)

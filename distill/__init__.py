@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 try:
     import torchvision  # noqa: F401 (only to see whether it can be imported)
 except (ImportError, RuntimeError, OSError) as error:
+    if "torch" not in sys.modules:  # torch itself could not be imported, and has said why
+        raise
     raise ImportError(
         f"torchvision cannot be imported ({error}), most likely because it was built for another version of torch; "
         f"run: pip install --force-reinstall torch torchvision"

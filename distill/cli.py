@@ -4,6 +4,7 @@ train, evaluate, predict, export; study, tune, compare, diagnose; data, bench, d
 """
 
 import argparse
+import glob
 import json
 import re
 import sys
@@ -51,6 +52,9 @@ from distill.training.settings import Settings, choices_of
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; see `explained`."""
+    for stream in (sys.stdout, sys.stderr):  # not every encoding has every name of a class or a file
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
 
     def run() -> int | None:
@@ -68,6 +72,9 @@ def explained(run: Callable[[], int | None]) -> int:
             code = run()
     except DistillError as error:
         _say(str(error))
+        return 2
+    except UnicodeEncodeError as error:  # a file name of other days, which no list in UTF-8 can hold
+        _say(f"the name {error.object!r} is not UTF-8; rename that file")
         return 2
     except OSError as error:  # whatever a disk or a network has to say that nobody foresaw
         place = f"{error.filename} cannot be used ({error.strerror}); choose a place that can be read and written"
@@ -340,12 +347,13 @@ def _add_predict(commands: Commands) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    twice = repeated(path.stem for path in options.images)
+    images = _matching(options.images)
+    twice = repeated(path.stem for path in images)
     if twice:
         raise DistillError(f"several images are called {twice}; predict them one by one, each with another --out")
     model = open_network(options.run).to(pick_device(options.device))
     make_folder(options.out)
-    for path in options.images:
+    for path in images:
         image = read_image(path)
         mask = mask_image(predict(model, image, options.side))
         overlay = Image.blend(Image.fromarray(image), mask.convert("RGB"), 0.5)
@@ -353,6 +361,12 @@ def _predict(options: argparse.Namespace) -> None:
             with replace_file(options.out / name) as temporary:
                 picture.save(temporary, format="PNG")
         print(options.out / f"{path.stem}_mask.png", options.out / f"{path.stem}_overlay.png")
+
+
+def _matching(paths: list[Path]) -> list[Path]:
+    """The paths, and what matches those that are patterns, which Windows' shells hand on as they are."""
+    found = {path: [] if path.exists() else sorted(glob.glob(str(path))) for path in paths}
+    return [Path(name) for path in paths for name in found[path] or [str(path)]]
 
 
 def _add_export(commands: Commands) -> None:

@@ -15,8 +15,9 @@ from distill.data.check import check_dataset
 from distill.data.folders import data_root
 from distill.data.sample import SAMPLE_SIZES
 from distill.errors import DistillError
-from distill.files import free_memory
+from distill.files import free_memory, usable_cores
 from distill.networks.teachers import SHIPPED, fingerprint, load_teacher, shipped_file
+from distill.training.parallel import gpu_computes
 
 SHIPPED_FINGERPRINT = "13f1f37579d025bc"  # of the weights in data/teacher-sample.safetensors
 DISK, MEMORY = 2e9, 2e9  # bytes that the course needs, with room to spare
@@ -79,8 +80,10 @@ def _torch_and_torchvision() -> Finding:
 def _device() -> Finding:
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
-        return Finding("device", f"{torch.cuda.get_device_name(0)}, {memory / 1e9:.0f} GB")
-    return Finding("device", f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads; no GPU was found")
+        advice = "this PyTorch has no code for it, so the CPU computes; install a PyTorch for an older CUDA"
+        found = f"{torch.cuda.get_device_name(0)}, {memory / 1e9:.0f} GB"
+        return Finding("device", found, "" if gpu_computes() else advice)
+    return Finding("device", f"CPU, {usable_cores()} cores, {torch.get_num_threads()} threads; no GPU was found")
 
 
 def _disk() -> Finding:

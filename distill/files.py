@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all."""
+"""Files that are replaced whole or not at all, and what of the machine a process may use."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from distill.errors import DistillError, first_line, lacking_memory, shortened
 
+_ON_WINDOWS = os.name == "nt"
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
@@ -38,7 +39,7 @@ def replace_file(path: str | Path, lasting: bool = False) -> Iterator[Path]:
         yield temporary
         if lasting:
             _wait_for_disk(temporary)
-        temporary.replace(path)
+        _put(temporary, path)
         if lasting:
             _wait_for_folder(path.parent)
     # A full disk is an OSError for Python and Pillow, and something else for PyTorch and safetensors.
@@ -53,6 +54,17 @@ def replace_file(path: str | Path, lasting: bool = False) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Rename; on Windows again for some seconds, where another program has the old file open for a moment."""
+    for wait in (0.01, 0.05, 0.2, 0.5, 1.0, 2.0) if _ON_WINDOWS else ():
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    temporary.replace(path)
 
 
 def _wait_for_disk(path: Path) -> None:
@@ -141,9 +153,38 @@ def free_memory() -> int | None:
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
-        return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), free)
+        free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), free)
+        return min(free, _free_in_group(free))
     except (ValueError, OSError, AttributeError):  # not every system tells
         return None
+
+
+_GROUP = Path("/sys/fs/cgroup")  # of a container, as it sees its own
+
+
+def _free_in_group(free: int) -> int:
+    """What a container's limit leaves; `free` where there is none. Its cached files count as free."""
+    try:
+        limit, used = ((_GROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        if limit == "max":
+            return free
+        told = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+        return max(0, int(limit) - int(used) + int(told.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return free
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: by its affinity and, in a container, by its quota."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = (_GROUP / "cpu.max").read_text().split()
+        return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores
 
 
 def write_text(path: str | Path, text: str) -> None:

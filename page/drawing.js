@@ -8,12 +8,14 @@ const MOST_UNDOS = 20;
 export class Drawing {
   /** `settings()` gives tool ("brush" or a shape), colour and size (a share of the side); `changed` hears of strokes. */
   constructor(canvas, cross, shapes, settings, changed) {
-    Object.assign(this, { canvas, cross, shapes, settings, changed, past: [] });
+    Object.assign(this, { canvas, cross, shapes, settings, changed, past: [], begun: false, line: false });
     this.context = canvas.getContext("2d", { willReadFrequently: true });
     this.place = [canvas.width / 2, canvas.height / 2];
     canvas.addEventListener("pointerdown", (event) => this.#press(event));
     canvas.addEventListener("pointermove", (event) => this.#drag(event));
     canvas.addEventListener("keydown", (event) => this.#key(event));
+    canvas.addEventListener("keyup", ({ key }) => key === "Shift" && (this.line = false));
+    canvas.addEventListener("blur", () => (this.line = false));
     this.#fill();
     this.#move(this.place);
   }
@@ -26,11 +28,12 @@ export class Drawing {
   }
 
   /** Begin with an ImageData. */
-  async start(image) {
+  start(image) {
     this.#remember();
-    const bitmap = await createImageBitmap(image);
+    const ground = new OffscreenCanvas(image.width, image.height);
+    ground.getContext("2d").putImageData(image, 0, 0);
     this.context.imageSmoothingEnabled = false; // a scene stays pixel for pixel what it was
-    this.context.drawImage(bitmap, 0, 0, this.canvas.width, this.canvas.height);
+    this.context.drawImage(ground, 0, 0, this.canvas.width, this.canvas.height);
     this.changed();
   }
 
@@ -47,11 +50,13 @@ export class Drawing {
   }
 
   #remember() {
+    this.begun = true;
     this.past.push(this.context.getImageData(0, 0, this.canvas.width, this.canvas.height));
     if (this.past.length > MOST_UNDOS) this.past.shift();
   }
 
   #press(event) {
+    if (event.button !== 0 || !event.isPrimary) return; // the left button, a pen's tip, the first finger
     this.canvas.setPointerCapture(event.pointerId);
     this.#move(this.#under(event));
     this.#remember();
@@ -68,15 +73,19 @@ export class Drawing {
   #key(event) {
     const step = STEPS[event.key];
     if (step) {
+      if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own keys, such as back
       const before = this.place;
       this.#move([this.place[0] + STEP * step[0], this.place[1] + STEP * step[1]]);
       if (event.shiftKey && this.settings().tool === "brush") {
-        this.#remember();
+        if (!this.line) this.#remember(); // once for the whole line
+        this.line = true;
         this.#apply(before);
       }
     } else if (event.key === " " || event.key === "Enter") {
-      this.#remember();
-      this.#apply(this.place);
+      if (!event.repeat) {
+        this.#remember();
+        this.#apply(this.place);
+      }
     } else if (event.key === "z" && (event.ctrlKey || event.metaKey)) {
       this.undo();
     } else {
@@ -117,7 +126,7 @@ export class Drawing {
     context.lineCap = "round";
     context.beginPath();
     context.moveTo(...before);
-    context.lineTo(...this.place);
+    context.lineTo(this.place[0] + 0.01, this.place[1]); // browsers draw nothing of a line without length
     context.stroke();
   }
 

@@ -38,6 +38,14 @@ export async function read(file) {
         "cut a part out of it first.",
     );
   }
+  // A damaged file loads as far as it goes, and decode() is content with that; only this is not. It reads no SVG.
+  if (file.type !== "image/svg+xml") {
+    try {
+      (await createImageBitmap(file, { resizeWidth: 1, resizeHeight: 1 })).close();
+    } catch {
+      throw new Problem(`${name} is damaged or cut off; choose another copy of it.`);
+    }
+  }
   return picture;
 }
 
@@ -66,6 +74,8 @@ export function fitted(picture, side) {
 export async function fetched(address) {
   const picture = new Image();
   picture.src = address;
-  await picture.decode();
+  await picture.decode().catch(() => {
+    throw new Error(`${address} is missing on this host, or damaged`);
+  });
   return fitted(picture, Infinity);
 }

@@ -18,11 +18,13 @@ let networks, drawing;
 let loaded; // resolves when the networks are there
 let asked = 0; // images so far
 let attempts = 0; // that are not finished
+let asking = false; // the browser for its camera
 let choices = 0; // of a reader; a camera's images are none
 const figures = {};
 
 main().catch((error) => {
   tell("The page could not start.");
+  $("progress").hidden = true;
   complain(error);
 });
 
@@ -83,6 +85,7 @@ async function load() {
   await networks.start(page.runtime.file, report);
   await Promise.all(page.networks.map(({ name, file }) => networks.open(name, file, report)));
   progress.hidden = true;
+  tell("");
   const seconds = ((performance.now() - begin) / 1000).toFixed(1);
   const threads = networks.threads === 1 ? "one thread" : `${networks.threads} threads`;
   $("engine").textContent =
@@ -271,19 +274,20 @@ function showSource() {
 async function showScene() {
   const turn = ++asked;
   const { image, labels } = page.scenes[state.scene];
-  const [picture, grey] = await Promise.all([fetched(image), fetched(labels)]);
-  await show(picture, grey.data.filter((_, i) => i % 4 === 0), turn);
+  // Labels come as bytes: browsers that guard against fingerprints put noise into what a canvas gives back.
+  const [picture, bytes] = await Promise.all([fetched(image), fetch(labels).then((answer) => answer.arrayBuffer())]);
+  await show(picture, new Uint8Array(bytes), turn);
 }
 
 function showDrawing() {
-  return drawing.past.length ? show(fitted($("board"), side())) : startFromScene();
+  return drawing.begun ? show(fitted($("board"), side())) : startFromScene();
 }
 
 /** The chosen scene as the ground to draw on; it is shown as every change is. */
 async function startFromScene() {
   const turn = ++asked;
   const ground = await fetched(page.scenes[state.scene].image);
-  if (turn === asked) await drawing.start(ground);
+  if (turn === asked) drawing.start(ground);
 }
 
 function showPhotograph() {
@@ -294,7 +298,9 @@ function showPhotograph() {
 function take(file) {
   return attempt(async () => {
     const choice = ++choices;
-    const picture = await read(file);
+    const picture = await read(file).catch((error) => {
+      if (choice === choices) throw error;
+    });
     if (choice !== choices) return; // something else was chosen meanwhile
     stopCamera();
     state.picture = picture;
@@ -311,27 +317,42 @@ function side() {
 
 /** Show one picture of the camera after the other, until it is stopped. */
 async function startCamera() {
+  if (asking) return;
+  asking = true; // the button stays enabled: a disabled one loses the focus
   $("problem").hidden = true;
-  $("camera").disabled = true; // while the browser asks
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-    $("video").srcObject = stream;
   } catch (error) {
+    if (state.source !== "camera") return; // chosen while the browser was asking
     throw new Problem(
       error.name === "NotFoundError"
         ? "No camera was found; load a photograph instead."
         : `The browser gave no camera to this page (${error.name}); allow it there, or load a photograph.`,
     );
   } finally {
-    $("camera").disabled = false;
+    asking = false;
   }
-  if (state.source !== "camera") return stopCamera(); // chosen while the browser was asking
-  await $("video").play();
+  $("video").srcObject = stream;
+  if (state.source !== "camera") return stopCamera();
+  const running = () => $("video").srcObject === stream; // and not that of a later start
+  stream.getVideoTracks()[0].addEventListener("ended", () => {
+    if (!running()) return;
+    stopCamera();
+    complain(new Problem("The camera gives no more pictures; connect it, and start it again."));
+  });
   $("camera").textContent = "Stop the camera";
-  while ($("video").srcObject === stream) { // and not that of a later start
-    await show(fitted($("video"), side()));
-    await new Promise(requestAnimationFrame);
+  $("sentence").setAttribute("aria-live", "off"); // else each picture would be read aloud
+  try {
+    await $("video").play();
+    while (running()) {
+      await show(fitted($("video"), side()));
+      await new Promise(requestAnimationFrame);
+    }
+  } catch (error) {
+    if (!running()) return; // it was stopped meanwhile
+    stopCamera();
+    throw error;
   }
 }
 
@@ -339,6 +360,7 @@ function stopCamera() {
   for (const track of $("video").srcObject?.getTracks() ?? []) track.stop();
   $("video").srcObject = null;
   $("camera").textContent = "Start the camera";
+  $("sentence").removeAttribute("aria-live");
 }
 
 // --------------------------------------------------------------------------------------------- address of a view

@@ -62,7 +62,9 @@ export class Networks {
 
 /** The bytes of a gzip file; some hosts have unpacked it before it arrives. `report` hears how many bytes came. */
 async function unpacked(file, report) {
-  const response = await fetch(file);
+  const response = await fetch(file).catch(() => {
+    throw new Error(`${file} did not arrive; load the page again`);
+  });
   if (!response.ok) throw new Error(`${file} is missing on this host (${response.status})`);
   const parts = [];
   const reader = response.body.getReader();

@@ -2,7 +2,8 @@
 
 const ORANGE = [213, 94, 0]; // vermilion shows against any grey
 const LIGHT = [235, 235, 235];
-const GREY = [120, 120, 120]; // void
+const GREY = [56, 56, 56]; // void among errors: darker than orange also without colours
+const PALE = [224, 224, 192]; // void among classes, as in VOC
 
 import { VOID, shares } from "./numbers.js";
 
@@ -49,7 +50,7 @@ export class Picture {
 
 /** Labels in the colours of their classes, an ImageData. */
 export function coloured(labels, width, palette) {
-  return painted(labels, width, (label) => (label === VOID ? GREY : palette[label]));
+  return painted(labels, width, (label) => (label === VOID ? PALE : palette[label]));
 }
 
 /** Orange where a mask differs from another, light where not. */

@@ -19,6 +19,10 @@ addEventListener("fetch", (event) => {
 
 async function withHeaders(request) {
   const response = await fetch(request);
+  if (request.mode === "navigate" && (await fetch("page.json", { method: "HEAD", cache: "no-store" })).status === 404) {
+    await registration.unregister(); // another site has this address now
+    return response;
+  }
   if (response.type === "opaqueredirect" || WITHOUT_BODY.includes(response.status)) return response;
   const headers = new Headers(response.headers);
   for (const [name, value] of Object.entries(HEADERS)) headers.set(name, value);

@@ -8,6 +8,8 @@ let queue = Promise.resolve();
 const ACTIONS = {
   /** The WebAssembly of onnxruntime-web, and how many threads it may use. */
   async start({ wasm, threads }) {
+    if (typeof WebAssembly !== "object") throw new Error("this browser has no WebAssembly, or it is switched off");
+    if (!WebAssembly.validate(wasm)) throw new Error("the runtime is damaged, or needs SIMD, which this browser lacks");
     ort.env.wasm.wasmBinary = wasm;
     ort.env.wasm.numThreads = threads;
     return {};

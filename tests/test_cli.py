@@ -185,6 +185,20 @@ def test_predict_writes_masks_and_overlays_of_any_size(
         assert (overlay.mode, overlay.size) == ("RGB", (20, 33))
 
 
+def test_predict_takes_patterns_that_no_shell_has_expanded(trained: Path, tmp_path: Path, tiny_sample: Path) -> None:
+    pattern = tiny_sample / "JPEGImages" / "val_0000[01].*"
+    assert main(["predict", str(trained / "kd"), str(pattern), "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert {path.name for path in tmp_path.glob("*_mask.png")} == {"val_00000_mask.png", "val_00001_mask.png"}
+
+
+def test_names_that_the_terminal_cannot_show_are_written_in_codes(voc_folder: Callable[..., Path]) -> None:
+    masks = [np.arange(32 * 32).reshape(32, 32) % 2] * 2
+    folder = voc_folder({"train": masks, "val": masks}, ("ground", "кот"))
+    words = [sys.executable, "-m", "distill", "data", "check", str(folder)]
+    done = subprocess.run(words, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    assert b"Traceback" not in done.stderr and rb"\u043a\u043e\u0442" in done.stdout
+
+
 def test_compare_prints_a_table(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(trained)]) == 0
     lines = capsys.readouterr().out.splitlines()

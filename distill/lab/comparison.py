@@ -319,8 +319,11 @@ def _class_table(gains: dict[tuple[str, str], dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _relative(path: Path, folder: Path) -> Path:
-    return Path(os.path.relpath(path.resolve(), folder.resolve()))
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # on another drive of Windows
+        return path.resolve().as_uri()
 
 
 # ----------------------------------------------------------------------------------------------- figures

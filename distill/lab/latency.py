@@ -2,7 +2,6 @@
 project is measured by `latencies`.
 """
 
-import os
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError, first_line, nearest
+from distill.files import usable_cores
 from distill.lab.export import Export, FromPixels, export, from_pixels
 from distill.lab.steps import in_threads
 from distill.networks.deeplab import build_model
@@ -105,7 +105,7 @@ def measure_files(
     image = torch.randint(256, (1, 3, *size), dtype=torch.uint8)
     weights = sum(value.nbytes for value in network.state_dict().values())
     peaks = {way: peak_bytes(network, files.get(way), way, size) for way in ways if way != "compiled"}
-    for threads in dict.fromkeys((1, os.cpu_count() or 1)):
+    for threads in dict.fromkeys((1, usable_cores())):
         with in_threads(threads), torch.inference_mode():
             asks = {way: _ask(way, network, files.get(way)) for way in ways}
             found = latencies({way: partial(ask, image) for way, ask in asks.items()}, seconds)
@@ -153,6 +153,8 @@ def peak_bytes(network: FromPixels, file: Export | None, way: str, size: tuple[i
     """
     with ProcessPoolExecutor(1, _processes()) as pool:  # a process of its own, without what is loaded here
         before = pool.submit(_resident, True).result()
+        if before is None:
+            return None
         pool.submit(_answer_once, way, None if file else network, file, size).result()
         after = pool.submit(_resident).result()
     return after - before if before and after else None

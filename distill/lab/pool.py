@@ -27,6 +27,7 @@ import torch
 from tqdm.auto import tqdm
 
 from distill.errors import DistillError, check_number, enough_memory, first_line
+from distill.files import usable_cores
 from distill.methods import load_methods, loaded_files
 from distill.training.parallel import pick_device
 
@@ -60,7 +61,7 @@ def slots(device: str, jobs: int | None = None) -> list[dict[str, str]]:
         check_number("jobs", jobs, 1, 1000)
     target = pick_device(device)
     if target.type != "cuda":
-        return [{"CUDA_VISIBLE_DEVICES": ""}] * (jobs or os.cpu_count() or 1)
+        return [{"CUDA_VISIBLE_DEVICES": ""}] * (jobs or usable_cores())
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = seen.split(",") if seen else [str(index) for index in range(torch.cuda.device_count())]
     gpus = gpus if target.index is None else [gpus[target.index]]
@@ -154,7 +155,7 @@ def progress_bar(total: int, done: int) -> "tqdm[Any]":
 def main() -> int:
     """Do the job that stands on the first line of standard input."""
     order = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(_take_stdin(),), daemon=True).start()
     if order["threads"]:
         torch.set_num_threads(order["threads"])
     module, _, name = order["function"].rpartition(".")
@@ -172,9 +173,20 @@ def main() -> int:
     return 0
 
 
-def _end_with_parent() -> None:
-    """Wait for the end of standard input, not through sys.stdin, whose lock would be missed at the end."""
-    os.read(0, 1)
+def _take_stdin() -> int:
+    """The pipe from the parent, which nothing that is started from here inherits as its standard input.
+
+    Windows lets no process start whose standard input somebody is reading from (Python's issue 78961).
+    """
+    pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return pipe
+
+
+def _end_with_parent(pipe: int) -> None:
+    """Wait for the end of what was standard input."""
+    os.read(pipe, 1)
     os._exit(1)
 
 

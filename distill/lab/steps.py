@@ -196,6 +196,8 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()
 
 

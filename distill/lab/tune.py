@@ -10,6 +10,8 @@ candidate that diverges is out.
 """
 
 import os
+import shutil
+import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -244,7 +246,11 @@ def hold_out(train: VOCFolder, out: Path) -> Path:
     for folder in (IMAGES, *MASK_FOLDERS):
         target = (train.root / folder).resolve()
         if target.is_dir() and not (out / folder).exists():
-            os.symlink(target, out / folder, target_is_directory=True)
+            try:
+                os.symlink(target, out / folder, target_is_directory=True)
+            except OSError:  # Windows allows links to developers only, and exFAT has none
+                with tempfile.TemporaryDirectory(prefix=".copy-", dir=out) as copy:
+                    shutil.copytree(target, Path(copy) / folder).rename(out / folder)
     for split, names in {"train": [n for n in train.ids if n not in set(val)], "val": val}.items():
         write_list(out, split, names)
     write_class_names(out, train.class_names)

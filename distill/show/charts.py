@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from distill.show.plots import style
+from distill.show.plots import readable_on, style
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, and a marker for each.
 LOOKS: dict[str, tuple[str, str]] = {
@@ -319,10 +319,10 @@ def class_map(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure
         shares = [len(methods) for methods in panels.values()]
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=shares)[0]
         for axis, (student, table) in zip(axes, tables.items(), strict=True):
-            axis.imshow(table, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+            picture = axis.imshow(table, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
             for (row, column), gain in np.ndenumerate(table):
                 if not np.isnan(gain):
-                    colour = "white" if abs(gain) > 0.6 * limit else "black"
+                    colour = readable_on(picture.cmap(picture.norm(gain)))
                     shown = f"{gain:+.0f}" if round(gain) else "0"
                     axis.text(column, row, shown, color=colour, size=8, ha="center", va="center")
             names = [method_name(method) for method in panels[student]]

@@ -15,7 +15,7 @@ from matplotlib.patches import ConnectionPatch, FancyBboxPatch
 from torch import Tensor
 
 from distill.show.charts import KIND_LOOKS
-from distill.show.plots import style
+from distill.show.plots import readable_on, style
 
 _FILLS = {
     "data": "#F2F2F2",
@@ -256,10 +256,9 @@ def _number(axis: Axes, x: float, y: float, number: int) -> None:
 
 def _matrix(axis: Axes, values: np.ndarray, title: str, xlabel: str, ylabel: str) -> None:
     """A small matrix as coloured squares with its numbers, rows and columns counted from 0, as in code."""
-    axis.imshow(values, cmap="cividis")
-    middle = (values.max() + values.min()) / 2
+    picture = axis.imshow(values, cmap="cividis")
     for (row, column), value in np.ndenumerate(values):
-        colour = "white" if value < middle else "black"
+        colour = readable_on(picture.cmap(picture.norm(value)))
         axis.text(column, row, f"{value:.2f}", ha="center", va="center", size=8, color=colour)
     height, width = values.shape
     axis.set_xticks(range(width))

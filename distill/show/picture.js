@@ -13,7 +13,11 @@ function render({ model, el }) {
   box.tabIndex = 0;
   box.setAttribute("role", "application");
   box.append(image, wipe, frame);
-  el.append(box);
+  // A live region is read aloud only if it was there before its text changes.
+  const said = document.createElement("div");
+  said.className = "distill-said";
+  said.setAttribute("role", "status");
+  el.append(box, said);
 
   function draw() {
     const [width, height] = model.get("size");
@@ -27,6 +31,16 @@ function render({ model, el }) {
     frame.style.top = `${(100 * y) / height}%`;
     frame.style.width = `${100 / width}%`;
     frame.style.height = `${100 / height}%`;
+    if (said.textContent !== model.get("said")) said.textContent = model.get("said");
+    nameSliders();
+  }
+
+  // ipywidgets 8 gives the handles of its sliders no name; theirs is the text beside them.
+  function nameSliders() {
+    for (const slider of document.querySelectorAll(".widget-slider")) {
+      const name = slider.querySelector("label")?.textContent;
+      if (name) slider.querySelector("[role=slider]")?.setAttribute("aria-label", name);
+    }
   }
 
   function choose(x, y) {
@@ -56,8 +70,10 @@ function render({ model, el }) {
     event.stopPropagation(); // and the notebook must not go to another cell
   });
 
-  for (const name of ["source", "alt", "size", "pixel", "wipe"]) model.on(`change:${name}`, draw);
+  for (const name of ["source", "alt", "size", "pixel", "wipe", "said"]) model.on(`change:${name}`, draw);
   draw();
+  const waiting = setTimeout(nameSliders, 1000); // they may be drawn after the picture
+  return () => clearTimeout(waiting);
 }
 
 export default { render };

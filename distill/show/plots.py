@@ -160,6 +160,13 @@ def mark_kinds(axis: Axes, kinds: np.ndarray, names: Sequence[str], title: str) 
         axis.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.03), fontsize=8, handlelength=1.2)
 
 
+def readable_on(colour: Any) -> str:
+    """Black or white, whichever has the better contrast on a colour (red, green, blue, 0 to 1); at least 4.5 : 1."""
+    part = np.asarray(colour[:3], dtype=float)
+    linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    return "white" if linear @ (0.2126, 0.7152, 0.0722) < 0.179 else "black"
+
+
 def _height_by_width(picture: Picture) -> float:
     height, width = np.asarray(picture[1] if isinstance(picture, tuple) else picture).shape[:2]
     return height / width

@@ -9,6 +9,7 @@ milliseconds: no network runs in a callback.
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import add
@@ -33,7 +34,7 @@ from distill.training.evaluation import predict_logits
 from distill.training.runs import open_network
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
-WRONG, RIGHT, VOID = (213, 94, 0), (235, 235, 235), (120, 120, 120)  # vermilion shows against any grey
+WRONG, RIGHT, VOID = (213, 94, 0), (235, 235, 235), (56, 56, 56)  # three steps of brightness, too
 
 
 class Scene(NamedTuple):
@@ -47,6 +48,8 @@ def scenes_of(dataset: VOCFolder, indices: Iterable[int]) -> dict[str, Scene]:
     """Images of a data set with their labels, under the names that its split list gives them."""
     scenes = {}
     for index in indices:
+        if not 0 <= index < len(dataset.ids):
+            raise DistillError(f"{dataset.root} has {len(dataset.ids)} images and none with the index {index}")
         image, labels = dataset[index]
         scenes[dataset.ids[index]] = Scene(image.permute(1, 2, 0).numpy(), labels.numpy())
     return scenes
@@ -71,6 +74,7 @@ class Picture(anywidget.AnyWidget):
     .distill-picture { position: relative; width: 100%; max-width: 448px; cursor: crosshair; line-height: 0; }
     .distill-picture:focus-visible { outline: 3px solid #0072B2; outline-offset: 2px; }
     .distill-picture img { width: 100%; image-rendering: pixelated; user-select: none; }
+    .distill-said { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
     .distill-pixel { position: absolute; border: 2px solid black; outline: 2px solid white; pointer-events: none;
         box-sizing: content-box; margin: -2px; }
     .distill-wipe { position: absolute; top: 0; bottom: 0; width: 0; border-left: 2px dashed black;
@@ -78,6 +82,7 @@ class Picture(anywidget.AnyWidget):
     """
     source = traitlets.Unicode().tag(sync=True)
     alt = traitlets.Unicode().tag(sync=True)
+    said = traitlets.Unicode().tag(sync=True)
     size = traitlets.List([1, 1]).tag(sync=True)
     pixel = traitlets.List([0, 0]).tag(sync=True)
     wipe = traitlets.Int(50).tag(sync=True)
@@ -116,6 +121,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
             scene: {name: predict_logits(network, image).float().cpu() for name, network in opened.items()}
             for scene, (image, _) in scenes.items()
         }
+        for name, logits in next(iter(self.logits.values())).items():  # not every network says its num_classes
+            _check_count(name, len(logits), class_names)
         self._make_controls(list(networks))
         super().__init__(self._layout_controls())
         self._change_scene()
@@ -126,6 +133,17 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         self.scene.observe(self._change_scene, "value")
         self.picture.observe(self._take_click, "pixel")
         self.temperature.observe(self._draw_bars, "value")
+
+    def close(self) -> None:
+        """Close the controls too, and let go of the logits: else the kernel keeps both for as long as it lives."""
+        parts: list[ipywidgets.Widget] = list(self.children)
+        for part in parts:
+            parts.extend(getattr(part, "children", ()))
+        for part in parts:
+            part.unobserve_all()  # of this explorer's methods, which hold it
+            part.close()
+        self.logits = {}
+        super().close()
 
     # ------------------------------------------------------------------------------------ what is computed
 
@@ -208,7 +226,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
     # --------------------------------------------------------------------------------------- what is shown
 
     def _make_controls(self, names: list[str]) -> None:
-        wide, style = {"width": "430px"}, {"description_width": "84px"}
+        wide, style = {"width": "430px", "max_width": "98%"}, {"description_width": "84px"}
         shown = {"layout": wide, "style": style}
         self.scene = ipywidgets.Dropdown(options=list(self.scenes), description="image", **shown)
         self.left = ipywidgets.Dropdown(options=self.choices(), description="left", **shown)
@@ -222,28 +240,34 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         self.temperature = ipywidgets.SelectionSlider(
             options=[(f"{T:g}", T) for T in TEMPERATURES], value=1.0, description="T", **shown
         )
-        self.picture = Picture(layout={"width": "460px"})
+        self.picture = Picture(layout={"width": "460px", "max_width": "98%"})
         self.legend = ipywidgets.HTML()
         self.text = ipywidgets.HTML()
 
     def _layout_controls(self) -> list[ipywidgets.Widget]:
         controls = [self.scene, self.left, self.right, self.wipe, self.opacity, self.x, self.y, self.temperature]
-        left = ipywidgets.VBox([self.picture, self.legend], layout={"width": "470px", "min_height": "500px"})
-        right = ipywidgets.VBox([*controls, self.text], layout={"width": "480px", "min_height": "640px"})
+        left = ipywidgets.VBox(
+            [self.picture, self.legend], layout={"width": "470px", "max_width": "100%", "min_height": "500px"}
+        )
+        right = ipywidgets.VBox(
+            [*controls, self.text], layout={"width": "480px", "max_width": "100%", "min_height": "640px"}
+        )
         return [ipywidgets.HBox([left, right], layout={"flex_flow": "row wrap"})]
 
     def _change_scene(self, _: object = None) -> None:
         """Another image: the choices that it has, its size, and the pixel where the networks are least sure."""
         self._changing = True  # the controls change one by one; nothing is drawn from a mixture of two images
-        choices = self.choices()
-        for control in (self.left, self.right):
-            kept = control.value if control.value in choices else choices[-1]
-            control.options = choices
-            control.value = kept
-        height, width = self.scenes[self.scene.value].image.shape[:2]
-        self.x.max, self.y.max = width - 1, height - 1
-        self.y.value, self.x.value = divmod(int(self._unsure().argmax()), width)
-        self._changing = False
+        try:
+            choices = self.choices()
+            for control in (self.left, self.right):
+                kept = control.value if control.value in choices else choices[-1]
+                control.options = choices
+                control.value = kept
+            height, width = self.scenes[self.scene.value].image.shape[:2]
+            self.x.max, self.y.max = width - 1, height - 1
+            self.y.value, self.x.value = divmod(int(self._unsure().argmax()), width)
+        finally:
+            self._changing = False
         self._draw_picture()
         self._move_pixel()
 
@@ -301,7 +325,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         for label in order:
             lines.append(_bar_row(self.class_names[label], [probability[label] for probability in values.values()]))
         lines.append(_bar_row("all others", [1 - probability[order].sum() for probability in values.values()]))
-        self.text.value = f'<div role="status" style="line-height:1.35">{"".join(lines)}</div>'
+        self.text.value = f'<div style="line-height:1.35">{"".join(lines)}</div>'
+        self.picture.said = " ".join(html.unescape(re.sub("<[^>]*>", " ", self._sentence())).split())
 
     def _sentence(self) -> str:
         x, y, (_, labels) = self.x.value, self.y.value, self.scenes[self.scene.value]
@@ -320,17 +345,20 @@ def _check(scenes: Mapping[str, Scene], networks: Mapping[str, nn.Module], class
     if not scenes or not networks:
         raise DistillError("the explorer was given no images or no networks; give at least one of each")
     for name, network in networks.items():
-        classes = getattr(network, "num_classes", len(class_names))
-        if classes != len(class_names):
-            raise DistillError(
-                f"the network {name!r} knows {classes} classes and {len(class_names)} names were given; give the names "
-                f"of the data that it was trained on"
-            )
+        _check_count(name, getattr(network, "num_classes", len(class_names)), class_names)
+
+
+def _check_count(name: str, classes: int, class_names: Sequence[str]) -> None:
+    if classes != len(class_names):
+        raise DistillError(
+            f"the network {name!r} knows {classes} classes and {len(class_names)} names were given; give the names "
+            f"of the data that it was trained on"
+        )
 
 
 def _entropy(logits: torch.Tensor) -> torch.Tensor:
     """Entropy of the class probabilities of each place, (C, H, W) to (H, W), in nats."""
-    return torch.distributions.Categorical(logits=logits.movedim(0, -1)).entropy()
+    return torch.distributions.Categorical(logits=logits.movedim(0, -1), validate_args=False).entropy()
 
 
 def _bright_where_unsure(logits: torch.Tensor) -> np.ndarray:
@@ -364,7 +392,7 @@ def _bar_key(names: list[str]) -> str:
 
 def _bar_row(name: str, values: Sequence[float]) -> str:
     bars = "".join(
-        f'<div style="display:flex;align-items:center"><div style="width:260px">'
+        f'<div style="display:flex;align-items:center"><div style="width:min(260px,45vw)">'
         f'<div style="{_bar_style(index)};width:{100 * value:.1f}%"></div></div>&ensp;{value:.3f}</div>'
         for index, value in enumerate(values)
     )

@@ -6,6 +6,7 @@ processes (`parallel.Ranks`); `batches(epoch, first)` gives this process's piece
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,7 @@ class CroppedBatches(_Batches):
             self.crops,
             batch_sampler=sampler,
             num_workers=self.settings.workers,
+            multiprocessing_context=start_of(self.settings.workers),
             generator=torch.Generator(),  # else it draws from dropout's stream whenever an epoch is begun
             collate_fn=_as_lists if self.crops.later else None,
             pin_memory=self.device.type == "cuda",
@@ -243,6 +245,11 @@ class _Crops(Dataset[tuple[Any, ...]]):
         if self.later:  # one pixel of the crop for each, so that cutting it again changes nothing
             return image, labels, View(self.crop_size, self.crop_size, 0, 0, False, 0.0)
         return image.permute(1, 2, 0), labels
+
+
+def start_of(workers: int) -> str | None:
+    """How a DataLoader's workers start: forked on Linux, where each would import PyTorch anew since Python 3.14."""
+    return "fork" if workers and sys.platform.startswith("linux") else None
 
 
 def from_workers(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -319,7 +326,9 @@ def _decode(dataset: VOCFolder, path: Path, workers: int) -> list[tuple[int, int
     """Write every image and its labels to the file; their sizes."""
     sizes = []
     own = torch.Generator()  # the loader draws a number, which must not be the caller's
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers, generator=own)
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=workers, multiprocessing_context=start_of(workers), generator=own
+    )
     with replace_file(path) as temporary, temporary.open("wb") as file:
         for image, labels in tqdm(from_workers(loader), "decoding", len(loader), unit="image", leave=False):
             file.write(image.as_subclass(Tensor).permute(1, 2, 0).contiguous().numpy().tobytes())

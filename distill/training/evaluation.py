@@ -21,7 +21,7 @@ from distill.errors import DistillError, check_number
 from distill.losses import IGNORE_INDEX
 from distill.networks.onnx_file import OnnxNetwork, load_onnx
 from distill.networks.taps import eval_mode
-from distill.training.batches import from_workers
+from distill.training.batches import from_workers, start_of
 from distill.training.parallel import ALONE, Ranks
 from distill.training.runs import Run
 
@@ -315,6 +315,7 @@ def _load(pairs: _Pairs, indices: list[int], workers: int) -> Iterator[Pair]:
         batch_size=None,
         sampler=indices,
         num_workers=min(workers, max(1, len(indices))),
+        multiprocessing_context=start_of(workers),
         generator=torch.Generator(),  # else it draws from the stream of the training that this scores
     )
     yield from from_workers(loader)

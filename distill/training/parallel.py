@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from threading import RLock
 from typing import Any, TypeVar
 
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from distill.errors import DistillError, first_line
 
 Value = TypeVar("Value")
+
+PATIENCE = timedelta(hours=2)  # for which ranks wait for the first one, as while it decodes all images (`first_alone`)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def join(device: torch.device) -> Ranks:
             torch.cuda.set_device(device)
         _check_torchrun_is_there()
         try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         except dist.DistError:
             _check_torchrun_is_there()  # it may have been killed meanwhile
             raise
@@ -106,8 +109,7 @@ def explained_parting(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
-        if ranks.world == 1 or not lost:
+        if ranks.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise DistillError(
             f"another process of this run ended ({first_line(error)[:80]}); its own message says why, and the same "
@@ -239,6 +241,15 @@ def shared_layers(ranks: Ranks, modules: list[nn.Module], norms: bool) -> Iterat
             module.__class__ = kind
 
 
+def gpu_computes() -> bool:
+    """Whether PyTorch was built for the GPU that it finds: its builds leave older ones out, and say so only later."""
+    if not torch.cuda.is_available() or torch.version.hip:
+        return torch.cuda.is_available()
+    kinds = [int(kind.split("_")[1].rstrip("af")) for kind in torch.cuda.get_arch_list()]  # 75 of sm_75
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor >= min(kinds, default=0)
+
+
 def pick_device(device: str | int | torch.device) -> torch.device:
     """The device of that name; `auto` is a GPU where there is one, and under torchrun the GPU of this process.
 
@@ -248,7 +259,7 @@ def pick_device(device: str | int | torch.device) -> torch.device:
         raise DistillError(f"device is {device!r}; choose auto, cpu or cuda, or give a GPU's number")
     device = f"cuda:{device}" if isinstance(device, int) else str(device)
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if gpu_computes() else "cpu"
     ranks = this_rank()
     if device == "cuda" and ranks.world > 1:
         device = f"cuda:{ranks.local}"

@@ -257,8 +257,10 @@ def run_folder(root: str | Path, data: str, backbone: str, method: str, seed: in
 
 def epochs_trained(folder: Path) -> int:
     """How many epochs of a run are trained, also while it is."""
-    history = folder / "history.jsonl"
-    return history.read_bytes().count(b"\n") if history.exists() else 0
+    try:
+        return (folder / "history.jsonl").read_bytes().count(b"\n")
+    except OSError:  # not there yet; or, on Windows, just being replaced
+        return 0
 
 
 def find_runs(*folders: str | Path) -> list[Run]:
@@ -319,7 +321,8 @@ def _commit() -> str | None:
 
 def _git(*words: str) -> str:
     folder = PROJECT / "distill"
-    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    found = subprocess.run(["git", *words], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    return os.fsdecode(found.stdout).strip()
 
 
 def config_of(
@@ -429,10 +432,11 @@ def begun(
         yield False
         return
     make_folder(folder)
-    with held(folder / ".lock"):
+    with held(folder / ".lock") as alone:
         finished = is_finished(folder, config, resume)
         if not finished:
-            remove_parts(folder)
+            if alone:
+                remove_parts(folder)
             _write_config(folder, config, data_root, device, ranks)
         yield finished
 

@@ -126,7 +126,10 @@ BEFORE: dict[str, str] = {"precision": "float32", "crop_on": "host"}
 def for_device(settings: Settings, device: torch.device) -> Settings:
     """The settings with every `auto` decided. Raises DistillError for what the device cannot do."""
     gpu = device.type == "cuda"
-    mixed = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    mixed = False
+    if gpu:
+        with torch.cuda.device(device):
+            mixed = torch.cuda.is_bf16_supported(including_emulation=False)
     precision = ("bfloat16" if mixed else "float32") if settings.precision == "auto" else settings.precision
     crop_on = ("device" if gpu else "host") if settings.crop_on == "auto" else settings.crop_on
     if (crop_on, device.type) == ("device", "mps"):

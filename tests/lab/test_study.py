@@ -1,7 +1,6 @@
 """Studies: their files, the order of their runs, what survives an interruption, and what is made of the results."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 from distill import Run, fit
 from distill.cli import main
 from distill.errors import DistillError
-from distill.files import PROJECT, read_json, write_json
+from distill.files import PROJECT, read_json, usable_cores, write_json
 from distill.lab import pool
 from distill.lab import study as study_module
 from distill.lab.comparison import Findings, by_labels, figures, read_findings, tables
@@ -244,7 +243,7 @@ def test_few_labels_take_equally_many_steps() -> None:
 
 def test_every_gpu_is_a_place_and_on_the_cpu_every_core(monkeypatch: pytest.MonkeyPatch, refused) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert slots("cpu", 3) == [{"CUDA_VISIBLE_DEVICES": ""}] * 3 and len(slots("cpu")) == os.cpu_count()
+    assert slots("cpu", 3) == [{"CUDA_VISIBLE_DEVICES": ""}] * 3 and len(slots("cpu")) == usable_cores()
     refused("jobs is 0", call=lambda: slots("cpu", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(pool, "pick_device", torch.device)

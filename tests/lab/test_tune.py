@@ -64,6 +64,18 @@ def test_images_are_held_out_from_train_alone(tiny_sample: Path, tmp_path: Path,
     assert hold_out(whole, tmp_path / "data") == held  # as on the second call
 
 
+def test_where_links_are_not_allowed_images_are_copied(
+    tiny_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(1314, "A required privilege is not held by the client")
+
+    monkeypatch.setattr("os.symlink", refuse)
+    held = VOCFolder(hold_out(VOCFolder(tiny_sample, "train"), tmp_path / "data"), "val")
+    assert len(held) and held[0][0].shape[0] == 3 and not (tmp_path / "data" / "JPEGImages").is_symlink()
+    assert not list((tmp_path / "data").glob(".copy-*"))
+
+
 def test_images_are_held_out_where_val_has_every_fifth_already(tiny_sample: Path, tmp_path: Path) -> None:
     """As in a folder without lists, which is divided by the same checksum."""
     shutil.copytree(tiny_sample, tmp_path / "own")

@@ -339,6 +339,25 @@ def test_a_stroke_asks_for_the_latest_drawing_only_and_begins_on_the_board(visit
     assert visit.errors == []
 
 
+def test_a_brush_paints_where_it_only_touches_and_only_by_the_left_button(visit: Visit) -> None:
+    page, board = visit.page, visit.page.locator("#board")
+    visit.to("draw")
+    page.locator("#tool").select_option("brush")
+
+    def drawn() -> str:
+        return board.evaluate("board => board.toDataURL()")
+
+    for act in (lambda: board.click(position={"x": 30, "y": 30}), lambda: board.press("Space")):
+        before = drawn()
+        visit.after(act)
+        assert drawn() != before
+    before = drawn()
+    board.click(position={"x": 60, "y": 60}, button="right")
+    assert drawn() == before
+    for _ in range(2):
+        visit.after(lambda: page.locator("#undo").click())
+
+
 def test_every_control_has_a_name_and_every_picture_a_text(visit: Visit) -> None:
     unnamed = visit.page.evaluate(
         """() => [...document.querySelectorAll("input, select, button, canvas, img, progress, video")]
@@ -365,6 +384,28 @@ def test_the_camera(visit: Visit) -> None:
     visit.to("scene")
     assert visit.page.locator("#camera").inner_text() == "Start the camera"
     assert not visit.page.evaluate("document.getElementById('video').srcObject")
+    assert visit.errors == []
+
+
+def test_a_camera_that_is_unplugged(visit: Visit) -> None:
+    visit.to("camera")
+    button, main = visit.page.locator("#camera"), visit.page.locator("main")
+    before = main.get_attribute("data-shown")
+    button.focus()
+    visit.page.keyboard.press("Enter")
+    expect(main).not_to_have_attribute("data-shown", before)
+    assert button.evaluate("button => button === document.activeElement"), "the focus was lost"
+    expect(visit.page.locator("#sentence")).to_have_attribute("aria-live", "off")
+    visit.page.evaluate(
+        """() => {
+            const [track] = document.getElementById("video").srcObject.getVideoTracks();
+            track.stop();
+            track.dispatchEvent(new Event("ended"));
+        }"""
+    )
+    expect(visit.page.locator("#problem")).to_contain_text("The camera gives no more pictures")
+    assert button.inner_text() == "Start the camera"
+    visit.to("scene")
     assert visit.errors == []
 
 
@@ -401,6 +442,17 @@ def test_files_that_are_no_images(visit: Visit, tmp_path: Path) -> None:
     for name, content in {"notes.txt": b"no image", "empty.png": b"", "cut.png": b"\x89PNG\r\n\x1a\n"}.items():
         (tmp_path / name).write_bytes(content)
         _refused(visit, tmp_path / name, "no image", "PNG, JPEG or WebP")
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_a_photograph_that_is_cut_off(kind: str, visit: Visit, photograph: Path, tmp_path: Path) -> None:
+    """A browser shows as much of it as there is, and the rest white."""
+    visit.to("photo")
+    whole = io.BytesIO()
+    Image.open(photograph).save(whole, "JPEG" if kind == "jpg" else "PNG")
+    path = tmp_path / f"cut.{kind}"
+    path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 3])
+    _refused(visit, path, "damaged or cut off")
 
 
 def test_images_of_impossible_sizes(visit: Visit, tmp_path: Path) -> None:

@@ -187,6 +187,38 @@ def test_mistakes_are_one_sentence(
     refused("no networks", call=lambda: Explorer(scenes, {}, NAMES))
     refused("'teacher'", "3 classes", "2 names", call=lambda: Explorer(scenes, networks, NAMES[:2]))
     refused("none.jpg", call=lambda: photograph(tmp_path / "none.jpg"))
+    silent = Painter(1.0)
+    silent.num_classes = len(NAMES) + 1  # it answers with three all the same
+    four = (*NAMES, "land")
+    refused("'silent'", "3 classes", "4 names", call=lambda: Explorer(scenes, {"silent": silent}, four))
+
+
+def test_images_that_are_not_there_are_named(tiny_sample: Path, refused: Callable[..., str]) -> None:
+    dataset = open_dataset("sample", "test", tiny_sample)
+    for index in (len(dataset), -1):
+        refused(f"{len(dataset)} images", f"index {index}", call=lambda index=index: scenes_of(dataset, [index]))
+
+
+def test_a_reader_that_does_not_see_hears_a_sentence_and_not_the_table(explorer: Explorer) -> None:
+    assert "role" not in explorer.text.value
+    before = explorer.picture.said
+    explorer.x.value, explorer.y.value = 3, 4
+    assert "(3, 4)" in explorer.picture.said and "<" not in explorer.picture.said != before
+
+
+def test_a_network_that_answers_nonsense_leaves_the_controls_alive(scenes: dict[str, Scene]) -> None:
+    explorer = Explorer(scenes, {"teacher": Painter(3.0)}, NAMES)
+    explorer.logits["small"]["teacher"][:, 0, 0] = torch.nan
+    explorer.scene.value = "small"
+    before = explorer.picture.source
+    explorer.left.value = "mask: teacher"
+    explorer.wipe.value = 90
+    assert explorer.picture.source != before
+
+
+def test_a_closed_explorer_keeps_no_logits(explorer: Explorer) -> None:
+    explorer.close()
+    assert explorer.logits == {} and explorer.comm is None and explorer.picture.comm is None
 
 
 def test_names_within_names_and_four_networks(scenes: dict[str, Scene]) -> None:

@@ -255,12 +255,23 @@ def test_a_norm_that_acts_is_shared_acts_once_and_is_restored() -> None:
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("distill.training.parallel.gpu_computes", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     assert pick_device("auto") == torch.device("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
     refused("2 GPUs", "--nproc-per-node", call=lambda: pick_device("auto"))
+
+
+def test_a_gpu_that_pytorch_was_not_built_for_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "compute_120"])
+    for capability, device in {(6, 1): "cpu", (7, 5): "cuda", (12, 0): "cuda"}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        assert pick_device("auto").type == device
+    assert pick_device("cuda").type == "cuda", "who names a device gets it"
 
 
 def test_a_device_is_a_name_a_number_or_torchs_own(monkeypatch: pytest.MonkeyPatch, refused) -> None:
