@@ -33,14 +33,16 @@ class Setting:
     baselines: Place | None = None
     others: dict[str, Place] = field(default_factory=dict)
     controls: dict[str, Place] = field(default_factory=dict)
+    student: str = STUDENT
 
     def found(self) -> dict[str, list[dict]]:
         """Those of its runs that are recorded, by method, baselines first, each other baseline under such a name."""
-        runs = {"baseline": runs_of(self.baselines or self.runs, "baseline")}
-        runs |= {LONGER: runs_of(self.longer, "baseline")} if self.longer else {}
-        runs |= {f"baseline, {what}": runs_of(place, "baseline") for what, place in self.others.items()}
-        runs |= {method: runs_of(self.runs, method) for method in METHODS}
-        runs |= {what: runs_of(place, "baseline") for what, place in self.controls.items()}
+        places = {"baseline": (self.baselines or self.runs, "baseline")}
+        places |= {LONGER: (self.longer, "baseline")} if self.longer else {}
+        places |= {f"baseline, {what}": (place, "baseline") for what, place in self.others.items()}
+        places |= {method: (self.runs, method) for method in METHODS}
+        places |= {what: (place, "baseline") for what, place in self.controls.items()}
+        runs = {what: runs_of(place, method, self.student) for what, (place, method) in places.items()}
         return {what: own for what, own in runs.items() if own}
 
     def teacher(self) -> float:
@@ -155,12 +157,12 @@ def section(condition: Condition) -> str:
     return "\n\n".join([head, condition.table(), condition.read_out(), recorded_on(study), picture])
 
 
-def runs_of(place: Place, method: str) -> list[dict]:
-    """Of one student; by seed, so that curves and tables of several records are in the same order."""
+def runs_of(place: Place, method: str, student: str = STUDENT) -> list[dict]:
+    """Of one student, by seed, so that curves and tables of several records are in the same order."""
     record, variant = place
     if not (RESULTS / f"{record}.json").is_file():
         return []
-    runs = [run for run in read(f"{record}.json")["runs"] if run["backbone"] == STUDENT]
+    runs = [run for run in read(f"{record}.json")["runs"] if run["backbone"] == student]
     runs = [run for run in runs if (run["variant"] or "", run["method"]) == (variant, method)]
     return sorted(runs, key=lambda run: run["seed"])
 

@@ -63,10 +63,11 @@ def _photographs() -> dict[str, str]:
     alone = {row.labels: row.found() for row in rows if row.how == ALONE}
     for row in rows:
         if row.how != ALONE and row.labels in alone:
-            lead = lead_over(row.found(), alone[row.labels])
             name = f"photographs.{row.labels}.{names.get(row, row.method)}"
-            values[f"{name}.gain"] = f"{100 * lead['gain']:+.1f}"
-            values[f"{name}.interval"] = f"{100 * lead['gain_interval']:.1f}"
+            for base in sorted(labels for labels in alone if labels <= row.labels):
+                lead, over = lead_over(row.found(), alone[base]), "" if base == row.labels else f".over_{base}"
+                values[f"{name}{over}.gain"] = f"{100 * lead['gain']:+.1f}"
+                values[f"{name}{over}.interval"] = f"{100 * lead['gain_interval']:.1f}"
     return values
 
 
@@ -83,9 +84,12 @@ def _undone() -> dict[str, str]:
             name = "undone." + folder.replace("/", ".")
             values |= {f"{name}.trained": f"{means[0]:.1f}", f"{name}.best": f"{max(means):.1f}"}
             for kind, share in {"trained": 0.0, "chosen": undone.chosen(), "best": None}.items():
-                if found := undone.leads(folder, over, share):
-                    values[f"{name}.lead.{kind}"] = f"{100 * sum(found) / len(found):+.1f}"
-                    values |= {f"{name}.interval.{kind}": f"{100 * interval95(found):.1f}"} if len(found) > 1 else {}
+                longer = f"camvid-long/{folder.split('/')[1]}/baseline"
+                for which, beside in {"": over, "longer.": longer if folder.startswith("camvid/") else ""}.items():
+                    if found := undone.leads(folder, beside, share):
+                        values[f"{name}.{which}lead.{kind}"] = f"{100 * sum(found) / len(found):+.1f}"
+                        some = len(found) > 1
+                        values |= {f"{name}.{which}interval.{kind}": f"{100 * interval95(found):.1f}"} if some else {}
     return values
 
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from distill.lab.comparison import read_findings, tables
 from distill.lab.tables import compare, read_study, results_file
 from distill.show import charts
+from distill.training.presets import SLIM
 from studies import camvid, leaderboard, quirks, undone
 from studies.conditions import (
-    CROPS,
-    HALVED,
     MASKS,
     METHODS,
     NOISY,
@@ -26,13 +25,15 @@ from studies.shared import corrected, gain_of, gains_of, over_longer, read, scor
 
 USUALLY, QUARTER = "500 labels", "500 labels, a quarter of these channels"
 ALL_PHOTOGRAPHS = "367 labels, photographs"
+SMALL = "mobilenetv2"
+SMALL_ON_PHOTOGRAPHS = f"{ALL_PHOTOGRAPHS}; {charts.network_name(SMALL)}"
 TWICE = ("sample-128", "128 labels, twice as long")
-PHOTOGRAPHS = ("46 labels, 367 photographs", "46 labels")
+OF_THEM = "of them"  # the student alone may be better with a part of the labels
 
 
 def settings() -> list[Setting]:
     """The rows of the table, few labels first."""
-    taught, alone = (("camvid-labels", variant) for variant in PHOTOGRAPHS)
+    photographs, longer = ("camvid", ""), ("camvid-long", "")
     return [
         _wider(64, ("labels", "64 labels, 2,000 images"), None, ("labels", "64 labels")),
         Setting("128 labels", ("sample-128", "128 labels"), TWICE),
@@ -42,13 +43,18 @@ def settings() -> list[Setting]:
         _wider(256, ("labels", "256 labels, 2,000 images"), None, ("labels", "256 labels")),
         replace(USUAL, name=USUALLY),
         replace(NOISY, name="500 labels, three in ten wrong"),
-        replace(HALVED, name="500 labels, half of these channels"),
         replace(QUARTERED, name=QUARTER),
-        replace(CROPS, name="500 labels, crops (alone: without crops)"),
         replace(OWN, name="500 labels, a teacher of these images only"),
-        _wider(46, taught, None, alone, "camvid-by-teacher", images=367, what="photographs"),
-        Setting(ALL_PHOTOGRAPHS, ("camvid", ""), ("camvid-long", "")),
+        _of_few_photographs(46, "camvid-by-teacher"),
+        replace(_of_few_photographs(92), others={f"46 {OF_THEM}": ("camvid-labels", "46 labels")}),
+        Setting(ALL_PHOTOGRAPHS, photographs, longer),
+        Setting(SMALL_ON_PHOTOGRAPHS, photographs, longer, student=SMALL),
     ]
+
+
+def _of_few_photographs(labels: int, masks: str = "") -> Setting:
+    taught, alone = (("camvid-labels", f"{labels} labels{more}") for more in (", 367 photographs", ""))
+    return _wider(labels, taught, None, alone, masks, images=367, what="photographs")
 
 
 def _wider(
@@ -92,7 +98,10 @@ def lines() -> list[Line]:
         taught = [runs[method][0] for method in METHODS if method in runs]
         if not taught or not any(what.startswith("baseline") for what in runs):
             continue
-        alone = runs[best_baseline(runs)]
+        best = best_baseline(runs)
+        alone = runs[best]
+        if best.endswith(OF_THEM):
+            row = replace(row, name=f"{row.name} (alone: {best.removeprefix('baseline, ')})")
         leads = {what: lead_over(runs[what], alone) for what in (*METHODS, *row.controls) if what in runs}
         taken = f"{steps(alone[0]):,} / {steps(taught[0]):,}"
         if MASKS in leads and steps(runs[MASKS][0]) != steps(taught[0]):
@@ -105,8 +114,9 @@ def results() -> str:
     rows = lines()
     intervals = sum(len(row.leads) for row in rows)
     head = (
-        f"{charts.network_name(STUDENT)} is slim here, with a quarter of the usual channels. It learns from synthetic "
-        "scenes of 64 x 64 pixels and is scored on test images, or from photographs (CamVid at half size; "
+        f"{charts.network_name(STUDENT)} is slim here, with a quarter of the usual channels "
+        f"({charts.network_name(SMALL)}, where a row names it, with {SLIM[SMALL]['width']:.0%}). It learns from "
+        "synthetic scenes of 64 x 64 pixels and is scored on test images, or from photographs (CamVid at half size; "
         "[07b](notebooks/07b_real_photographs.ipynb)) and is scored on val.\n\n"
         "*Alone*: mIoU, the mean overlap of true and predicted areas over the classes, in percent, without a teacher; "
         "of the schedules run with these seeds the best on val. `kd`, `ofd`: the lead over it in points, between runs "
@@ -115,7 +125,8 @@ def results() -> str:
         f"{_cost('sample', 'sample')} times as long on whole drawings, to which answers are kept, and with all labels "
         f"{_cost('camvid', 'camvid-long')} times on photographs. ± is half of a 95 % confidence interval over seeds, "
         f"a rough one. Bold excludes zero: by chance about {0.05 * intervals:.0f} of these {intervals} would, if "
-        "teachers had no effect. Here are [all tables and charts](results/README.md), with seconds, machines and dates."
+        "teachers had no effect. Here are [all tables and charts](results/README.md), with seconds, machines and "
+        "dates; other conditions are in [06b](notebooks/06b_where_it_helps.ipynb)."
     )
     table = "\n".join(
         ["| learns from | alone | `kd` | `ofd` | masks | steps | seeds |", f"|{'---|' * 7}", *map(str, rows)]
@@ -137,14 +148,15 @@ def _in_short(rows: list[Line]) -> str:
             "many and right, no method is ahead of a student alone that trains as many seconds"
             f"{_but_tiny(better)}.** "
         )
-    return said + _of_photographs({name: found for name, found in better.items() if name not in drawn})
+    small = next((row.leads for row in rows if row.setting.name == SMALL_ON_PHOTOGRAPHS), {})
+    return said + _of_photographs({name: found for name, found in better.items() if name not in drawn}, small)
 
 
-def _of_photographs(better: dict[str, set[str]]) -> str:
-    """By row with photographs, what is ahead there, in a sentence."""
-    with_all = better.get(ALL_PHOTOGRAPHS, set())
-    with_few = set[str]().union(*(found for name, found in better.items() if name != ALL_PHOTOGRAPHS))
-    if not with_all | with_few:
+def _of_photographs(better: dict[str, set[str]], small: dict[str, dict]) -> str:
+    """By row with photographs, what is ahead there, in a sentence; `small` has the leads on the smaller student."""
+    with_all, on_small = better.get(ALL_PHOTOGRAPHS, set()), better.get(SMALL_ON_PHOTOGRAPHS, set())
+    with_few = set[str]().union(*(found for name, found in better.items() if ALL_PHOTOGRAPHS not in name))
+    if not with_all | with_few | on_small:
         return "**On photographs no lead over the best student alone is settled.** "
     if MASKS not in with_few or with_all:
         return ""
@@ -152,9 +164,16 @@ def _of_photographs(better: dict[str, set[str]]) -> str:
     ahead = f"{losses} with that teacher perhaps too; with all labels no" if losses else "no"
     return (
         "**On photographs with few labels the masks of a teacher that had learned from all of them help, as labels "
-        f"of the others{_and_of_few()}; {ahead} distillation loss was ahead of the best student alone, which had twice "
-        "the steps.** "
+        f"of the others{_and_of_few()}; {ahead} distillation loss was ahead of the best {charts.network_name(STUDENT)} "
+        f"alone, which had twice the steps{_and_on_small(small)}.** "
     )
+
+
+def _and_on_small(leads: dict[str, dict]) -> str:
+    """The smaller student of photographs, where a loss is ahead of the best of it alone."""
+    ahead = {method: leads[method] for method in METHODS if leads.get(method, {}).get("verdict") == "better"}
+    said = " and ".join(f"`{method}` was, by {gain_of(lead)}" for method, lead in ahead.items())
+    return f", and on {charts.network_name(SMALL)} {said}" if said else ""
 
 
 def _and_of_few() -> str:

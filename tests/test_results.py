@@ -158,7 +158,7 @@ def test_the_fuzzing_recorded_is_of_every_kind_and_of_ten_thousand_cases() -> No
 
 def test_the_readmes_answer_is_printed_only_where_the_rows_say_it() -> None:
     from studies.conditions import MASKS, Setting
-    from studies.readme import ALL_PHOTOGRAPHS, QUARTER, USUALLY, Line, _in_short, _wider
+    from studies.readme import ALL_PHOTOGRAPHS, QUARTER, SMALL_ON_PHOTOGRAPHS, USUALLY, Line, _in_short, _wider
 
     def said(usual: str, few: str, photographs: str, what: str = "kd", tiny: str = "not settled") -> str:
         place = ("sample", "")
@@ -180,6 +180,9 @@ def test_the_readmes_answer_is_printed_only_where_the_rows_say_it() -> None:
                   (("photographs", both), (ALL_PHOTOGRAPHS, {"ofd": {"verdict": "not settled"}})))  # fmt: skip
     usual = Line(Setting(USUALLY, ("sample", ""), None), [], {"kd": {"verdict": "better"}}, "")
     assert "`ofd` with that teacher perhaps too; with all labels no distillation loss" in _in_short([few, every, usual])
+    lead = {"verdict": "better", "gain": 0.02, "gain_interval": 0.01}
+    small = Line(Setting(SMALL_ON_PHOTOGRAPHS, ("sample", ""), None), [], {"ofd": lead}, "")
+    assert "twice the steps, and on MobileNetV2 `ofd` was, by +2.0 ± 1.0.**" in _in_short([few, every, small, usual])
     every.leads["ofd"] = {"verdict": "better"}
     assert "On photographs" not in _in_short([few, every, usual])
     assert "except" not in said("not settled", "better", "not settled")
