@@ -4,16 +4,20 @@ import json
 import math
 import shutil
 import subprocess
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from distill.files import read_json
+from distill.lab import comparison
 from distill.lab.curves import interval95
 from distill.lab.tables import compare, markdown_table
 from distill.training import runs
+from distill.training.parallel import ALONE
 from distill.training.runs import Run, find_runs, open_network, run_folder, run_of
 
 
@@ -228,3 +232,35 @@ def test_a_folder_does_not_hide_a_shipped_network_of_its_name(
     assert open_network("sample").num_classes == 21
     assert run_of("sample") is None
     refused("sample holds no config.json", call=lambda: run_of("./sample"))
+
+
+def test_git_speaks_of_paths_in_their_own_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the locale is: a clone may lie in a folder called Ágnes."""
+    said = SimpleNamespace(stdout="/home/Ágnes/distill\n".encode())
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
+    assert runs._git("rev-parse", "--show-toplevel") == "/home/Ágnes/distill"
+
+
+def test_where_nothing_can_be_locked_the_files_of_other_processes_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = tmp_path / ".last.pt.0123.part"
+    monkeypatch.setattr(runs, "_write_config", lambda *_: None)
+    for alone, stays in ((False, True), (True, False)):
+        part.touch()
+        monkeypatch.setattr(runs, "held", lambda _, alone=alone: nullcontext(alone))
+        with runs.begun(tmp_path, {}, True, tmp_path, torch.device("cpu"), ALONE) as finished:
+            assert not finished and part.exists() == stays
+
+
+def test_figures_on_another_drive_are_linked_by_their_whole_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = tmp_path / "figures" / "gains.png"
+    assert comparison._relative(figure, tmp_path) == "figures/gains.png"
+
+    def refuse(*_: object) -> str:
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    monkeypatch.setattr("os.path.relpath", refuse)
+    assert comparison._relative(figure, tmp_path) == figure.as_uri()
