@@ -348,7 +348,7 @@ def _add_predict(commands: Commands) -> None:
 
 def _predict(options: argparse.Namespace) -> None:
     images = _matching(options.images)
-    twice = repeated(path.stem for path in images)
+    twice = repeated(path.stem.casefold() for path in images)  # not every disk tells A from a
     if twice:
         raise DistillError(f"several images are called {twice}; predict them one by one, each with another --out")
     model = open_network(options.run).to(pick_device(options.device))

@@ -432,6 +432,11 @@ def predicted_images_have_one_name(world: World) -> list:
     return ["predict", world.weights, world.image(), world.root / "b" / "train0.jpg", "--out", world.root / "p"]
 
 
+@case("several images are called train0")
+def predicted_images_differ_in_capitals(world: World) -> list:
+    return ["predict", world.weights, world.image(), world.image("TRAIN0"), "--out", world.root / "p"]
+
+
 @case("photo.jpg", "no image")
 def predicted_image_is_missing(world: World) -> list:
     return ["predict", world.weights, world.root / "photo.jpg", "--out", world.root / "p", "--device", "cpu"]

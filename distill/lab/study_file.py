@@ -204,7 +204,7 @@ class StudyFile(_Table):
         if "variants" not in self.model_fields_set:
             return self
         names = [variant.name for variant in self.variants]
-        folders = [variant_folder(name) for name in names]
+        folders = [variant_folder(name).casefold() for name in names]  # not every disk tells A from a
         reserved = {*BACKBONES, "teacher", ""}
         for name, folder in zip(names, folders, strict=True):
             if folder in reserved or folders.count(folder) > 1:

@@ -197,6 +197,7 @@ MISTAKES = {
     "an option that is no table": ("[method_options.kd]\ntemperature", "[method_options]\nkd", "method_options.kd"),
     "a variant without a name": ('name = "8 labels"', "", "variant is called ''"),
     "two variants in one folder": ('"8 labels"', '"all-labels"', "called 'all labels'"),
+    "two variants that differ in capitals": ('"8 labels"', '"All labels"', "called 'all labels'"),
     "a variant named as a network": ('"8 labels"', '"resnet18"', "other than a network's"),
     "baselines of nowhere": ('baseline = "all', 'baseline = "al', "did you mean 'all labels'"),
     "no teacher": ('teacher = "sample"', "", "teacher is missing", "kd and sakd"),
