@@ -77,8 +77,8 @@ def _less_than(fewer: Row, rows: list[Row]) -> str:
     """What is to be said where the student alone is better with a part of these labels."""
     return (
         f"That is no more than with {fewer.labels} of them, in as many steps: which photographs have labels may matter "
-        f"more than how many, and only one choice was tried; val is of one of the three drives. Over the student alone "
-        f"with {fewer.labels} the leads are {_leads(rows, fewer)}."
+        f"more than how many, and only one choice was tried; val is of one drive, train of three. Over the student "
+        f"alone with {fewer.labels} the leads are {_leads(rows, fewer)}."
     )
 
 

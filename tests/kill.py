@@ -61,19 +61,20 @@ def family(pid: int) -> list[int]:
 
 
 def kill_and_resume(
-    words: list[str], folder: Path, kills: int, longest: float, draw: random.Random, trained: bool = False
+    words: list[str], folder: Path, kills: int, longest: float, draw: random.Random, soon: float | None = None
 ) -> list[dict]:
     """Kill a run at a random moment of each start, until it ends earlier or was killed `kills` times; then finish it.
 
-    `longest` seconds are counted from the start, or with `trained` from the first checkpoint that follows it. What was
-    on disk after each kill.
+    That is within `longest` seconds. With `soon` the first, third, … come in training for sure, within so many seconds
+    of the first checkpoint that follows the start. What was on disk after each kill.
     """
     found = []
     while len(found) < kills:
         before, process = saved_at(folder), start(words)
+        trained = soon is not None and len(found) % 2 == 0
         while trained and process.poll() is None and saved_at(folder) == before:
             time.sleep(0.02)
-        moment = draw.uniform(0, longest)
+        moment = draw.uniform(0, soon if trained else longest)
         time.sleep(moment)
         early = process.poll() is not None
         for member in family(process.pid):

@@ -76,10 +76,9 @@ def fit(
     `student` is a backbone's name (built with `seed`; `weights="DEFAULT"` takes torchvision's ImageNet weights for the
     backbone; `width` is a factor on its channels) or a network, which is trained in place: one of this package, or any
     other through `wrap`. `teacher` is what `load_teacher` takes; a network is frozen in place: eval mode, float32, no
-    gradients. `out` is the run's folder, by default
-    runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for Pascal VOC, and `sample` for everything else;
-    `augment` is `crops` for all data but the sample. `data_root` is where the data are, as in `open_dataset`. `recipe`
-    is one of `RECIPES`.
+    gradients. `out` is the run's folder, by default runs/DATA/BACKBONE/METHOD/seedK. `preset` is by default `voc` for
+    Pascal VOC, and `sample` for everything else; `augment` is `crops` for all data but the sample. `data_root` is where
+    the data are, as in `open_dataset`. `recipe` is one of `RECIPES`.
     `limit` keeps the first images; `unlabelled` is a folder of further images without masks, for the teacher alone.
     Every field of `Settings` can be given as a keyword. `method_options`, as `build_method` takes them, override those
     that were tuned for the data.

@@ -124,7 +124,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_happened(tiny_sam
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     seconds = kill.finish(kill.command(whole, tiny_sample))
     words = kill.command(cut, tiny_sample)
-    kills = kill.kill_and_resume(words, cut, 2, 0.05 * seconds, random.Random(1), trained=True)
+    kills = kill.kill_and_resume(words, cut, 2, 0.75 * seconds, random.Random(1), soon=0.05 * seconds)
     assert any(found["epochs"] or found["steps"] for found in kills), "it was never killed in training"
     assert kill.same_end(whole, cut), kills
     assert parts(cut) == []

@@ -100,7 +100,7 @@ def test_a_killed_run_of_two_processes_resumes_to_the_bit(tiny_sample: Path, tmp
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     seconds = finish(command(whole, tiny_sample, 2, free_port()))
     words = command(cut, tiny_sample, 2, free_port())
-    kills = kill_and_resume(words, cut, 1, 0.05 * seconds, random.Random(2), trained=True)
+    kills = kill_and_resume(words, cut, 1, 0.75 * seconds, random.Random(2), soon=0.05 * seconds)
     assert any(found["epochs"] or found["steps"] for found in kills), "it was not killed in training"
     assert same_end(whole, cut), kills
 
