@@ -114,74 +114,81 @@ def results() -> str:
     rows = lines()
     intervals = sum(len(row.leads) for row in rows)
     head = (
-        f"{charts.network_name(STUDENT)} is slim here, with a quarter of the usual channels "
-        f"({charts.network_name(SMALL)}, where a row names it, with {SLIM[SMALL]['width']:.0%}). It learns from "
-        "synthetic scenes of 64 x 64 pixels and is scored on test images, or from photographs (CamVid at half size; "
-        "[07b](notebooks/07b_real_photographs.ipynb)) and is scored on val.\n\n"
         "*Alone*: mIoU, the mean overlap of true and predicted areas over the classes, in percent, without a teacher; "
         "of the schedules run with these seeds the best on val. `kd`, `ofd`: the lead over it in points, between runs "
-        "of one seed; empty where not tried. *Masks*: no distillation, but the teacher's masks as labels where there "
-        "are none (for wrong labels: everywhere). *Steps*: of 16 images, alone / with a teacher; the latter take "
-        f"{_cost('sample', 'sample')} times as long on whole drawings, to which answers are kept, and with all labels "
-        f"{_cost('camvid', 'camvid-long')} times on photographs. ± is half of a 95 % confidence interval over seeds, "
-        f"a rough one. Bold excludes zero: by chance about {0.05 * intervals:.0f} of these {intervals} would, if "
-        "teachers had no effect. Here are [all tables and charts](results/README.md), with seconds, machines and "
-        "dates; other conditions are in [06b](notebooks/06b_where_it_helps.ipynb)."
+        "of one seed; empty where not tried. *Masks*, a control without a distillation loss: the teacher's masks are "
+        "the labels where there are none (for wrong labels: everywhere). ± is half of a 95 % interval over seeds, a "
+        f"rough one. Bold excludes zero: by chance about {0.05 * intervals:.0f} of these {intervals} would, if "
+        "teachers had no effect. *Steps*: of 16 images, alone / with a teacher; the latter take "
+        f"{_cost('sample', 'sample')} times as long on drawings, to which answers are kept, and with all labels "
+        f"{_cost('camvid', 'camvid-long')} times on photographs.\n\n"
+        "Drawings are synthetic scenes of 64 x 64 pixels, scored on test images; photographs are streets (CamVid at "
+        "half size; [07b](notebooks/07b_real_photographs.ipynb)), scored on val. "
+        f"{charts.network_name(STUDENT)}, the student where a row names none, has a quarter of the usual channels, "
+        f"{charts.network_name(SMALL)} {SLIM[SMALL]['width']:.0%}. [All tables and charts](results/README.md) have "
+        "seconds, machines and dates; [06b](notebooks/06b_where_it_helps.ipynb) has other conditions."
     )
     table = "\n".join(
         ["| learns from | alone | `kd` | `ofd` | masks | steps | seeds |", f"|{'---|' * 7}", *map(str, rows)]
     )
-    return f"{_in_short(rows)}{head}\n\n{table}\n\n{_points()}"
+    return "\n\n".join([*_listed(in_short(rows)), table, head, *_listed(_points())])
 
 
-def _in_short(rows: list[Line]) -> str:
-    """The answer in two sentences, as long as the rows say it."""
+def _listed(points: list[str]) -> list[str]:
+    """A list in Markdown, or nothing where there are no points."""
+    return ["\n".join(f"- {point}" for point in points)] if points else []
+
+
+def in_short(rows: list[Line]) -> list[str]:
+    """The answer, a sentence for each kind of images and labels, as long as the rows say it."""
     better = {}
     for row in rows:
         better[row.setting.name] = {what for what, lead in row.leads.items() if lead["verdict"] == "better"}
     drawn = {name: found for name, found in better.items() if "photographs" not in name}
-    few = [found for name, found in drawn.items() if "taught also" in name or "wrong" in name]
-    said = ""
-    if all(few) and not better[USUALLY] and not leaderboard.ahead_at_equal_time():
-        said = (
-            "**On drawings it helps much where labels are few or wrong and the teacher knows better; where labels are "
-            "many and right, no method is ahead of a student alone that trains as many seconds"
-            f"{_but_tiny(better)}.** "
-        )
     small = next((row.leads for row in rows if row.setting.name == SMALL_ON_PHOTOGRAPHS), {})
-    return said + _of_photographs({name: found for name, found in better.items() if name not in drawn}, small)
+    return _of_drawings(drawn) + _of_photographs(
+        {name: found for name, found in better.items() if name not in drawn}, small
+    )
 
 
-def _of_photographs(better: dict[str, set[str]], small: dict[str, dict]) -> str:
-    """By row with photographs, what is ahead there, in a sentence; `small` has the leads on the smaller student."""
+def _of_drawings(better: dict[str, set[str]]) -> list[str]:
+    """By row with drawings, what is ahead there: two sentences."""
+    few = [found for name, found in better.items() if "taught also" in name or "wrong" in name]
+    if not all(few) or better[USUALLY] or leaderboard.ahead_at_equal_time():
+        return []
+    return [
+        "**Drawings, labels few or wrong:** a teacher that knows better helps much.",
+        "**Drawings, labels many and right:** no method is ahead of a student alone that trains as many seconds"
+        f"{_but_tiny(better)}.",
+    ]
+
+
+def _of_photographs(better: dict[str, set[str]], small: dict[str, dict]) -> list[str]:
+    """By row with photographs, what is ahead there; `small` has the leads on the smaller student."""
     with_all, on_small = better.get(ALL_PHOTOGRAPHS, set()), better.get(SMALL_ON_PHOTOGRAPHS, set())
     with_few = set[str]().union(*(found for name, found in better.items() if ALL_PHOTOGRAPHS not in name))
     if not with_all | with_few | on_small:
-        return "**On photographs no lead over the best student alone is settled.** "
+        return ["**Photographs:** no lead over the best student alone is settled."]
     if MASKS not in with_few or with_all:
-        return ""
+        return []
     losses = " and ".join(f"`{method}`" for method in METHODS if method in with_few)
-    ahead = f"{losses} with that teacher perhaps too; with all labels no" if losses else "no"
-    return (
-        "**On photographs with few labels the masks of a teacher that had learned from all of them help, as labels "
-        f"of the others{_and_of_few()}; {ahead} distillation loss was ahead of the best {charts.network_name(STUDENT)} "
-        f"alone, which had twice the steps{_and_on_small(small)}.** "
-    )
+    perhaps = [f"{losses} with that teacher"] if losses else []
+    own = lead_over(camvid.MASKS_OF_FEW.found(), camvid.ALONE_46.found())  # of one teacher, and one choice of images
+    perhaps += [f"masks of a teacher of the same few labels ({gain_of(own)})"] if own["verdict"] == "better" else []
+    also = f"; so do, perhaps, {' and '.join(perhaps)}" if perhaps else ""
+    return [
+        "**Photographs, few labels:** masks of a teacher that had learned from all labels help, in place of those that "
+        f"are missing{also}.",
+        f"**Photographs, all labels:** no distillation loss is ahead of the best {charts.network_name(STUDENT)} alone, "
+        f"which had twice the steps{_and_on_small(small)}.",
+    ]
 
 
 def _and_on_small(leads: dict[str, dict]) -> str:
     """The smaller student of photographs, where a loss is ahead of the best of it alone."""
     ahead = {method: leads[method] for method in METHODS if leads.get(method, {}).get("verdict") == "better"}
-    said = " and ".join(f"`{method}` was, by {gain_of(lead)}" for method, lead in ahead.items())
-    return f", and on {charts.network_name(SMALL)} {said}" if said else ""
-
-
-def _and_of_few() -> str:
-    """Whether the masks of a teacher that had few labels itself help too: of one teacher, and one choice of images."""
-    own = lead_over(camvid.MASKS_OF_FEW.found(), camvid.ALONE_46.found())
-    if own["verdict"] != "better":
-        return ", and those of one of the same few are not shown to"
-    return f", and those of a teacher of the same few perhaps too ({gain_of(own)})"
+    said = " and ".join(f"`{method}` is, by {gain_of(lead)}" for method, lead in ahead.items())
+    return f"; on {charts.network_name(SMALL)} {said}" if said else ""
 
 
 def _but_tiny(better: dict[str, set[str]]) -> str:
@@ -210,31 +217,29 @@ def _paces(runs: list[dict], method: str) -> dict[str, float]:
     return {machine: seconds / own[0]["samples"] for machine, seconds in seconds_on(own).items()}
 
 
-def _points() -> str:
+def _points() -> list[str]:
+    """Why the table is as it is."""
     study, teachers = read("sample.json"), {name: read(f"{name}.json") for name in ("teacher", "camvid-teacher")}
     rows = tables(read_findings([results_file("sample.json")]))[""]
     seeds, epochs = len({run["seed"] for run in study["runs"]}), study["runs"][0]["settings"]["epochs"]
     settled = [row for row in rows if row.get("verdict") in ("better", "worse")]
     early = compare(*read_study(results_file("speed.json")))
     best = max((row for row in early if "gain" in row), key=lambda row: row["gain"])
-    points = [
+    return [
         "**The teacher knows more than the student is told**, in all rows but that with a teacher of these images only "
-        f"({100 * read('own-teacher.json')['teacher']['miou']:.1f} mIoU). The one of the drawings "
-        f"({100 * study['teacher']['miou']:.1f} mIoU) learned from {teachers['teacher']['config']['images']:,} images "
-        "with right labels, these among them; that of the photographs "
-        f"({100 * teachers['camvid-teacher']['val']['miou']:.1f} mIoU) from ImageNet, then from all its "
-        "training images with labels. "
-        f"Labels are few for the student only. {_few_teacher()}",
+        f"({100 * read('own-teacher.json')['teacher']['miou']:.1f} mIoU). That of drawings "
+        f"({100 * study['teacher']['miou']:.1f}) learned from {teachers['teacher']['config']['images']:,} images "
+        f"with right labels, that of photographs ({100 * teachers['camvid-teacher']['val']['miou']:.1f}) from ImageNet "
+        f"and all labels of CamVid's training images. {_few_teacher()}",
         f"**At equal epochs gains are larger.** After {epochs} epochs, alone and with a teacher ({seeds} seeds, 500 "
-        f"labels) the interval excludes zero for {gains_of(settled)}. {corrected(rows)} "
-        f"{leaderboard.in_short()}{_as_many(epochs)}",
+        f"labels), the interval excludes zero for {gains_of(settled)}. {corrected(rows)} {leaderboard.in_short()}"
+        f"{_as_many(epochs)}",
         f"**Short baselines make large gains.** After only {early[0]['epochs']} epochs `{best['method']}` leads by "
         f"{gain_of(best)} on {charts.network_name(best['backbone'])}: a student with a teacher learns in fewer epochs, "
-        f"which is not the same as becoming better. {quirks.half_schedule()} And the student alone still improves: in "
-        f"one run each, {charts.network_name(STUDENT)} on 500 labels has {doublings()}.",
+        f"which is not the same as becoming better. {quirks.half_schedule()} The student alone has {doublings()} (one "
+        "run each).",
         undone.in_short(),
     ]
-    return "\n".join(f"- {point}" for point in points)
 
 
 def _few_teacher() -> str:
@@ -242,8 +247,8 @@ def _few_teacher() -> str:
     leads = {"`kd`": camvid.KD_OF_FEW, "its masks": camvid.MASKS_OF_FEW}
     said = ", ".join(f"{lead(row, camvid.ALONE_46)} ({name})" for name, row in leads.items())
     return (
-        f"A teacher of ImageNet and of the same 46 photographs ({100 * camvid.few_teacher():.1f} mIoU) was tried too: "
-        f"{said} over the student alone."
+        f"One of ImageNet and the same 46 photographs ({100 * camvid.few_teacher():.1f}) was tried too: {said} over "
+        "the student alone."
     )
 
 

@@ -183,30 +183,23 @@ def longer() -> str:
 
 def in_short() -> str:
     """What the README says of it."""
-    rise = {row: [curve[SHARES.index(chosen())] - curve[0] for curve in scores()[row].values()] for row in (ALONE, FEW)}
-    gains = [mean_of(found) for found in rise.values()]
-    trained = np.mean([curve[0] for curve in scores()[ALONE].values()])
+    rise = [curve[SHARES.index(chosen())] - curve[0] for curve in scores()[ALONE].values()]
     return (
-        f"**Class weights can look like a teacher.** The students of photographs learned with them. Over "
-        f"{ROWS[ALONE][0]}, in as many epochs, with all labels, `kd` leads by {_lead(KD, ALONE, 0.0)}; once "
-        f"{chosen():.0%} of the class weights are taken from the logits of both (`undo_class_weights`, no training; "
-        f"the share was chosen for the student alone on images held out) by {_lead(KD, ALONE, chosen())}. The student "
-        f"alone, trained again for this, gains {gains[0]} on {100 * float(trained):.1f} by it, and {gains[1]} where it "
-        f"learned from 46 labels.{_small()}"
+        f"**Class weights can look like a teacher.** The students of photographs learned with them. In as many epochs "
+        f"`kd` leads {ROWS[ALONE][0]} by {_lead(KD, ALONE, 0.0)}; with {chosen():.0%} of the class weights taken from "
+        f"the logits of both (`undo_class_weights`, no training) by {_lead(KD, ALONE, chosen())}: the student alone "
+        f"gains {mean_of(rise)} by it.{_small()}"
     )
 
 
 def _small() -> str:
     """What is left of OFD's lead on the smaller student."""
     ofd, alone = (f"camvid/mobilenetv2/{method}" for method in ("ofd", "baseline"))
-    told = (
-        f" The lead of `ofd` on MobileNetV2 over the student alone, in as many epochs, is {_lead(ofd, alone, 0.0)} as "
-        f"trained and {_lead(ofd, alone, chosen())} with that share taken from both"
-    )
     twice = "camvid-long/mobilenetv2/baseline"
-    if leads(ofd, twice):
-        told += f"; over it in twice the epochs, {_lead(ofd, twice, 0.0)} and {_lead(ofd, twice, chosen())}"
-    return f"{told}."
+    if not leads(ofd, twice):
+        return ""
+    kept, over_twice = (_lead(ofd, over, chosen()) for over in (alone, twice))
+    return f" `ofd` on MobileNetV2 keeps {kept} then, and {over_twice} over twice the epochs."
 
 
 if __name__ == "__main__":
