@@ -129,6 +129,11 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             )
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        if isinstance(index, slice):
+            raise DistillError(
+                "a data set gives one image at a time; for a part of it take torch.utils.data.Subset(dataset, "
+                "range(FROM, TO)), or open_dataset(…, limit=N) for the first N"
+            )
         paths = self.image_path(index), self.mask_path(index)
         for path in paths:
             _check_link(path, self.ids[index])

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
 from distill.data.layout import IMAGES, MASKS, make_folders, mask_image, write_class_names, write_list
-from distill.errors import DistillError, check_number
+from distill.errors import DistillError, check_number, nearest
 from distill.files import make_folder, replace_file, write_text
 
 SPLITS = ("train", "val", "test")
@@ -346,6 +346,8 @@ def _mark_void(mask: np.ndarray) -> np.ndarray:
 
 def scene(split: str, index: int, size: int = 64, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Image and mask `index` of a split: the same on every machine, and different for every split and seed."""
+    if split not in SPLITS:
+        raise DistillError(f"there is no split {split!r}{nearest(split, SPLITS)}")
     return draw_scene(np.random.default_rng([seed, SPLITS.index(split), index]), size)
 
 

@@ -66,6 +66,11 @@ def test_limit_keeps_the_first_images(own: Path) -> None:
     assert len(VOCFolder(own, "train", limit=99)) == 2
 
 
+def test_a_slice_is_refused_with_what_to_take_in_its_place(own: Path, refused) -> None:
+    data = VOCFolder(own, "train")
+    refused("one image at a time", "Subset(dataset, range(FROM, TO))", call=lambda: data[0:1])
+
+
 def test_class_names_come_from_the_file_else_they_are_vocs(own: Path) -> None:
     assert VOCFolder(own).class_names == CAMVID_LIKE
     assert VOCFolder(own).num_classes == 4

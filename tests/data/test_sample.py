@@ -30,6 +30,10 @@ def test_a_scene_is_the_same_every_time() -> None:
         assert np.array_equal(first, second)
 
 
+def test_a_scene_of_an_unknown_split_is_refused(refused) -> None:
+    refused("no split 'tran'", "did you mean 'train'?", "val, test", call=lambda: scene("tran", 0))
+
+
 def test_masks_are_those_on_record() -> None:
     masks = [scene("train", 0)[1], scene("val", 7)[1], scene("test", 2, 96, seed=1)[1]]
     assert hashlib.sha256(b"".join(mask.tobytes() for mask in masks)).hexdigest() == RECORDED
