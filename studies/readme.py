@@ -119,9 +119,9 @@ def results() -> str:
         "of one seed; empty where not tried. *Masks*, a control without a distillation loss: the teacher's masks are "
         "the labels where there are none (for wrong labels: everywhere). ± is half of a 95 % interval over seeds, a "
         f"rough one. Bold excludes zero: by chance about {0.05 * intervals:.0f} of these {intervals} would, if "
-        "teachers had no effect. *Steps*: of 16 images, alone / with a teacher; the latter take "
-        f"{_cost('sample', 'sample')} times as long on drawings, to which answers are kept, and with all labels "
-        f"{_cost('camvid', 'camvid-long')} times on photographs.\n\n"
+        "teachers had no effect. *Steps*: of 16 images, alone / with a teacher; a step with a teacher takes "
+        f"{_cost('sample', 'sample')} times as long on drawings, where its answers are computed once and kept, and "
+        f"{_cost('camvid', 'camvid-long')} times on photographs with all labels.\n\n"
         "Drawings are synthetic scenes of 64 x 64 pixels, scored on test images; photographs are streets (CamVid at "
         "half size; [07b](notebooks/07b_real_photographs.ipynb)), scored on val. "
         f"{charts.network_name(STUDENT)}, the student where a row names none, has a quarter of the usual channels, "
@@ -175,10 +175,10 @@ def _of_photographs(better: dict[str, set[str]], small: dict[str, dict]) -> list
     perhaps = [f"{losses} with that teacher"] if losses else []
     own = lead_over(camvid.MASKS_OF_FEW.found(), camvid.ALONE_46.found())  # of one teacher, and one choice of images
     perhaps += [f"masks of a teacher of the same few labels ({gain_of(own)})"] if own["verdict"] == "better" else []
-    also = f"; so do, perhaps, {' and '.join(perhaps)}" if perhaps else ""
+    also = f"; so may {' and '.join(perhaps)}" if perhaps else ""
     return [
-        "**Photographs, few labels:** masks of a teacher that had learned from all labels help, in place of those that "
-        f"are missing{also}.",
+        "**Photographs, few labels:** where labels are missing it helps to put the masks of a teacher that had learned "
+        f"from all labels in their place{also}.",
         f"**Photographs, all labels:** no distillation loss is ahead of the best {charts.network_name(STUDENT)} alone, "
         f"which had twice the steps{_and_on_small(small)}.",
     ]

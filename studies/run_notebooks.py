@@ -97,7 +97,8 @@ def packed(picture: str) -> str:
     image = Image.open(io.BytesIO(base64.b64decode(picture)))
     if image.mode == "P":
         return picture
-    small, file = image.convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE), io.BytesIO()
+    small, file = image.convert("RGB"), io.BytesIO()  # the default method leaves too few colours to faint textures
+    small = small.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     small.save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 

@@ -174,13 +174,13 @@ def test_the_readmes_answer_is_printed_only_where_the_rows_say_it() -> None:
     assert "no lead" in said("not settled", "better", "not settled")
     assert "Drawings" not in said("not settled", "not settled", "better") + said("better", "better", "better")
     assert "Photographs" not in said("not settled", "better", "better")
-    assert "teacher that had learned from all labels help" in said("not settled", "better", "better", MASKS)
+    assert "teacher that had learned from all labels in their place" in said("not settled", "better", "better", MASKS)
     both = {what: {"verdict": "better"} for what in (MASKS, "ofd")}
     few, every = (Line(Setting(name, ("sample", ""), None), [], leads, "") for name, leads in
                   (("photographs", both), (ALL_PHOTOGRAPHS, {"ofd": {"verdict": "not settled"}})))  # fmt: skip
     usual = Line(Setting(USUALLY, ("sample", ""), None), [], {"kd": {"verdict": "better"}}, "")
     with_few, with_all = in_short([few, every, usual])
-    assert "; so do, perhaps, `ofd` with that teacher" in with_few and "no distillation loss" in with_all
+    assert "; so may `ofd` with that teacher" in with_few and "no distillation loss" in with_all
     lead = {"verdict": "better", "gain": 0.02, "gain_interval": 0.01}
     small = Line(Setting(SMALL_ON_PHOTOGRAPHS, ("sample", ""), None), [], {"ofd": lead}, "")
     assert in_short([few, every, small, usual])[-1].endswith("steps; on MobileNetV2 `ofd` is, by +2.0 ± 1.0.")

@@ -294,7 +294,7 @@ def _logarithmic(axis: Axes, places: Sequence[float], unit: float) -> None:
     """A logarithmic axis with a tick at each place that is far enough from the one before."""
     places = sorted(set(places))
     axis.set(xscale="log", xlim=(places[0] / 1.7, places[-1] * 1.7))
-    far = [place for before, place in zip([0, *places[:-1]], places, strict=True) if place > 1.25 * before]
+    far = [place for before, place in zip([0, *places[:-1]], places, strict=True) if place > 1.15 * before]
     axis.set_xticks(far, [f"{place / unit:#.3g}".rstrip(".") for place in far])
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.tick_params(axis="x", which="minor", length=0)
