@@ -4,14 +4,14 @@ from distill.lab.literature import alone_elsewhere, families, leaderboard
 from distill.lab.tables import not_converged, plus_minus, verdict_of
 from distill.lab.tune import percent
 from distill.show import charts
-from studies.shared import read, recorded_on
+from studies.shared import anchor, read, recorded_on
 
 
 def section() -> str:
     study, (equal, timed) = read("leaderboard.json"), leaderboard()
     alone, *taught = equal
     head = (
-        f"## leaderboard: {len(taught)} methods at equal epochs and at equal time\n\n"
+        f"## {_heading(taught)}\n\n"
         f"{charts.network_name(alone['backbone'])} on the sample, test split, {alone['epochs']} epochs. *At equal "
         f"time* is the gain over the student alone with a longer schedule, the shortest tried that takes at least as "
         f"many of the processor's seconds as the method; its epochs stand behind it, and its seconds, which are the "
@@ -24,6 +24,10 @@ def section() -> str:
     return "\n\n".join(
         [head, _table(equal, timed), _settled(taught, list(timed.values())), recorded_on(study), tuned()]
     )
+
+
+def _heading(taught: list[dict]) -> str:
+    return f"leaderboard: {len(taught)} methods at equal epochs and at equal time"
 
 
 def _elsewhere(alone: dict, timed: dict[str, dict]) -> str:
@@ -40,8 +44,9 @@ def in_short() -> str:
     """What the README says of it."""
     (_, *taught), timed = leaderboard()
     shortest, network = min(row["lent_epochs"] for row in timed.values()), charts.network_name(taught[0]["backbone"])
+    place = f"results/README.md#{anchor(_heading(taught))}"
     return (
-        f"Of {len(taught)} methods on {network} ([leaderboard](results/README.md)) an interval lies above zero at "
+        f"Of {len(taught)} methods on {network} ([leaderboard]({place})) an interval lies above zero at "
         f"equal epochs for {_ahead(taught)}, and for {_ahead(list(timed.values()))} where the student alone trains at "
         f"least as many seconds ({shortest} epochs or more)."
     )

@@ -16,7 +16,7 @@ from distill.networks.teachers import shipped_file
 from distill.show import charts, plots
 from studies import blocks, camvid, conditions, labels, leaderboard, quirks, readme, undone
 from studies.prose import fill
-from studies.shared import mean_of, read, recorded_on, said, so_far
+from studies.shared import anchor, mean_of, read, recorded_on, said, so_far
 
 RESULTS = PROJECT / "results"
 
@@ -64,22 +64,15 @@ def results_page() -> str:
     ]
     short = [blocks.speed(), blocks.reading(), blocks.sakd(), blocks.controls(), labels.few_labels(), quirks.quirks()]
     few = [camvid.few_labels()] if camvid.few_rows() != [camvid.ALL] else []
-    return (
-        "\n\n".join(
-            [
-                head,
-                *converged,
-                *short,
-                camvid.section(),
-                undone.section(),
-                *few,
-                steps(),
-                blocks.exported(),
-                blocks.page(),
-            ]
-        )
-        + "\n"
-    )
+    last = [camvid.section(), undone.section(), *few, steps(), blocks.exported(), blocks.page()]
+    page = "\n\n".join([*converged, *short, *last])
+    return f"{head}\n\nOn this page:\n\n{_contents(page)}\n\n{page}\n"
+
+
+def _contents(page: str) -> str:
+    """Links to the sections of a page in Markdown."""
+    headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
+    return "\n".join(f"- [{heading}](#{anchor(heading)})" for heading in headings)
 
 
 def better() -> str:

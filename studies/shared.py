@@ -1,5 +1,6 @@
 """Rows, numbers and sentences that several sections of results/README.md share."""
 
+import re
 from pathlib import Path
 
 from distill.files import PROJECT, read_json
@@ -12,6 +13,11 @@ from distill.show import charts
 
 def read(name: str) -> dict:
     return read_json(results_file(name))
+
+
+def anchor(heading: str) -> str:
+    """The link's target that GitHub and the site make of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def recorded_on(study: dict) -> str:

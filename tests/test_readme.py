@@ -9,6 +9,7 @@ from conftest import subcommands
 
 from distill import cli
 from distill.files import PROJECT
+from studies.shared import anchor
 
 try:
     import tomllib
@@ -59,6 +60,13 @@ def test_links_lead_to_files(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_links_into_a_page_lead_to_its_headings(page: Path) -> None:
+    for target, place in re.findall(r"\]\(([\w./-]*)#([^)]+)\)", page.read_text()):
+        headings = re.findall(r"^#+ (.+)$", (page.parent / target if target else page).read_text(), flags=re.M)
+        assert place in map(anchor, headings), f"{target}#{place}"
 
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=_named)
