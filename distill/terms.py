@@ -301,10 +301,20 @@ class DIST(KD):
 
 
 class ICSD(LogitTerm):
-    """How alike classes are in space: Mansourian et al. 2023; see `losses.icsd`."""
+    """How alike classes are in space: Mansourian et al. 2023; see `losses.icsd`.
+
+    Raises DistillError for fewer than three classes, whose rows of length 1 are always alike.
+    """
 
     loss = staticmethod(losses.icsd)
-    __init__ = partialmethod(LogitTerm.__init__, weight=1.0)
+
+    def __init__(self, teacher: nn.Module, student: nn.Module, *, weight: float = 1.0, warmup: int = 0, decay: int = 0):
+        super().__init__(teacher, student, weight=weight, warmup=warmup, decay=decay)
+        if getattr(student, "num_classes", 3) < 3:
+            raise DistillError(
+                "icsd compares how alike classes are to each other, which two classes always are equally; take another "
+                "method, such as kd, or three classes or more"
+            )
 
 
 class FitNet(PlainMapTerm):

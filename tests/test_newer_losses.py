@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import distill
-from distill import losses, methods
+from distill import DistillError, losses, methods
 from distill.methods import METHODS, Term, build_method, register_method
 
 NEWER = ["mse", "fitnet", "skd", "ifvd", "cwd", "cwd-maps", "dist", "cirkd", "nfd", "icsd", "attnfd"]
@@ -160,6 +160,12 @@ def test_half_precision_is_widened_and_wrong_sizes_are_refused(name: str, refuse
     narrow = fast(S.bfloat16(), T.bfloat16(), *more)
     assert narrow.dtype == torch.float32 and torch.isfinite(narrow)
     refused("(2, 4, 4, 5)", call=lambda: fast(S[..., :5], T, *more))
+
+
+def test_icsd_is_refused_where_it_could_teach_nothing() -> None:
+    student = distill.make_student("resnet18", num_classes=2)
+    with pytest.raises(DistillError, match="three classes or more"):
+        distill.build_method("icsd", distill.make_student("resnet18", num_classes=2, seed=1), student)
 
 
 @pytest.mark.parametrize("name", ["nfd", "skd", "ifvd", "dist", "icsd", "cirkd", "attnfd"])

@@ -163,12 +163,13 @@ def ends(path: Path, length: int = 4096) -> bytes:
 
 
 def _check_link(path: Path, name: str) -> None:
-    """DistillError where a file of a data set is a link to elsewhere; its whole folder may be one."""
+    """DistillError where a file of a data set is a link to elsewhere; its whole folder may be one, from another set."""
     folder = path.parents[name.count("/")]
     if not os.path.islink(path) and path.parent == folder:  # as nearly all are
         return
     target = path.resolve()
-    if not target.is_relative_to(folder.resolve()) and not target.is_relative_to(folder.parent.resolve()):
+    homes = (folder.parent.resolve(), folder.resolve(), folder.resolve().parent)
+    if not any(target.is_relative_to(home) for home in homes):
         raise DistillError(
             f"{path} is a link to {target}, outside of {folder.parent}; copy the file there, or make the whole folder "
             f"{folder.name} a link"

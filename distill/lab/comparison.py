@@ -84,7 +84,10 @@ class Findings:
     def teacher_of(self, name: str) -> dict[str, Any] | None:
         """The scores of the teacher that taught a variant's runs."""
         taught = {teacher_weights(entry.get("teacher")) for entry in rows_of(self, name)} - {None}
-        return next((one for one in self.teachers if one.get("weights") in taught), self.teacher)
+        if known := next((one for one in self.teachers if one.get("weights") in taught), None):
+            return known
+        # Old records do not say which teacher's scores they hold.
+        return self.teacher if not taught or any(one.get("weights") is None for one in self.teachers) else None
 
     def add(self, records: Sequence[dict[str, Any]], described: dict[str, Any], path: Path) -> None:
         """Further records, and what a study file or a recorded study at `path` says about them."""
@@ -304,8 +307,9 @@ def report(findings: Findings, pictures: Sequence[tuple[Path, str]], folder: Pat
             parts.append(
                 f"Gain over the baseline by class, mean over seeds, in points of IoU:\n\n{_class_table(gains)}"
             )
-    if findings.teacher:
-        parts.insert(0, f"The teacher has {100 * findings.teacher['miou']:.1f} mIoU.")
+    teachers = [findings.teacher_of(name) for name in _names(findings)]
+    if teachers and teachers[0] and all(teacher == teachers[0] for teacher in teachers):
+        parts.insert(0, f"The teacher has {100 * teachers[0]['miou']:.1f} mIoU.")
     parts += [f"![{alt}]({_relative(path, folder)})" for path, alt in pictures]
     return "\n\n".join(parts) + "\n"
 

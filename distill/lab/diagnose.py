@@ -35,6 +35,7 @@ from distill.networks.teachers import ask, ask_teacher, fingerprint, freeze, loa
 from distill.networks.wrapped import Wrapped
 from distill.training.batches import batches_for
 from distill.training.checkpoint import read_checkpoint
+from distill.training.checks import frozen_norms
 from distill.training.evaluation import Scores, evaluate
 from distill.training.optimizer import set_up
 from distill.training.parallel import ALONE
@@ -329,6 +330,10 @@ def gradient_ratios(
     settings = replace(Settings(**run.config["settings"]), cache="", workers=0, crop_on="host", accumulate=1)
     settings = replace(settings, batch_size=min(settings.batch_size, len(train)))  # the run may have had further images
     student, told = (student or run.student()).train(), run.config["method"]
+    for name, weight in student.named_parameters():  # as in the run
+        weight.requires_grad_(name not in run.config.get("frozen", ()))
+    for norm in frozen_norms(student):
+        norm.eval()
     terms = {
         name: {**options, **({"decay": 0} if "decay" in options else {})} for name, options in told["terms"].items()
     }
@@ -354,8 +359,11 @@ def gradient_ratios(
 
 def _gradient_norm(value: Tensor, student: nn.Module) -> float:
     weights = [weight for weight in student.parameters() if weight.requires_grad]  # a part may be frozen
+    if not value.requires_grad:  # a term on maps of the frozen part
+        return 0.0
     gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
-    return float(torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm())
+    norms = [gradient.norm() for gradient in gradients if gradient is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
 
 
 def exchanged_classes(scores: Scores) -> list[tuple[str, str]]:

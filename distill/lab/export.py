@@ -50,7 +50,9 @@ class Export:
         """What the check found."""
         found = self.check
         if "max_difference" in found:
-            return f"logits as PyTorch's within {found['max_difference']:.1g}"
+            least = self.metadata["input"].get("least_size")
+            of = f", for images of at least {least[0]} x {least[1]} pixels" if least else ""
+            return f"logits as PyTorch's within {found['max_difference']:.1g}{of}"
         return (
             f"{found['agreement']:.2%} of pixels as in PyTorch on {found['images']} images of val, mIoU "
             f"{100 * found['miou']:.2f} (PyTorch: {100 * found['miou_pytorch']:.2f})"
@@ -92,8 +94,9 @@ def export(
         format: "onnx", or "torch" for torch.export's own (.pt2), which any program with PyTorch runs. A .pt2 file can
             execute code when it is loaded: load only those you trust.
         int8: 8-bit weights and activations (ONNX only), calibrated on images of train.
-        size: (H, W) of the only images it shall take, one at a time. By default it takes any size and number. Networks
-            of timm's with TensorFlow's padding ("SAME") take minutes to export so.
+        size: (H, W) of the only images it shall take, one at a time. By default it takes any number and size (a .pt2
+            file from `metadata["input"]["least_size"]` on, if that is there, with which PyTorch limits it). Networks of
+            timm's with TensorFlow's padding ("SAME") take minutes to export so.
         data, data_root: for int8, as in `open_dataset`; by default the data of the run, and else the sample.
 
     Raises:
@@ -111,6 +114,8 @@ def export(
     program = traced(network, size)
     metadata = describe(source, network, size, "int8" if int8 else "float32")
     if format == "torch":
+        if size is None and (least := least_size(program)) != [1, 1]:
+            metadata["input"]["least_size"] = least
         with _explained(network, size):
             content = torch_of(program, metadata)
             check = check_logits(network, torch.export.load(io.BytesIO(content)).module(), size)
@@ -171,6 +176,12 @@ def traced(network: nn.Module, size: Size) -> ExportedProgram:
     free = {INPUT: dict.fromkeys(_FREE, Dim.DYNAMIC)}
     with _explained(network, size), _quiet(), torch.no_grad():
         return torch.export.export(network, (image,), dynamic_shapes=None if size else free)
+
+
+def least_size(program: ExportedProgram) -> list[int]:
+    """Height and width of the smallest images that a program recorded for any size takes; PyTorch finds it out."""
+    images = next(node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name == INPUT)
+    return [int(program.range_constraints[side.node.expr].lower) for side in images.shape[2:]]
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """A teacher's masks as labels: what to compare a distillation loss with where images have no labels."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
 from tqdm.auto import tqdm
 
-from distill.data.folders import VOCFolder, splits_to_score, unlisted_images
+from distill.data.folders import MASK_FOLDERS, VOCFolder, read_split, split_names, splits_to_score, unlisted_images
 from distill.data.layout import BY_TEACHER, IMAGES, MASKS, mask_image, new_folder, write_class_names, write_list
 from distill.errors import DistillError, check_number
 from distill.files import make_folder
@@ -25,11 +26,12 @@ def label_by_teacher(
 ) -> Path:
     """Copy a folder in VOC layout to `out`, with a teacher's masks for images without labels; `out` is returned.
 
-    These are the images that no list names, and with `keep` the training images after the first so many, but none that
-    is in val or test too. All of them are in the copy's train split, and in a list `by_teacher`, so that `tune` holds
-    out none of them. A teacher names a class everywhere, so its masks have no void. `teacher` is what `load_teacher`
-    takes. `out` appears only when it is complete. Raises DistillError when it exists already, an image cannot be read,
-    the teacher has other classes, or there is nothing to label.
+    These are the images that no list of train, val or test names, and with `keep` the training images after the first
+    so many, but none that is in val or test too. All of them are in the copy's train split, and in a list `by_teacher`,
+    with those that `source` has in such a list already, so that `tune` holds out none of them. A teacher names a class
+    everywhere, so its masks have no void. `teacher` is what `load_teacher` takes. `out` appears only when it is
+    complete. Raises DistillError when it exists already, an image cannot be read, an image that is in no list has a
+    mask, the teacher has other classes, or there is nothing to label.
     """
     source, out = Path(source), Path(out)
     train, val = VOCFolder(source, "train"), VOCFolder(source, "val")
@@ -42,7 +44,10 @@ def label_by_teacher(
     theirs = {name for split in scored.values() for name in split.ids}  # their labels stay
     further = [index for index in range(len(kept), len(train)) if train.ids[index] not in theirs]
     unlabelled = {train.ids[index]: train.image_path(index) for index in further}
-    unlabelled |= unlisted_images(source / IMAGES, listed)
+    unlisted = unlisted_images(source / IMAGES, listed)
+    _check_without_masks(source, unlisted)
+    unlabelled |= unlisted
+    before = set(read_split(source, BY_TEACHER)) if BY_TEACHER in split_names(source) else set()
     if not unlabelled:
         raise DistillError(f"{source} has no images without labels; add some to {source / IMAGES}, or give --keep N")
     network = load_teacher(teacher, pick_device(device))
@@ -61,13 +66,23 @@ def label_by_teacher(
             make_folder(mask.parent)
             mask_image(predict(network, path)).save(mask)
         write_list(whole, "train", [*kept, *unlabelled])
-        write_list(whole, BY_TEACHER, unlabelled)
+        write_list(whole, BY_TEACHER, [*(name for name in kept if name in before), *unlabelled])
         for name, split in scored.items():
             write_list(whole, name, split.ids)
         write_class_names(whole, train.class_names)
         if (source / "sample.txt").exists():  # drawn scenes stay such
             shutil.copyfile(source / "sample.txt", whole / "sample.txt")
     return out
+
+
+def _check_without_masks(source: Path, names: Iterable[str]) -> None:
+    """DistillError where an image that is in no list has a mask: a teacher's would take the place of a human's."""
+    masks = (source / folder / f"{name}{end}" for name in names for folder in MASK_FOLDERS for end in (".png", ".PNG"))
+    if own := next((mask for mask in masks if mask.exists()), None):
+        raise DistillError(
+            f"{own} is the mask of an image that is in no list of train, val or test, and a teacher's would take its "
+            f"place; add the image's name to a list, or move the mask away"
+        )
 
 
 def _copy(path: Path, folder: Path, name: str) -> None:

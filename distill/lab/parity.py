@@ -5,14 +5,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from distill.data.folders import VOCFolder
 from distill.errors import DistillError
 from distill.networks.onnx_file import INPUT, OUTPUT, session_of
-from distill.training.evaluation import Scores, confusion_matrix
+from distill.training.evaluation import Scores, confusion_matrix, resize_nearest
 
 Size: TypeAlias = "tuple[int, int] | None"  # (H, W), or any
 Answer: TypeAlias = Callable[[Tensor], Tensor]  # images (N, 3, H, W) uint8 to logits (N, C, H, W)
@@ -83,5 +82,5 @@ def sized(dataset: VOCFolder, size: Size = None) -> Iterator[tuple[Tensor, Tenso
         image, labels = dataset[index]
         if size:
             image = F.resize(image, list(size), antialias=True)
-            labels = F.resize(labels[None], list(size), InterpolationMode.NEAREST)[0]
+            labels = resize_nearest(labels.as_subclass(Tensor), size)
         yield image.as_subclass(Tensor)[None], labels.as_subclass(Tensor)[None]

@@ -82,7 +82,7 @@ def tune(
     common = {"student": student, "teacher": teacher, "data": str(held), "seed": seed, "progress": False}
     common |= {"preset": preset, "device": pick_device(device).type}
     common |= {**given, "augment": chosen.augment}
-    rungs = _rungs(budget, chosen.epochs)
+    rungs = _rungs(budget, chosen.epochs, chosen.connector_epochs)
     runs: list[dict[str, Any]] = []
     alive = {method: _candidates(method, data, budget, spread) for method in methods}
     total = sum(keep * epochs for keep, epochs in rungs) * len(methods)
@@ -168,13 +168,16 @@ def percent(miou: float | None) -> str:
     return "diverged" if miou is None else f"{100 * miou:.1f}"
 
 
-def _rungs(budget: int, epochs: int) -> list[tuple[int, int]]:
-    """How many candidates are left, and for how many epochs they train, from the first to the last."""
+def _rungs(budget: int, epochs: int, frozen: int = 0) -> list[tuple[int, int]]:
+    """How many candidates are left, and for how many epochs they train, from the first to the last.
+
+    In the first `frozen` epochs a student may learn nothing, so that no shorter runs could be told apart.
+    """
     rungs = [(min(2, budget), epochs)]
     while rungs[0][0] < budget:
         keep, length = rungs[0]
-        if length == 1:  # shorter is not to be had
-            return [(budget, 1), *rungs[1:]]
+        if length // 2 <= frozen:  # shorter ones say nothing
+            return [(budget, length), *rungs[1:]]
         rungs.insert(0, (min(budget, 2 * keep), length // 2))
     return rungs
 
@@ -244,13 +247,15 @@ def hold_out(train: VOCFolder, out: Path) -> Path:
         )
     make_folder(out / LISTS)
     for folder in (IMAGES, *MASK_FOLDERS):
-        target = (train.root / folder).resolve()
-        if target.is_dir() and not (out / folder).exists():
+        target, link = (train.root / folder).resolve(), out / folder
+        if link.is_symlink() and link.resolve() != target:  # the data have moved
+            link.unlink()
+        if target.is_dir() and not link.exists():
             try:
-                os.symlink(target, out / folder, target_is_directory=True)
+                os.symlink(target, link, target_is_directory=True)
             except OSError:  # Windows allows links to developers only, and exFAT has none
                 with tempfile.TemporaryDirectory(prefix=".copy-", dir=out) as copy:
-                    shutil.copytree(target, Path(copy) / folder).rename(out / folder)
+                    shutil.copytree(target, Path(copy) / folder).rename(link)
     for split, names in {"train": [n for n in train.ids if n not in set(val)], "val": val}.items():
         write_list(out, split, names)
     write_class_names(out, train.class_names)

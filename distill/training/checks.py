@@ -43,10 +43,13 @@ def with_unlabelled(train: VOCFolder, folder: str | Path, terms: list[str]) -> W
     return WithUnlabelled(train, folder)
 
 
-def check_labelled(dataset: VOCFolder) -> None:
-    """DistillError where nothing can be learned from the masks; in nearly all data the first image settles it."""
+def check_labelled(dataset: VOCFolder, first: int = 0) -> None:
+    """DistillError where nothing can be learned from the masks; in nearly all data the first image settles it.
+
+    `first`: only so many of the masks count, 0 for all.
+    """
     found: set[int] = set()
-    for index in range(len(dataset)):
+    for index in range(first or len(dataset)):
         found |= set(dataset[index][1].unique().tolist())
         if found - {0, IGNORE_INDEX} or (0 in found and dataset.num_classes == 1):
             return

@@ -239,7 +239,7 @@ def predict(
         raise DistillError(f"the network has {len(logits)} classes, and a map of bytes holds 256; use predict_logits")
     labels = logits.argmax(0).cpu()
     if side is not None:
-        labels = _resize_nearest(labels, size)
+        labels = resize_nearest(labels, size)
     return labels.to(torch.uint8).numpy()
 
 
@@ -274,7 +274,7 @@ def _prepare(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return normalise(images.to(weight.device)).to(weight.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Labels (H, W) at another size. With Pillow: torch's two ways to the nearest round to other pixels."""
     picture = Image.fromarray(mask.numpy().astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(picture)).long()
@@ -294,7 +294,7 @@ class _Pairs(Dataset[Pair]):
         if self.protocol == "resize513":
             self._check_proportions(index, mask)
             image = F.resize(image, [513], antialias=True)
-            mask = _resize_nearest(mask, image.shape[-2:])
+            mask = resize_nearest(mask, image.shape[-2:])
         return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
 
     def _check_proportions(self, index: int, mask: torch.Tensor) -> None:

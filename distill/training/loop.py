@@ -128,6 +128,8 @@ def fit(
         check_classes("teacher", teacher, train)
     with seeded(seed + 1_000_003):  # connectors have a stream of their own: students start alike in every row
         built = build_method(method, teacher, student, **choose_options(terms, data, method_options))
+    if progress and ranks.first and chosen.connector_epochs >= chosen.epochs and any(True for _ in built.parameters()):
+        tqdm.write("connector_epochs are all epochs: the connectors learn, and the student itself does not")
     if target.type == "cpu":
         check_width(student)
         keep_freed_memory()
@@ -142,7 +144,7 @@ def fit(
             tqdm.write(f"{folder} holds this very run, finished: nothing is trained")
         return _done(folder, given)
     loop = _Loop(student, teacher, built, train, chosen, seed, target, folder, progress, on_epoch, ranks)
-    check_labelled(train)
+    check_labelled(train, chosen.labelled)
     check_labelled(val)
     try:
         with (
@@ -212,7 +214,15 @@ class _Step(nn.Module):
     def forward(
         self, images: Tensor, labels: Tensor, teacher_output: tuple[Any, ...] | None, count: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        student_output = ask(self.answer, images, self.method.needs_maps, self.precision)
+        try:
+            student_output = ask(self.answer, images, self.method.needs_maps, self.precision)
+        except ValueError as error:  # a package's network has a sentence of its own
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise DistillError(
+                f"a BatchNorm of the student got a single value per channel from {len(images)} image(s); raise the "
+                f"batch size, lower accumulate, or freeze that layer"
+            ) from None
         return self.method(student_output, teacher_output, labels, count)
 
 

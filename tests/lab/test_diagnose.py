@@ -15,7 +15,15 @@ from distill.cli import main
 from distill.data.sample import make_sample
 from distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
 from distill.files import read_json, write_json
-from distill.lab.diagnose import Finding, _without_labels, confidence, diagnose, exchanged_classes, gradient_ratios
+from distill.lab.diagnose import (
+    Finding,
+    _gradient_norm,
+    _without_labels,
+    confidence,
+    diagnose,
+    exchanged_classes,
+    gradient_ratios,
+)
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import save_model
 from distill.training.evaluation import Scores
@@ -186,10 +194,19 @@ def test_a_part_of_the_student_may_be_frozen_and_its_labelled_images_few(
     train: Callable[..., Path], scenes: Path
 ) -> None:
     run = Run(train(weight=1.0) / "kd" / "seed0")
-    student = run.student()
-    student.backbone.requires_grad_(False)
     few = open_dataset("sample", "train", scenes, limit=3)  # the batch may hold more, of images without labels
-    assert all(ratio > 0 for ratio in gradient_ratios(run, load_teacher("sample"), few, student).values())
+    (whole,) = gradient_ratios(run, load_teacher("sample"), few).values()
+    config = read_json(run.path / "config.json")
+    config["frozen"] = [name for name, _ in run.student().named_parameters() if name.startswith("backbone.")]
+    write_json(run.path / "config.json", config)
+    student = run.student()
+    (ratio,) = gradient_ratios(Run(run.path), load_teacher("sample"), few, student).values()
+    assert ratio > 0 and ratio != pytest.approx(whole, rel=1e-3), "measured over weights that did not learn"
+    assert not student.backbone.bn1.training and student.decoder.last_conv[1].training
+
+
+def test_a_term_on_frozen_maps_has_no_gradient() -> None:
+    assert _gradient_norm(torch.ones(()), torch.nn.Linear(2, 2)) == 0.0
 
 
 def test_exchanged_classes_want_a_clear_case() -> None:

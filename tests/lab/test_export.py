@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import distill
@@ -18,7 +19,7 @@ from distill.data.sample import SAMPLE_CLASSES
 from distill.data.transforms import normalise
 from distill.lab import export as module
 from distill.lab.export import Export, export
-from distill.lab.parity import check_masks
+from distill.lab.parity import check_masks, sized
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.onnx_file import load_onnx
 from distill.networks.saving import save_model
@@ -272,6 +273,12 @@ def images_of(data: distill.data.VOCFolder) -> list[np.ndarray]:
     return [data[index][0].permute(1, 2, 0).numpy() for index in range(len(data))]
 
 
+def test_labels_are_resized_as_where_networks_are_scored(tiny_sample: Path) -> None:
+    data = distill.open_dataset(tiny_sample, "val")
+    (_, labels), before = next(sized(data, (20, 24))), Image.fromarray(data[0][1].numpy().astype(np.uint8))
+    assert np.array_equal(labels[0].numpy(), np.array(before.resize((24, 20), Image.Resampling.NEAREST)))
+
+
 @pytest.mark.parametrize(("agreement", "loss", "fine"), [(0.99, 0.01, True), (0.9, 0.0, False), (0.99, 0.03, False)])
 def test_int8_has_to_agree(agreement: float, loss: float, fine: bool, refused: Callable) -> None:
     found = {"agreement": agreement, "miou": 0.7 - loss, "miou_pytorch": 0.7}
@@ -302,6 +309,10 @@ def test_pytorchs_own_format(network: DeepLabV3Plus, tmp_path: Path) -> None:
     extra = {"metadata.json": ""}
     program = torch.export.load(done.path, extra_files=extra).module()
     assert json.loads(extra["metadata.json"]) == done.metadata
+    assert done.metadata["input"]["least_size"] == [17, 17] and "at least 17 x 17 pixels" in done.sentence
+    assert program(pixels(1, 3, 17, 17)).shape[2:] == (17, 17)
+    with pytest.raises(AssertionError):
+        program(pixels(1, 3, 16, 17))
     images = pixels(3, 3, 50, 33)
     with torch.no_grad():
         torch.testing.assert_close(program(images), network(normalise(images)), atol=1e-4, rtol=0)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from PIL import Image, ImageOps
 
 from distill import cli, load_teacher, open_dataset, predict
-from distill.data.folders import VOCFolder, read_mask
-from distill.data.layout import write_list
+from distill.data.folders import VOCFolder, read_mask, read_split
+from distill.data.layout import BY_TEACHER, write_list
 from distill.lab.label import label_by_teacher
 
 
@@ -54,6 +55,27 @@ def test_a_test_split_without_masks_stays_one(tiny_sample: Path, tmp_path: Path)
     )
     copied = VOCFolder(tmp_path / "out", "test")
     assert copied.image_path(0).exists() and not copied.mask_path(0).exists()
+
+
+def test_masks_drawn_before_are_still_known_as_such(tiny_sample: Path, tmp_path: Path) -> None:
+    """More photographs come, and the labelled folder is labelled again."""
+    first = label_by_teacher(tiny_sample, tmp_path / "first", keep=12, device="cpu", progress=False)
+    drawn = read_split(first, BY_TEACHER)
+    with Image.open(VOCFolder(first, "train").image_path(0)) as picture:
+        ImageOps.mirror(picture).save(first / "JPEGImages" / "new.png")
+    again = label_by_teacher(first, tmp_path / "again", device="cpu", progress=False)
+    assert read_split(again, BY_TEACHER) == [*drawn, "new"] and len(drawn) > 0
+
+
+def test_a_mask_of_an_image_in_no_list_is_not_replaced(tiny_sample: Path, tmp_path: Path, refused) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(tiny_sample, whole)
+    names = read_split(whole, "train")
+    write_list(whole, "train", names[:-1])
+    label = partial(label_by_teacher, whole, tmp_path / "out", keep=3, device="cpu", progress=False)
+    refused(f"{names[-1]}.png is the mask", "in no list of train, val or test", call=label)
+    (whole / "SegmentationClass" / f"{names[-1]}.png").unlink()
+    assert names[-1] in read_split(label(), BY_TEACHER)
 
 
 def test_mistakes_are_told(

@@ -36,6 +36,36 @@ def test_half_of_the_candidates_train_twice_as_long(budget: int, epochs: int, ru
     assert module._rungs(budget, epochs) == rungs
 
 
+def test_no_rung_ends_before_the_student_learns() -> None:
+    assert module._rungs(4, 2, frozen=1) == [(4, 2)]
+    assert module._rungs(8, 8, frozen=1) == [(8, 2), (4, 4), (2, 8)]
+
+
+def test_data_that_have_moved_are_held_out_from_again(tiny_sample: Path, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(tiny_sample, here)
+    held = hold_out(VOCFolder(here, "train"), tmp_path / "data")
+    here.rename(there)
+    assert hold_out(VOCFolder(there, "train"), tmp_path / "data") == held
+    assert VOCFolder(held, "val")[0][0].shape[0] == 3 and (held / "JPEGImages").is_symlink()
+
+
+def test_images_that_are_links_within_their_data_set_are_held_out(tiny_sample: Path, tmp_path: Path, refused) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(tiny_sample, own)
+    (own / "JPEGImages").rename(own / "originals")
+    (own / "JPEGImages").mkdir()
+    for path in (own / "originals").iterdir():
+        (own / "JPEGImages" / path.name).symlink_to(path)
+    held = VOCFolder(hold_out(VOCFolder(own, "train"), tmp_path / "data"), "val")
+    assert held[0][0].shape[0] == 3
+    shutil.copyfile(held.image_path(0), tmp_path / "elsewhere.jpg")
+    link = own / "JPEGImages" / held.image_path(0).name
+    link.unlink()
+    link.symlink_to(tmp_path / "elsewhere.jpg")
+    refused("is a link to", call=lambda: held[0])
+
+
 def test_candidates_lie_around_the_usual_weight() -> None:
     assert module._candidates("kd", "elsewhere", 3, 1.0) == [0.09, 0.9, 9.0]
     assert module._candidates("sakd", "elsewhere", 2, 1.0) == [47.4, 474.0]

@@ -621,6 +621,36 @@ def test_connector_epochs_move_connectors_and_no_weight_of_the_student(
     assert not all(torch.equal(value, start[name]) for name, value in student.named_parameters())
 
 
+def test_a_run_whose_student_learns_nothing_says_so(train: Callable[..., Run], capsys) -> None:
+    for method, epochs, told in (("sakd", 1, True), ("sakd", 2, False), ("kd", 1, False)):
+        train(method, f"{method}{epochs}", epochs=epochs, connector_epochs=1, progress=True)
+        assert ("the student itself does not" in capsys.readouterr().out) is told
+
+
+def test_the_masks_that_are_used_have_to_hold_something(
+    train: Callable[..., Run], tiny_sample: Path, tmp_path: Path, refused
+) -> None:
+    shutil.copytree(tiny_sample, tmp_path / "void")
+    data = open_dataset("sample", "train", tmp_path / "void")
+    for index in range(3):
+        Image.fromarray(np.full(data[index][1].shape, 255, np.uint8)).save(data.mask_path(index))
+    refused("no labelled pixel", call=lambda: train(labelled=3, data_root=tmp_path / "void"))
+    assert train(labelled=4, data_root=tmp_path / "void").finished
+
+
+def test_a_wrapped_student_with_a_pooled_norm_needs_two_images(train: Callable[..., Run], refused) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.pooled = nn.Conv2d(3, 21, 1), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(images + self.pooled(images))
+
+    few = {"batch_size": 2, "accumulate": 2, "limit": 4}
+    refused("a single value per channel from 1 image", call=lambda: train(student=distill.wrap(Pooled()), **few))
+
+
 def test_methods_without_connectors_have_no_frozen_epoch(
     train: Callable[..., Run], make_student: Callable[..., DeepLabV3Plus]
 ) -> None:
