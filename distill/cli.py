@@ -6,11 +6,13 @@ train, evaluate, predict, export; study, tune, compare, diagnose; data, bench, d
 import argparse
 import glob
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -70,6 +72,14 @@ def explained(run: Callable[[], int | None]) -> int:
     try:
         with enough_memory("use smaller images or a smaller network"):
             code = run()
+            sys.stdout.flush()  # here, where a closed pipe is no mistake
+    except BrokenPipeError as error:
+        if not _printed(error):
+            _say(first_line(error))
+            return 2
+        # Whoever read the output has seen enough, as `head` has. Python writes what is left of it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except DistillError as error:
         _say(str(error))
         return 2
@@ -85,6 +95,12 @@ def explained(run: Callable[[], int | None]) -> int:
             _say(str(stopped) or "interrupted; start the same command again to continue")
         return 130
     return code or 0
+
+
+def _printed(error: BaseException) -> bool:
+    """Whether a `print` of this file failed, and not a pipe to another process."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return frame.f_code.co_filename == __file__
 
 
 def _say(sentence: str) -> None:
@@ -351,6 +367,9 @@ def _predict(options: argparse.Namespace) -> None:
     twice = repeated(path.stem.casefold() for path in images)  # not every disk tells A from a
     if twice:
         raise DistillError(f"several images are called {twice}; predict them one by one, each with another --out")
+    written = {(options.out / f"{path.stem}_{kind}.png").resolve() for path in images for kind in ("mask", "overlay")}
+    if lost := next((path for path in images if path.resolve() in written), None):
+        raise DistillError(f"{lost} would be replaced by a picture of the same name; choose another --out")
     model = open_network(options.run).to(pick_device(options.device))
     make_folder(options.out)
     for path in images:
@@ -494,16 +513,16 @@ def _compare(options: argparse.Namespace) -> None:
     found = read_findings(options.runs)
     if options.markdown:
         make_folder(options.markdown.parent)
-    if options.json:
+    drawn, missing = draw(found, options.figures) if options.figures else ([], [])
+    if options.markdown:
+        write_text(options.markdown, report(found, drawn, options.markdown.parent))
+    for sentence in missing:
+        print(f"distill: {sentence}", file=sys.stderr)
+    if options.json:  # printed last: whoever reads it may stop reading
         rows = [{"variant": name, **row} for name, table in tables(found).items() for row in table]
         print(json.dumps([_no_nan(row) for row in rows], indent=1))
     else:
         print(markdown(found))
-    drawn, missing = draw(found, options.figures) if options.figures else ([], [])
-    for sentence in missing:
-        print(f"distill: {sentence}", file=sys.stderr)
-    if options.markdown:
-        write_text(options.markdown, report(found, drawn, options.markdown.parent))
 
 
 def _no_nan(row: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def replace_file(path: str | Path, lasting: bool = False) -> Iterator[Path]:
     Raises DistillError when it cannot be written: the disk is full, or the folder is gone or not writable.
     """
     path = Path(path)
+    if not path.name:
+        raise DistillError(f"{path} is a folder; give a file in it")
     temporary = None
     try:
         temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")

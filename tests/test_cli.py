@@ -185,6 +185,24 @@ def test_predict_writes_masks_and_overlays_of_any_size(
         assert (overlay.mode, overlay.size) == ("RGB", (20, 33))
 
 
+def test_predict_replaces_none_of_its_images(trained: Path, tmp_path: Path, capsys) -> None:
+    for name in ("a.png", "a_mask.png"):
+        Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(tmp_path / name)
+    words = ["predict", str(trained / "kd"), str(tmp_path / "a*.png"), "--device", "cpu", "--out"]
+    assert main([*words, str(tmp_path)]) == 2 and "a_mask.png would be replaced" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a_mask.png"}
+    assert main([*words, str(tmp_path / "out")]) == 0
+
+
+def test_a_page_is_written_though_nobody_reads_the_table(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "distill", "compare", str(PROJECT / "results" / "label-noise.json")]
+    words += ["--markdown", str(tmp_path / "page.md")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    assert "| resnet18 | kd |" in (tmp_path / "page.md").read_text()
+
+
 def test_predict_takes_patterns_that_no_shell_has_expanded(trained: Path, tmp_path: Path, tiny_sample: Path) -> None:
     pattern = tiny_sample / "JPEGImages" / "val_0000[01].*"
     assert main(["predict", str(trained / "kd"), str(pattern), "--out", str(tmp_path), "--device", "cpu"]) == 0

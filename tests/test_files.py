@@ -60,3 +60,11 @@ def test_on_windows_a_file_that_is_read_just_now_is_replaced_a_little_later(
     with replace_file(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and not refusals and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_is_no_file(refused) -> None:
+    def write() -> None:
+        with replace_file("."):
+            pass
+
+    refused(". is a folder", call=write)

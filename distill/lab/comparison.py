@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from matplotlib.figure import Figure
 from pydantic import Field
@@ -134,7 +135,7 @@ def _add_runs(findings: Findings, folder: Path) -> None:
 
 def is_studys_teacher(run: Run) -> bool:
     """Whether it is the teacher that a study trained, which is no row of its table."""
-    return (run.path.resolve().parent / STUDY_FILE).exists()
+    return run.path.name == "teacher" and (run.path.resolve().parent / STUDY_FILE).exists()
 
 
 def _study_of(run: Run) -> Path | None:
@@ -274,7 +275,9 @@ def _but_for_epochs(alone: list[dict[str, Any]], runs: list[dict[str, Any]]) -> 
 
 def _declared(variant: dict[str, Any]) -> set[str]:
     """What the runs of a variant may have that those of another have not, as `check_comparable` calls it."""
-    settings = {**RECIPES.get(variant.get("recipe", ""), {}), **(variant.get("settings") or {})}
+    # One that goes back to the recipe "matched" changes what the study's own recipe has set.
+    recipes = RECIPES.values() if "recipe" in variant else ()
+    settings = {name for recipe in recipes for name in recipe} | set(variant.get("settings") or {})
     return {"images", "samples", *(f"settings.{name}" for name in settings)}
 
 
@@ -325,7 +328,7 @@ def _class_table(gains: dict[tuple[str, str], dict[str, float]]) -> str:
 
 def _relative(path: Path, folder: Path) -> str:
     try:
-        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+        return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())  # a link has no spaces
     except ValueError:  # on another drive of Windows
         return path.resolve().as_uri()
 

@@ -139,7 +139,7 @@ class _Case:
         if source is None and self.config["data"] != "sample":
             raise DistillError(f"{first.path} does not say where its teacher is; name it with --teacher")
         source = source or "sample"
-        teacher = freeze(source) if isinstance(source, nn.Module) else load_teacher(source)
+        teacher = freeze(source).float() if isinstance(source, nn.Module) else load_teacher(source)
         weights = fingerprint(teacher)
         other = [run for run in self.methods.values() if (run.config.get("teacher") or {}).get("weights") != weights]
         if other:

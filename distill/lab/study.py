@@ -12,6 +12,7 @@ import datetime
 import json
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from distill.methods import check_known_elsewhere, code_of, method_terms
 from distill.networks.teachers import fingerprint, load_teacher
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.parallel import pick_device
+from distill.training.presets import make_student
 from distill.training.runs import Run, name_of
 
 _SAME = (
@@ -75,7 +77,10 @@ class Study:
         self.teacher_run = plan_teacher(self.content, self.folder, data_root, device)
         self.runs = plan(self.content, self.folder, data_root, device)
         self.number, self.of = _shard(shard, len(self.runs)) if shard is not None else (1, 1)
-        self.own = [run for run in self.runs[self.number - 1 :: self.of] if fnmatchcase(run.name, only or "*")]
+        self.chosen = [run for run in self.runs if fnmatchcase(run.name, only or "*") or run.name == only]
+        self.own = [run for run in self.runs[self.number - 1 :: self.of] if run in self.chosen]
+        if self.chosen and not self.own:
+            raise DistillError(f"no run with a name like {only} is in shard {shard} of {self.path}; give another shard")
         if not self.own:
             raise DistillError(
                 f"no run of {self.path} has a name like {only}; names are such as {self.runs[0].name}, patterns such "
@@ -163,7 +168,8 @@ class Study:
         teacher = self.teacher_run
         if teacher is None or self.number > 1:
             return []
-        return [teacher] if teacher.finished or not all(map(self.done, self.runs)) else []  # nothing left to teach
+        taught = any(run.keywords["teacher"] and not self.done(run) for run in self.chosen)
+        return [teacher] if teacher.finished or taught else []
 
     def _check_teacher_is_there(self) -> None:
         if all(map(self.done, self.own)):
@@ -222,13 +228,29 @@ class Study:
         for variant in asked:
             rows_of(findings, variant)
         for run, entry in there:
+            self._check_network(run, entry)
             options = run.keywords["method_options"] or {}
             found = {term: {name: entry["terms"].get(term, {}).get(name) for name in options[term]} for term in options}
             asked_for = {"terms": options, "code": code_of(method_terms(run.keywords["method"]))}
             check_comparable([entry | asked_for | {"name": f"the study {self.path}"}, entry | {"terms": found}])
         teacher = self.teacher_run
         if teacher is not None and teacher.begun:
+            self._check_network(teacher, described(Run(teacher.folder)))
             check_comparable([self._asked(teacher), described(Run(teacher.folder)) | {"name": "its teacher's run"}])
+
+    def _check_network(self, run: Planned, entry: dict[str, Any]) -> None:
+        """DistillError where a run that is there has another network or seed than the file asks for."""
+        asked, model = run.keywords, entry.get("model") or {}
+        pairs = {"seed": (entry.get("seed"), asked["seed"]), "backbone": (entry.get("backbone"), asked["student"])}
+        if model.get("backbone") == asked["student"]:
+            shape = asked["student"], model["num_classes"], asked["preset"], run.settings.output_stride, asked["width"]
+            pairs |= {f"model's {key}": (model.get(key), value) for key, value in _model_config(*shape).items()}
+        for name, (found, value) in pairs.items():
+            if found not in (None, value):
+                raise DistillError(
+                    f"{run.folder} holds a run whose {name} is {found}, and {self.path} asks for {value}; give another "
+                    f"folder with --runs, or delete this one"
+                )
 
     def _asked(self, run: Planned) -> dict[str, Any]:
         """What the file says about all runs of a variant, as a record does."""
@@ -333,6 +355,12 @@ class Study:
         # Records that do not say their machine get that of the study, once there is another one.
         known = machine_of(self.before) if len(self.environments) > 1 else {}
         return [known | self.records[run.folder] for run in self.runs if run.folder in self.records]
+
+
+@cache
+def _model_config(student: str, classes: int, preset: str, stride: int, width: float) -> dict[str, Any]:
+    config = make_student(student, classes, preset, stride, width=width).config
+    return dict(json.loads(json.dumps(config)))  # as a record has it
 
 
 def _shard(text: str, runs: int) -> tuple[int, int]:

@@ -48,9 +48,10 @@ def save_model(
     own = {"config": json.dumps(model.config)}
     if model.class_names is not None:
         own["class_names"] = json.dumps(model.class_names)
+    further = {name: str(value) for name, value in (metadata or {}).items() if name not in ("config", "class_names")}
     make_folder(path.parent)
     with replace_file(path, lasting=True) as temporary:
-        save_file(state, temporary, {name: str(value) for name, value in (metadata or {}).items()} | own)
+        save_file(state, temporary, further | own)
 
 
 def _storable(name: str, tensor: Tensor, half: bool) -> Tensor:

@@ -346,6 +346,16 @@ def _check(scenes: Mapping[str, Scene], networks: Mapping[str, nn.Module], class
         raise DistillError("the explorer was given no images or no networks; give at least one of each")
     for name, network in networks.items():
         _check_count(name, getattr(network, "num_classes", len(class_names)), class_names)
+    for name, (image, labels) in scenes.items():
+        if labels is None:
+            continue
+        if labels.shape != image.shape[:2]:
+            raise DistillError(f"the labels of {name} are {labels.shape} and its image {image.shape[:2]}; give its own")
+        if (beyond := labels[(labels >= len(class_names)) & (labels != IGNORE_INDEX)]).size:
+            raise DistillError(
+                f"the labels of {name} hold the class {beyond.max()}, and there are {len(class_names)} names; give "
+                f"networks and names of the same classes"
+            )
 
 
 def _check_count(name: str, classes: int, class_names: Sequence[str]) -> None:

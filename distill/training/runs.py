@@ -264,8 +264,9 @@ def epochs_trained(folder: Path) -> int:
 
 
 def find_runs(*folders: str | Path) -> list[Run]:
-    """All finished runs at or below the folders."""
-    paths = sorted({path.parent for folder in folders for path in Path(folder).rglob("scores.json")})
+    """All finished runs at or below the folders, links to folders among them."""
+    walks = (os.walk(folder, followlinks=True) for folder in folders)
+    paths = sorted({Path(place) for walk in walks for place, _, files in walk if "scores.json" in files})
     runs = [Run(path) for path in paths if is_whole(path / "config.json") and is_whole(path / "scores.json")]
     if not runs:
         raise DistillError(f"there is no finished run in {', '.join(map(str, folders))}; train one first")

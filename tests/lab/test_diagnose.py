@@ -273,6 +273,10 @@ def test_the_teacher_is_the_one_that_the_study_file_names(train: Callable[..., P
     refused("moved.safetensors", call=lambda: by_check(folder))
 
 
+def test_a_teacher_in_double_precision_is_the_same(train: Callable[..., Path]) -> None:
+    assert by_check(train(), teacher=load_teacher("sample").double())["classes"].fine
+
+
 def test_runs_on_other_images_are_not_pooled(train: Callable[..., Path], refused) -> None:
     folder = train(weight=1.0)
     config = read_json(folder / "kd" / "seed0" / "config.json")

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,17 @@ from distill.errors import DistillError
 from distill.files import PROJECT, read_json, usable_cores, write_json
 from distill.lab import pool
 from distill.lab import study as study_module
-from distill.lab.comparison import Findings, by_labels, figures, read_findings, report, tables
+from distill.lab.comparison import (
+    STUDY_FILE,
+    Findings,
+    _declared,
+    by_labels,
+    figures,
+    is_studys_teacher,
+    read_findings,
+    report,
+    tables,
+)
 from distill.lab.plan import Planned, load_study, plan, plan_teacher
 from distill.lab.pool import Job, progress_bar, run_all, slots
 from distill.lab.study import Study
@@ -576,6 +587,27 @@ def test_runs_are_chosen_by_their_names(tmp_path: Path, write: Callable[..., Pat
     assert f": {len(names)} runs" in head and [line.split(maxsplit=2)[-1] for line in lines] == names
     message = refused("no run of", "like kd;", call=lambda: Study(write(), tmp_path / "runs", only="kd"))
     assert whole.runs[0].name in message
+    refused("in shard 1/14", call=lambda: Study(write(), tmp_path / "runs", shard="1/14", only=whole.runs[-1].name))
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    assert not Study(path, tmp_path / "runs", device="cpu", only="*/baseline/*")._own_teacher(), "nobody is taught"
+    assert Study(path, tmp_path / "runs", device="cpu", only="*/kd/*")._own_teacher()
+
+
+def test_a_variant_may_go_back_from_the_published_recipe_and_borrow_baselines() -> None:
+    fair = {"name": "fair", "recipe": "matched", "methods": ["kd"], "baseline": "published"}
+    assert "settings.distilled_dropout" in _declared(fair) and "settings.distilled_dropout" not in _declared({})
+
+
+def test_a_run_beside_a_study_is_not_its_teacher(tmp_path: Path) -> None:
+    write_json(tmp_path / STUDY_FILE, {})
+    for name in ("teacher", "mine"):
+        assert is_studys_teacher(SimpleNamespace(path=tmp_path / name)) is (name == "teacher")
+
+
+def test_pictures_in_a_folder_with_spaces_are_linked(tmp_path: Path) -> None:
+    page = report(Findings(), [(tmp_path / "my figures (1)" / "gains.png", "Gains.")], tmp_path)
+    assert "![Gains.](my%20figures%20%281%29/gains.png)" in page
 
 
 def test_only_the_first_shard_trains_the_teacher(tmp_path: Path, refused) -> None:
@@ -809,6 +841,31 @@ def test_a_study_of_the_clone_is_recorded_in_its_results(tmp_path: Path) -> None
     )
     (tmp_path / "own.toml").write_text(GOOD)
     assert Study(tmp_path / "own.toml", tmp_path, device="cpu").results == tmp_path / "own" / "results.json"
+
+
+RESULTS = PROJECT / "results"
+RECORDED = [path for path in sorted((PROJECT / "studies").glob("*.toml")) if (RESULTS / f"{path.stem}.json").exists()]
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_every_record_is_what_its_study_file_asks_for(path: Path, tmp_path: Path) -> None:
+    study = Study(path, tmp_path, device="cpu", keep_recorded=True)
+    study.check()
+    assert len(study.records) == len(read_json(RESULTS / f"{path.stem}.json")["runs"])
+
+
+def test_a_study_file_that_changed_does_not_keep_other_networks(tmp_path: Path, refused) -> None:
+    text = (PROJECT / "studies" / "student-size.toml").read_text()
+    assert text.count("width = 0.5") == 2
+    (tmp_path / "student-size.toml").write_text(text.replace("width = 0.5", "width = 0.75"))
+    results = RESULTS / "student-size.json"
+    changed = Study(tmp_path / "student-size.toml", tmp_path, results, device="cpu", keep_recorded=True)
+    refused("holds a run whose model's width is 0.125", "asks for 0.1875", call=changed.check)
+    (tmp_path / "own.toml").write_text(GOOD)
+    study = Study(tmp_path / "own.toml", tmp_path, device="cpu")
+    entry = {"backbone": study.runs[0].keywords["student"], "seed": 77}
+    refused("seed is 77", call=lambda: study._check_network(study.runs[0], entry))
+    refused("backbone is resnet101", call=lambda: study._check_network(study.runs[0], {"backbone": "resnet101"}))
 
 
 # ------------------------------------------------------------------------------------------------ what it shows

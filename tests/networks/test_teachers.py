@@ -545,6 +545,15 @@ def test_the_samples_teacher_is_not_taken_for_vocs(
     refused("network", "aeroplane", call=lambda: distill.evaluate(load_teacher(), distill.open_dataset(root, "val")))
 
 
+def test_further_metadata_does_not_take_the_place_of_the_models_own(
+    tmp_path: Path, make_student: Callable[..., DeepLabV3Plus]
+) -> None:
+    network = make_student()
+    network.class_names = None
+    save_model(network, tmp_path / "m.safetensors", metadata={"class_names": ["a", "b"], "of": "mine"})
+    assert distill.load_model(tmp_path / "m.safetensors").class_names is None
+
+
 def test_class_names_are_kept_with_the_weights(tmp_path: Path, make_student: Callable[..., DeepLabV3Plus]) -> None:
     model = make_student(num_classes=2)
     model.class_names = ("sky", "straße")

@@ -186,6 +186,11 @@ def test_mistakes_are_one_sentence(
     refused("no images", call=lambda: Explorer({}, networks, NAMES))
     refused("no networks", call=lambda: Explorer(scenes, {}, NAMES))
     refused("'teacher'", "3 classes", "2 names", call=lambda: Explorer(scenes, networks, NAMES[:2]))
+    name, (image, labels) = next(iter(scenes.items()))
+    beyond = {name: Scene(image, np.full(image.shape[:2], 7))}
+    refused("the class 7", "3 names", call=lambda: Explorer(beyond, networks, NAMES))
+    other = {name: Scene(image, labels[1:])}
+    refused(f"labels of {name}", "its image", call=lambda: Explorer(other, networks, NAMES))
     refused("none.jpg", call=lambda: photograph(tmp_path / "none.jpg"))
     silent = Painter(1.0)
     silent.num_classes = len(NAMES) + 1  # it answers with three all the same

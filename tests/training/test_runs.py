@@ -187,6 +187,9 @@ def test_finished_runs_are_found_at_any_depth(tmp_path: Path, refused) -> None:
     make_run(tmp_path / "a" / "b" / "seed2", finished=False)
     assert [run.path for run in find_runs(tmp_path)] == paths
     assert [run.path for run in find_runs(paths[0], tmp_path / "a")] == paths
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "linked").symlink_to(tmp_path / "a", target_is_directory=True)
+    assert [run.path.name for run in find_runs(tmp_path / "here")] == ["seed0", "seed1"]
     refused("nowhere", "train one first", call=lambda: find_runs(tmp_path / "nowhere"))
 
 
