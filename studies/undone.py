@@ -165,8 +165,8 @@ def section() -> str:
         "with its best* takes for either that of these shares that is best on val. Students whose files were not kept "
         "were trained again for this, so that rows may differ a little from those of the studies:"
     )
-    environment = record["environment"]
-    end = f"Scored {record['date']} on an {environment['processor']}, PyTorch {environment['torch']}."
+    machines = " and an ".join(sorted({run["machine"] for run in record["runs"]}))
+    end = f"Scored until {record['date']} on an {machines}, PyTorch {record['environment']['torch']}."
     return "\n\n".join([head, "\n".join(lines), longer(), end])
 
 
