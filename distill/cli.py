@@ -72,7 +72,7 @@ def explained(run: Callable[[], int | None]) -> int:
     try:
         with enough_memory("use smaller images or a smaller network"):
             code = run()
-            sys.stdout.flush()  # here, where a closed pipe is no mistake
+            print(end="", flush=True)  # here, where a closed pipe is no mistake
     except BrokenPipeError as error:
         if not _printed(error):
             _say(first_line(error))

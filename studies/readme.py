@@ -115,7 +115,8 @@ def results() -> str:
     intervals = sum(len(row.leads) for row in rows)
     head = (
         "*Alone*: mIoU, the mean overlap of true and predicted areas over the classes, in percent, without a teacher; "
-        "of the schedules run with these seeds the best on val. `kd`, `ofd`: the lead over it in points, between runs "
+        "of the schedules run with these seeds the best on val, the images on which settings are chosen. `kd`, `ofd`: "
+        "the lead over it in points, between runs "
         "of one seed; empty where not tried. *Masks*, a control without a distillation loss: the teacher's masks are "
         "the labels where there are none (for wrong labels: everywhere). ± is half of a 95 % interval over seeds, a "
         f"rough one. Bold excludes zero: by chance about {0.05 * intervals:.0f} of these {intervals} would, if "

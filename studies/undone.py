@@ -198,8 +198,8 @@ def _small() -> str:
     twice = "camvid-long/mobilenetv2/baseline"
     if not leads(ofd, twice):
         return ""
-    kept, over_twice = (_lead(ofd, over, chosen()) for over in (alone, twice))
-    return f" `ofd` on MobileNetV2 keeps {kept} then, and {over_twice} over twice the epochs."
+    equal, longer = (f"{_lead(ofd, over, chosen())} of {_lead(ofd, over, 0.0)}" for over in (alone, twice))
+    return f" `ofd` on MobileNetV2 keeps {equal} then, and over the student alone in twice the epochs {longer}."
 
 
 if __name__ == "__main__":

@@ -90,6 +90,11 @@ class Findings:
         # Old records do not say which teacher's scores they hold.
         return self.teacher if not taught or any(one.get("weights") is None for one in self.teachers) else None
 
+    def teacher_of_all(self) -> dict[str, Any] | None:
+        """The scores of the teacher that taught the runs of every variant, where it is one."""
+        found = [self.teacher_of(name) for name in _names(self)]
+        return found[0] if found and all(one == found[0] for one in found) else None
+
     def add(self, records: Sequence[dict[str, Any]], described: dict[str, Any], path: Path) -> None:
         """Further records, and what a study file or a recorded study at `path` says about them."""
         checked(described, _Described, path, _WHAT)
@@ -135,7 +140,8 @@ def _add_runs(findings: Findings, folder: Path) -> None:
 
 def is_studys_teacher(run: Run) -> bool:
     """Whether it is the teacher that a study trained, which is no row of its table."""
-    return run.path.name == "teacher" and (run.path.resolve().parent / STUDY_FILE).exists()
+    path = run.path.resolve()
+    return path.name == "teacher" and (path.parent / STUDY_FILE).exists()
 
 
 def _study_of(run: Run) -> Path | None:
@@ -310,9 +316,8 @@ def report(findings: Findings, pictures: Sequence[tuple[Path, str]], folder: Pat
             parts.append(
                 f"Gain over the baseline by class, mean over seeds, in points of IoU:\n\n{_class_table(gains)}"
             )
-    teachers = [findings.teacher_of(name) for name in _names(findings)]
-    if teachers and teachers[0] and all(teacher == teachers[0] for teacher in teachers):
-        parts.insert(0, f"The teacher has {100 * teachers[0]['miou']:.1f} mIoU.")
+    if teacher := findings.teacher_of_all():
+        parts.insert(0, f"The teacher has {100 * teacher['miou']:.1f} mIoU.")
     parts += [f"![{alt}]({_relative(path, folder)})" for path, alt in pictures]
     return "\n\n".join(parts) + "\n"
 
@@ -357,7 +362,7 @@ def figures(findings: Findings) -> Iterator[tuple[str, Figure | str, str]]:
         yield "variants", charts.variant_chart(found), "Gains of each method with 95 % intervals, variant by variant."
     if lines := by_labels(findings):
         alt = "Mean mIoU against the number of labelled images, by method."
-        yield "labels", charts.label_chart(lines, _miou(findings.teacher)), alt
+        yield "labels", charts.label_chart(lines, _miou(findings.teacher_of_all())), alt
     for name, rows in found.items():
         prefix = f"{variant_folder(name)}/" if name else ""
         of = f" of the variant {name}" if name else ""

@@ -31,7 +31,7 @@ from distill.lab.tables import record
 from distill.losses import IGNORE_INDEX
 from distill.methods import build_method
 from distill.networks.deeplab import DeepLabV3Plus
-from distill.networks.teachers import ask, ask_teacher, fingerprint, freeze, load_teacher
+from distill.networks.teachers import ask, ask_teacher, fingerprint, load_teacher
 from distill.networks.wrapped import Wrapped
 from distill.training.batches import batches_for
 from distill.training.checkpoint import read_checkpoint
@@ -139,7 +139,7 @@ class _Case:
         if source is None and self.config["data"] != "sample":
             raise DistillError(f"{first.path} does not say where its teacher is; name it with --teacher")
         source = source or "sample"
-        teacher = freeze(source).float() if isinstance(source, nn.Module) else load_teacher(source)
+        teacher = load_teacher(source)
         weights = fingerprint(teacher)
         other = [run for run in self.methods.values() if (run.config.get("teacher") or {}).get("weights") != weights]
         if other:

@@ -114,7 +114,7 @@ def export(
     program = traced(network, size)
     metadata = describe(source, network, size, "int8" if int8 else "float32")
     if format == "torch":
-        if size is None and (least := least_size(program)) != [1, 1]:
+        if size is None and (least := least_size(program)):
             metadata["input"]["least_size"] = least
         with _explained(network, size):
             content = torch_of(program, metadata)
@@ -178,10 +178,15 @@ def traced(network: nn.Module, size: Size) -> ExportedProgram:
         return torch.export.export(network, (image,), dynamic_shapes=None if size else free)
 
 
-def least_size(program: ExportedProgram) -> list[int]:
-    """Height and width of the smallest images that a program recorded for any size takes; PyTorch finds it out."""
+def least_size(program: ExportedProgram) -> list[int] | None:
+    """Height and width of the smallest images that a program recorded for any size takes, which PyTorch finds out.
+
+    None where it takes all, or where PyTorch does not say.
+    """
     images = next(node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name == INPUT)
-    return [int(program.range_constraints[side.node.expr].lower) for side in images.shape[2:]]
+    free = [side.node.expr for side in images.shape[2:] if isinstance(side, torch.SymInt)]
+    least = [int(program.range_constraints[side].lower) for side in free if side in program.range_constraints]
+    return least if len(least) == 2 and least != [1, 1] else None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -264,9 +265,16 @@ def epochs_trained(folder: Path) -> int:
 
 
 def find_runs(*folders: str | Path) -> list[Run]:
-    """All finished runs at or below the folders, links to folders among them."""
-    walks = (os.walk(folder, followlinks=True) for folder in folders)
-    paths = sorted({Path(place) for walk in walks for place, _, files in walk if "scores.json" in files})
+    """All finished runs at or below the folders, each once; links to folders are followed."""
+    paths, seen = [], set()
+    for place, below, files in chain.from_iterable(os.walk(folder, followlinks=True) for folder in folders):
+        if (real := os.path.realpath(place)) in seen:  # a link to where the walk has been, or is
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()
+        paths += [Path(place)] if "scores.json" in files else []
+    paths.sort()
     runs = [Run(path) for path in paths if is_whole(path / "config.json") and is_whole(path / "scores.json")]
     if not runs:
         raise DistillError(f"there is no finished run in {', '.join(map(str, folders))}; train one first")

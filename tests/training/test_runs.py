@@ -190,6 +190,8 @@ def test_finished_runs_are_found_at_any_depth(tmp_path: Path, refused) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "linked").symlink_to(tmp_path / "a", target_is_directory=True)
     assert [run.path.name for run in find_runs(tmp_path / "here")] == ["seed0", "seed1"]
+    (tmp_path / "a" / "back").symlink_to(tmp_path, target_is_directory=True)  # round and round
+    assert [run.path for run in find_runs(tmp_path)] == paths, "one run was found by two ways"
     refused("nowhere", "train one first", call=lambda: find_runs(tmp_path / "nowhere"))
 
 
