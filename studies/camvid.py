@@ -6,14 +6,20 @@ from distill.lab.comparison import read_findings, tables
 from distill.lab.curves import late_rise
 from distill.lab.tables import class_gains, markdown_table, results_file
 from distill.show import charts
+from studies import leaderboard
 from studies.blocks import as_long, weights
 from studies.conditions import MASKS as BY_TEACHER
 from studies.labels import ALONE, Row, lead, table
 from studies.shared import average, read, recorded_on, said, score, so_far, tried_alone
 
 COUNTS = (46, 92, 183)  # of labels, of 367 photographs
-MASKS = Row(46, 367, f"the {BY_TEACHER}", ("camvid-by-teacher", ""))
-BY_KD = Row(46, 367, "kd", ("camvid-labels", "46 labels, 367 photographs"), "kd")
+MASKS, MASKS_92 = (
+    Row(labels, 367, f"the {BY_TEACHER}", (study, ""))
+    for labels, study in ((46, "camvid-by-teacher"), (92, "camvid-by-teacher-92"))
+)
+BY_KD, BY_KD_92 = (
+    Row(labels, 367, "kd", ("camvid-labels", f"{labels} labels, 367 photographs"), "kd") for labels in (46, 92)
+)
 ALONE_46 = Row(46, 46, ALONE, ("camvid-labels", "46 labels"))
 OF_FEW = "a teacher of the 46"
 KD_OF_FEW = Row(46, 367, f"kd, {OF_FEW}", ("camvid-few-teacher", ""), "kd")
@@ -28,7 +34,7 @@ def few_rows() -> list[Row]:
         rows.append(Row(labels, labels, ALONE, ("camvid-labels", f"{labels} labels")))
         wider = ("camvid-labels", f"{labels} labels, 367 photographs")
         rows += [Row(labels, 367, method, wider, method) for method in ("kd", "ofd")]
-        rows += [MASKS, KD_OF_FEW, MASKS_OF_FEW] if labels == MASKS.labels else []
+        rows += [row for row in (MASKS, MASKS_92, KD_OF_FEW, MASKS_OF_FEW) if row.labels == labels]
     return [row for row in [*rows, ALL] if row.found()]
 
 
@@ -63,9 +69,9 @@ def few_read() -> str:
             f"The teacher of the 46, which began with ImageNet's weights, has {100 * few_teacher():.1f}, "
             f"{100 * gap:.1f} above the student alone."
         )
-    for masks, kd in ((MASKS, BY_KD), (MASKS_OF_FEW, KD_OF_FEW)):
+    for masks, kd in ((MASKS, BY_KD), (MASKS_92, BY_KD_92), (MASKS_OF_FEW, KD_OF_FEW)):
         if masks in rows and kd in rows:
-            told.append(f"Over {masks.how}, in half the steps: {_leads([kd], masks)}.")
+            told.append(f"With {kd.labels} labels, over {masks.how}, in half the steps: {_leads([kd], masks)}.")
     return " ".join(told)
 
 
@@ -115,7 +121,7 @@ def section() -> str:
     told = [head, markdown_table(rows), recorded_on(study)]
     if found := said(rows):
         told.append(f"{found} What is left of the gains once class weights are undone is told in camvid-undone.")
-    told += [as_long("camvid")]
+    told += [as_long("camvid"), leaderboard.of_photographs()]
     told += [_classes(study["runs"], teacher["val"]["per_class_iou"])]
     told += [weights("camvid", "training images held out"), _schedule()]
     return "\n\n".join(["## camvid: real photographs", *told])

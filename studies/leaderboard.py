@@ -1,10 +1,10 @@
 """The leaderboard: what README.md and results/README.md say of all methods, at equal epochs and at equal time."""
 
 from distill.lab.literature import alone_elsewhere, families, leaderboard
-from distill.lab.tables import not_converged, plus_minus, verdict_of
+from distill.lab.tables import compare, not_converged, plus_minus, read_study, results_file, verdict_of
 from distill.lab.tune import percent
 from distill.show import charts
-from studies.shared import anchor, read, recorded_on
+from studies.shared import anchor, read, recorded_on, seconds_on, so_far
 
 
 def section() -> str:
@@ -95,16 +95,55 @@ def _table(equal: list[dict], timed: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+PHOTOGRAPHS = "camvid-leaderboard"
+
+
+def of_photographs() -> str:
+    """The methods whose weights were chosen on photographs, at equal epochs and over the student alone trained longer.
+
+    The longer student's runs are those of the study camvid-long: most were made on other days and machines than those
+    with a teacher, so their epochs are compared, not their seconds.
+    """
+    equal, _ = leaderboard(f"{PHOTOGRAPHS}.json")
+    alone, *taught = equal
+    runs, _ = read_study(results_file(f"{PHOTOGRAPHS}.json"))
+    longer = [run for run in read_study(results_file("camvid-long.json"))[0] if run["backbone"] == alone["backbone"]]
+    twice, *over = compare([*longer, *(run for run in runs if run["method"] != "baseline")])
+    lead = {row["method"]: row for row in over}
+    kind = {method: kind for kind, methods in families().items() for method in methods}
+    lines = [
+        "| method | compares | mIoU | seeds | gain, equal epochs | verdict | lead over twice the epochs | verdict "
+        "| processor seconds |",
+        f"|{'---|' * 9}",
+    ]
+    for row in [twice, *equal]:
+        method, other = row["method"], lead.get(row["method"])
+        name = f"`{method}`" if "gain" in row else f"{method}, {row['epochs']} epochs"
+        cells = [name, kind.get(method, ""), plus_minus(row["miou"], row["miou_interval"]), f"{len(row['seeds'])}"]
+        for one in (row, other):
+            cells += [plus_minus(one["gain"], one["gain_interval"], "+"), one["verdict"]] if other and one else ["", ""]
+        own = longer if row is twice else [run for run in runs if run["method"] == method]
+        cells.append(", ".join(f"{taken:.0f} ({machine})" for machine, taken in seconds_on(own).items()))
+        lines.append(f"| {' | '.join(cells)} |")
+    head = (
+        f"### {PHOTOGRAPHS}: methods on photographs\n\n{charts.network_name(alone['backbone'])} on CamVid at half "
+        f"size, val, {alone['epochs']} epochs: the runs of the study camvid, and those of the newer method that gained "
+        f"most on drawings. A step with a teacher takes about twice as long or longer, so the lead over the student "
+        f"alone for twice the epochs is the one at about equal time.{so_far(PHOTOGRAPHS)}"
+    )
+    return "\n\n".join([head, "\n".join(lines), _settled(taught, over, "Over twice the epochs")])
+
+
 def _rival(row: dict) -> str:
     """The student alone that trained as long."""
     pairs = "" if row["pairs"] == len(row["seeds"]) else f", {row['pairs']} seeds"
     return f"{row['lent_epochs']} epochs, {row['lent_seconds']:.0f} s{pairs}"
 
 
-def _settled(equal: list[dict], timed: list[dict]) -> str:
+def _settled(equal: list[dict], timed: list[dict], when: str = "At equal time") -> str:
     """What Holm's correction leaves of each of the two columns."""
     said = []
-    for name, found in {"At equal epochs": equal, "At equal time": timed}.items():
+    for name, found in {"At equal epochs": equal, when: timed}.items():
         apart = [row for row in found if row["verdict"] != "not settled"]
         kept = [f"`{row['method']}` ({row['verdict']})" for row in found if row.get("p_holm", 1) < 0.05]
         said.append(

@@ -59,7 +59,8 @@ def _leaderboard() -> dict[str, str]:
 def _photographs() -> dict[str, str]:
     """Leads over the student alone where few photographs have masks."""
     rows, values = camvid.few_rows(), {}
-    names = {camvid.MASKS: "masks", camvid.KD_OF_FEW: "few.kd", camvid.MASKS_OF_FEW: "few.masks"}
+    names = {camvid.MASKS: "masks", camvid.MASKS_92: "masks"}
+    names |= {camvid.KD_OF_FEW: "few.kd", camvid.MASKS_OF_FEW: "few.masks"}
     alone = {row.labels: row.found() for row in rows if row.how == ALONE}
     for row in rows:
         if row.how != ALONE and row.labels in alone:

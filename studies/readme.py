@@ -40,13 +40,15 @@ def settings() -> list[Setting]:
         _wider(
             128, ("sample-128", "128 labels, 2,000 images"), TWICE, ("sample-128", "128 labels"), "labels-by-teacher"
         ),
-        _wider(256, ("labels", "256 labels, 2,000 images"), None, ("labels", "256 labels")),
         replace(USUAL, name=USUALLY),
         replace(NOISY, name="500 labels, three in ten wrong"),
         replace(QUARTERED, name=QUARTER),
         replace(OWN, name="500 labels, a teacher of these images only"),
         _of_few_photographs(46, "camvid-by-teacher"),
-        replace(_of_few_photographs(92), others={f"46 {OF_THEM}": ("camvid-labels", "46 labels")}),
+        replace(
+            _of_few_photographs(92, "camvid-by-teacher-92"), others={f"46 {OF_THEM}": ("camvid-labels", "46 labels")}
+        ),
+        _of_few_photographs(183),
         Setting(ALL_PHOTOGRAPHS, photographs, longer),
         Setting(SMALL_ON_PHOTOGRAPHS, photographs, longer, student=SMALL),
     ]

@@ -24,11 +24,11 @@ from studies.shared import mean_of
 RECORD = PROJECT / "results" / "camvid-undone.json"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 AGAIN = "camvid-again"  # of the study camvid, where its files were not kept, trained once more; in no other record
-STUDIES = ("camvid", AGAIN, "camvid-long", "camvid-labels")
-STUDIES += ("camvid-by-teacher", "camvid-few-teacher", "camvid-by-few-teacher")
+STUDIES = ("camvid", AGAIN, "camvid-long", "camvid-leaderboard", "camvid-labels")
+STUDIES += ("camvid-by-teacher", "camvid-by-teacher-92", "camvid-few-teacher", "camvid-by-few-teacher")
 HELD_OUT = "camvid-baseline"
 ALONE, KD = f"{AGAIN}/resnet18/baseline", "camvid/resnet18/kd"
-FEW, MORE = (f"camvid-labels/{labels}-labels/resnet18/baseline" for labels in (46, 92))
+FEW, MORE, HALF = (f"camvid-labels/{labels}-labels/resnet18/baseline" for labels in (46, 92, 183))
 ROWS = {  # by the folder of their runs, the rows of the table and those that they are compared with
     ALONE: ("ResNet-18 alone", ""),
     "camvid-long/resnet18/baseline": ("ResNet-18 alone, twice the epochs", ALONE),
@@ -36,6 +36,7 @@ ROWS = {  # by the folder of their runs, the rows of the table and those that th
     "camvid/resnet18/at": ("ResNet-18, at", ALONE),
     f"{AGAIN}/resnet18/ofd": ("ResNet-18, ofd", ALONE),
     "camvid/resnet18/sakd": ("ResNet-18, sakd", ALONE),
+    "camvid-leaderboard/resnet18/cirkd": ("ResNet-18, cirkd", ALONE),
     "camvid/mobilenetv2/baseline": ("MobileNetV2 alone", ""),
     "camvid-long/mobilenetv2/baseline": ("MobileNetV2 alone, twice the epochs", "camvid/mobilenetv2/baseline"),
     "camvid/mobilenetv2/kd": ("MobileNetV2, kd", "camvid/mobilenetv2/baseline"),
@@ -51,6 +52,10 @@ ROWS = {  # by the folder of their runs, the rows of the table and those that th
     MORE: ("ResNet-18 alone, 92 masks", ""),
     "camvid-labels/92-labels-367-photographs/resnet18/kd": ("ResNet-18, 92 masks, kd", MORE),
     "camvid-labels/92-labels-367-photographs/resnet18/ofd": ("ResNet-18, 92 masks, ofd", MORE),
+    "camvid-by-teacher-92/resnet18/baseline": ("ResNet-18, 92 masks, the teacher's masks as labels", MORE),
+    HALF: ("ResNet-18 alone, 183 masks", ""),
+    "camvid-labels/183-labels-367-photographs/resnet18/kd": ("ResNet-18, 183 masks, kd", HALF),
+    "camvid-labels/183-labels-367-photographs/resnet18/ofd": ("ResNet-18, 183 masks, ofd", HALF),
 }
 
 
