@@ -98,17 +98,24 @@ def _table(equal: list[dict], timed: dict[str, dict]) -> str:
 PHOTOGRAPHS = "camvid-leaderboard"
 
 
-def of_photographs() -> str:
-    """The methods whose weights were chosen on photographs, at equal epochs and over the student alone trained longer.
+def on_photographs() -> tuple[list[dict], list[dict]]:
+    """As `tables.compare` has them: rows at equal epochs, and rows beside the student alone for twice the epochs.
 
-    The longer student's runs are those of the study camvid-long: most were made on other days and machines than those
-    with a teacher, so their epochs are compared, not their seconds.
+    The baseline comes first in either, then the methods by their gain. The longer student's runs are those of the study
+    camvid-long: most were made on other days and machines than those with a teacher, so no seconds are compared.
     """
     equal, _ = leaderboard(f"{PHOTOGRAPHS}.json")
-    alone, *taught = equal
     runs, _ = read_study(results_file(f"{PHOTOGRAPHS}.json"))
-    longer = [run for run in read_study(results_file("camvid-long.json"))[0] if run["backbone"] == alone["backbone"]]
-    twice, *over = compare([*longer, *(run for run in runs if run["method"] != "baseline")])
+    longer = [run for run in read_study(results_file("camvid-long.json"))[0] if run["backbone"] == equal[0]["backbone"]]
+    return equal, compare([*longer, *(run for run in runs if run["method"] != "baseline")])
+
+
+def of_photographs() -> str:
+    """What results/README.md says of the methods whose weights were chosen on photographs."""
+    equal, (twice, *over) = on_photographs()
+    alone, *taught = equal
+    network = alone["backbone"]
+    runs, longer = (read_study(results_file(f"{name}.json"))[0] for name in (PHOTOGRAPHS, "camvid-long"))
     lead = {row["method"]: row for row in over}
     kind = {method: kind for kind, methods in families().items() for method in methods}
     lines = [
@@ -122,11 +129,13 @@ def of_photographs() -> str:
         cells = [name, kind.get(method, ""), plus_minus(row["miou"], row["miou_interval"]), f"{len(row['seeds'])}"]
         for one in (row, other):
             cells += [plus_minus(one["gain"], one["gain_interval"], "+"), one["verdict"]] if other and one else ["", ""]
-        own = longer if row is twice else [run for run in runs if run["method"] == method]
+        own = [
+            run for run in (longer if row is twice else runs) if (run["backbone"], run["method"]) == (network, method)
+        ]
         cells.append(", ".join(f"{taken:.0f} ({machine})" for machine, taken in seconds_on(own).items()))
         lines.append(f"| {' | '.join(cells)} |")
     head = (
-        f"### {PHOTOGRAPHS}: methods on photographs\n\n{charts.network_name(alone['backbone'])} on CamVid at half "
+        f"### {PHOTOGRAPHS}: methods on photographs\n\n{charts.network_name(network)} on CamVid at half "
         f"size, val, {alone['epochs']} epochs: the runs of the study camvid, and those of the newer method that gained "
         f"most on drawings. A step with a teacher takes about twice as long or longer, so the lead over the student "
         f"alone for twice the epochs is the one at about equal time.{so_far(PHOTOGRAPHS)}"

@@ -22,6 +22,7 @@ from distill.lab.tables import results_file
 from studies import camvid, undone
 from studies.conditions import lead_over
 from studies.labels import ALONE
+from studies.leaderboard import on_photographs
 
 NOTEBOOKS = PROJECT / "notebooks"
 MARK = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?)<!-- =([\w.+-]+) -->")
@@ -44,7 +45,7 @@ def recorded() -> dict[str, str]:
 
 
 def _leaderboard() -> dict[str, str]:
-    """Gains of every method at equal epochs, and at equal time."""
+    """Gains of every method at equal epochs, and at equal time or, on photographs, over the longer student alone."""
     (alone, *taught), timed = leaderboard()
     values = {"leaderboard.seconds.alone": f"{alone['seconds']:.0f}"}
     for seconds in alone_elsewhere(alone, timed).values():
@@ -53,6 +54,10 @@ def _leaderboard() -> dict[str, str]:
         for row in rows:
             values[f"leaderboard.{kind}.{row['method']}.gain"] = f"{100 * row['gain']:+.1f}"
             values[f"leaderboard.{kind}.{row['method']}.interval"] = f"{100 * row['gain_interval']:.1f}"
+    for kind, (_, *rows) in zip(("equal", "longer"), on_photographs(), strict=True):
+        for row in rows:
+            values[f"photographs.{kind}.{row['method']}.gain"] = f"{100 * row['gain']:+.1f}"
+            values[f"photographs.{kind}.{row['method']}.interval"] = f"{100 * row['gain_interval']:.1f}"
     return values
 
 
@@ -86,7 +91,8 @@ def _undone() -> dict[str, str]:
             values |= {f"{name}.trained": f"{means[0]:.1f}", f"{name}.best": f"{max(means):.1f}"}
             for kind, share in {"trained": 0.0, "chosen": undone.chosen(), "best": None}.items():
                 longer = f"camvid-long/{folder.split('/')[1]}/baseline"
-                for which, beside in {"": over, "longer.": longer if folder.startswith("camvid/") else ""}.items():
+                with_all = over == undone.ALONE or folder.startswith("camvid/")
+                for which, beside in {"": over, "longer.": longer if with_all else ""}.items():
                     if found := undone.leads(folder, beside, share):
                         values[f"{name}.{which}lead.{kind}"] = f"{100 * sum(found) / len(found):+.1f}"
                         some = len(found) > 1
