@@ -129,9 +129,8 @@ def of_photographs() -> str:
         cells = [name, kind.get(method, ""), plus_minus(row["miou"], row["miou_interval"]), f"{len(row['seeds'])}"]
         for one in (row, other):
             cells += [plus_minus(one["gain"], one["gain_interval"], "+"), one["verdict"]] if other and one else ["", ""]
-        own = [
-            run for run in (longer if row is twice else runs) if (run["backbone"], run["method"]) == (network, method)
-        ]
+        among = longer if row is twice else runs
+        own = [run for run in among if (run["backbone"], run["method"]) == (network, method)]
         cells.append(", ".join(f"{taken:.0f} ({machine})" for machine, taken in seconds_on(own).items()))
         lines.append(f"| {' | '.join(cells)} |")
     head = (
