@@ -23,6 +23,7 @@ from studies.conditions import (
 from studies.labels import lead
 from studies.shared import corrected, gain_of, gains_of, over_longer, read, score, seconds_on, steps
 
+NOISY_LABELS = "500 labels, three in ten wrong"
 USUALLY, QUARTER = "500 labels", "500 labels, a quarter of these channels"
 ALL_PHOTOGRAPHS = "367 labels, photographs"
 SMALL = "mobilenetv2"
@@ -36,12 +37,12 @@ def settings() -> list[Setting]:
     photographs, longer = ("camvid", ""), ("camvid-long", "")
     return [
         _wider(64, ("labels", "64 labels, 2,000 images"), None, ("labels", "64 labels")),
-        Setting("128 labels", ("sample-128", "128 labels"), TWICE),
         _wider(
             128, ("sample-128", "128 labels, 2,000 images"), TWICE, ("sample-128", "128 labels"), "labels-by-teacher"
         ),
+        _wider(256, ("labels", "256 labels, 2,000 images"), None, ("labels", "256 labels")),
         replace(USUAL, name=USUALLY),
-        replace(NOISY, name="500 labels, three in ten wrong"),
+        replace(NOISY, name=NOISY_LABELS),
         replace(QUARTERED, name=QUARTER),
         replace(OWN, name="500 labels, a teacher of these images only"),
         _of_few_photographs(46, "camvid-by-teacher"),
@@ -103,7 +104,7 @@ def lines() -> list[Line]:
         best = best_baseline(runs)
         alone = runs[best]
         if best.endswith(OF_THEM):
-            row = replace(row, name=f"{row.name} (alone: {best.removeprefix('baseline, ')})")
+            row = replace(row, name=f"{row.name} (alone: with {best.removeprefix('baseline, ')}, which is better)")
         leads = {what: lead_over(runs[what], alone) for what in (*METHODS, *row.controls) if what in runs}
         taken = f"{steps(alone[0]):,} / {steps(taught[0]):,}"
         if MASKS in leads and steps(runs[MASKS][0]) != steps(taught[0]):
@@ -144,79 +145,89 @@ def _listed(points: list[str]) -> list[str]:
 
 def in_short(rows: list[Line]) -> list[str]:
     """The answer, a sentence for each kind of images and labels, as long as the rows say it."""
-    better = {}
-    for row in rows:
-        better[row.setting.name] = {what for what, lead in row.leads.items() if lead["verdict"] == "better"}
-    drawn = {name: found for name, found in better.items() if "photographs" not in name}
-    small = next((row.leads for row in rows if row.setting.name == SMALL_ON_PHOTOGRAPHS), {})
-    return _of_drawings(drawn) + _of_photographs(
-        {name: found for name, found in better.items() if name not in drawn}, small
+    drawn = [row for row in rows if "photographs" not in row.setting.name]
+    return _of_drawings(drawn) + _of_photographs([row for row in rows if row not in drawn])
+
+
+def _better(row: Line) -> set[str]:
+    """What is ahead of the best student alone."""
+    return {what for what, lead in row.leads.items() if lead["verdict"] == "better"}
+
+
+def _of_drawings(rows: list[Line]) -> list[str]:
+    """What is ahead with drawings: two sentences."""
+    by_name = {row.setting.name: row for row in rows}
+    few, wrong = [row for row in rows if "taught also" in row.setting.name], by_name[NOISY_LABELS]
+    if not all(map(_better, [*few, wrong])) or _better(by_name[USUALLY]) or leaderboard.ahead_at_equal_time():
+        return []
+    leads = [row.leads["kd"]["gain"] for row in few]  # few labels first
+    more = ", the more the fewer labels there are" if leads == sorted(leads, reverse=True) else ""
+    gains = ", ".join(f"{gain_of(row.leads['kd'])} ({row.setting.name.split(';')[0]})" for row in few)
+    return [
+        f"**Drawings, labels few or wrong:** a teacher that knows better helps{more}: with further images without "
+        f"labels `kd` leads by {gains}; with three labels in ten wrong by {gain_of(wrong.leads['kd'])}.",
+        "**Drawings, labels many and right:** no method is ahead of a student alone that trains as many seconds"
+        f"{_but_tiny(by_name.get(QUARTER))}.",
+    ]
+
+
+def _of_photographs(rows: list[Line]) -> list[str]:
+    """What is ahead with photographs: two sentences."""
+    full = {row.setting.name: row for row in rows if ALL_PHOTOGRAPHS in row.setting.name}
+    few = [row for row in rows if row.setting.name not in full]
+    ahead = set[str]().union(*map(_better, few))
+    if not ahead | set[str]().union(*map(_better, full.values())):
+        return ["**Photographs:** no lead over the best student alone is settled."]
+    if MASKS not in ahead or _better(full[ALL_PHOTOGRAPHS]):
+        return []
+    perhaps = [f"`{method}` with that teacher ({_by_labels(few, method)})" for method in METHODS if method in ahead]
+    own = lead_over(camvid.MASKS_OF_FEW.found(), camvid.ALONE_46.found())  # of one teacher, and one choice of images
+    perhaps += [f"masks of a teacher of the same 46 labels ({gain_of(own)})"] if own["verdict"] == "better" else []
+    also = f" Less sure: {'; '.join(perhaps)}." if perhaps else ""
+    return [
+        "**Photographs, few labels:** it helps to put the masks of a teacher that had learned from all labels in the "
+        f"place of those that are missing: {_by_labels(few, MASKS)}.{also}",
+        f"**Photographs, all labels:** no distillation loss is ahead of the best {charts.network_name(STUDENT)} alone, "
+        f"which had twice the steps{_and_on_small(full)}.",
+    ]
+
+
+def _by_labels(rows: list[Line], what: str) -> str:
+    """The leads of a method, or of the masks, in the rows that have it."""
+    return ", ".join(
+        f"{gain_of(row.leads[what])} with {row.setting.name.split()[0]}" for row in rows if what in row.leads
     )
 
 
-def _of_drawings(better: dict[str, set[str]]) -> list[str]:
-    """By row with drawings, what is ahead there: two sentences."""
-    few = [found for name, found in better.items() if "taught also" in name or "wrong" in name]
-    if not all(few) or better[USUALLY] or leaderboard.ahead_at_equal_time():
-        return []
-    return [
-        "**Drawings, labels few or wrong:** a teacher that knows better helps much.",
-        "**Drawings, labels many and right:** no method is ahead of a student alone that trains as many seconds"
-        f"{_but_tiny(better)}.",
-    ]
-
-
-def _of_photographs(better: dict[str, set[str]], small: dict[str, dict]) -> list[str]:
-    """By row with photographs, what is ahead there; `small` has the leads on the smaller student."""
-    with_all, on_small = better.get(ALL_PHOTOGRAPHS, set()), better.get(SMALL_ON_PHOTOGRAPHS, set())
-    with_few = set[str]().union(*(found for name, found in better.items() if ALL_PHOTOGRAPHS not in name))
-    if not with_all | with_few | on_small:
-        return ["**Photographs:** no lead over the best student alone is settled."]
-    if MASKS not in with_few or with_all:
-        return []
-    losses = " and ".join(f"`{method}`" for method in METHODS if method in with_few)
-    perhaps = [f"{losses} with that teacher"] if losses else []
-    own = lead_over(camvid.MASKS_OF_FEW.found(), camvid.ALONE_46.found())  # of one teacher, and one choice of images
-    perhaps += [f"masks of a teacher of the same few labels ({gain_of(own)})"] if own["verdict"] == "better" else []
-    also = f"; so may {' and '.join(perhaps)}" if perhaps else ""
-    return [
-        "**Photographs, few labels:** where labels are missing it helps to put the masks of a teacher that had learned "
-        f"from all labels in their place{also}.",
-        f"**Photographs, all labels:** no distillation loss is ahead of the best {charts.network_name(STUDENT)} alone, "
-        f"which had twice the steps{_and_on_small(small)}.",
-    ]
-
-
-def _and_on_small(leads: dict[str, dict]) -> str:
+def _and_on_small(rows: dict[str, Line]) -> str:
     """The smaller student of photographs, where a loss is ahead of the best of it alone."""
-    ahead = {method: leads[method] for method in METHODS if leads.get(method, {}).get("verdict") == "better"}
+    row = rows.get(SMALL_ON_PHOTOGRAPHS)
+    ahead = {method: row.leads[method] for method in METHODS if method in _better(row)} if row else {}
     said = " and ".join(f"`{method}` is, by {gain_of(lead)}" for method, lead in ahead.items())
     return f"; on {charts.network_name(SMALL)} {said}" if said else ""
 
 
-def _but_tiny(better: dict[str, set[str]]) -> str:
+def _but_tiny(row: Line | None) -> str:
     """The exception: a student with a quarter of the channels."""
-    methods = [f"`{method}`" for method in METHODS if method in better.get(QUARTER, ())]
+    methods = [f"`{method}`" for method in METHODS if row and method in _better(row)]
     return f", except for a tiny student, which {' and '.join(methods)} lifts" if methods else ""
 
 
 def _cost(taught: str, alone: str) -> str:
     """How many times as long a step with a teacher takes, from and to, on machines that have both."""
-    found = {name: read_study(results_file(f"{name}.json"))[0] for name in (taught, alone)}
-    runs = {name: [run for run in own if run["backbone"] == STUDENT] for name, own in found.items()}
-    paces = {method: _paces(runs[taught], method) for method in METHODS} | {"": _paces(runs[alone], "baseline")}
-    ratios = [
-        seconds / paces[""][machine]
-        for method in METHODS
-        for machine, seconds in paces[method].items()
-        if machine in paces[""]
-    ]
+    runs = {name: read_study(results_file(f"{name}.json"))[0] for name in (taught, alone)}
+    ratios = []
+    for student in (STUDENT, SMALL):
+        usual = _paces(runs[alone], student, "baseline")
+        for method in METHODS:
+            paces = _paces(runs[taught], student, method)
+            ratios += [seconds / usual[machine] for machine, seconds in paces.items() if machine in usual]
     return f"{min(ratios):.1f} to {max(ratios):.1f}"
 
 
-def _paces(runs: list[dict], method: str) -> dict[str, float]:
+def _paces(runs: list[dict], student: str, method: str) -> dict[str, float]:
     """Processor seconds of an image by machine."""
-    own = [run for run in runs if (run["backbone"], run["method"]) == (STUDENT, method)]
+    own = [run for run in runs if (run["backbone"], run["method"]) == (student, method)]
     return {machine: seconds / own[0]["samples"] for machine, seconds in seconds_on(own).items()}
 
 

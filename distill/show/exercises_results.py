@@ -131,7 +131,7 @@ def fitting_temperature(answer: Callable[..., Any]) -> None:
     true = 2 * torch.randn(2, 5, 40, 40, generator=random)
     labels = torch.multinomial(true.movedim(1, -1).flatten(0, 2).softmax(1), 1, generator=random).view(2, 40, 40)
     labels[:, :3] = 255
-    for factor, what in ((3.0, "three times too sure"), (0.5, "half as sure as it should be")):
+    for factor, what in ((2.6, "2.6 times as sure as it should be"), (0.6, "0.6 times as sure as it should be")):
         logits = factor * true
         logits[:, 1, :3] = 1000  # under void
         given, marks = logits.clone(), labels.clone()
@@ -156,13 +156,12 @@ def inherited_errors(answer: Callable[..., Any]) -> None:
 
 @exercise
 def added_by_fault(answer: Callable[..., Any]) -> None:
-    runs = {  # score by seed; seed 1 lacks one run, seed 4 another, and the order in which they stand says nothing
-        ("fair", "kd"): {3: 71, 0: 70, 1: 72, 4: 75},
-        ("fair", "baseline"): {0: 60, 1: 61, 3: 64, 4: 66},  # gains of 10 and 7 at seeds 0 and 3
-        ("fault", "kd"): {0: 75, 3: 70, 4: 71, 1: 74},
-        ("fault", "baseline"): {4: 62, 3: 61, 0: 62},  # gains of 13 and 9; none at seed 1
+    runs = {  # score by seed; three seeds lack one run each, and the order in which they stand says nothing
+        ("fair", "kd"): {103: 71, 0: 70, 1: 72, 5: 73},
+        ("fair", "baseline"): {0: 60, 1: 61, 103: 64, 4: 66},  # gains of 10 and 7 at seeds 0 and 103
+        ("fault", "kd"): {0: 75, 103: 70, 4: 71, 1: 74, 5: 76},
+        ("fault", "baseline"): {4: 62, 103: 61, 0: 62, 5: 60},  # gains of 13 and 9 there
     }
-    del runs["fair", "kd"][4]
     score = {(*row, seed): value for row, seeds in runs.items() for seed, value in seeds.items()}
 
     def asked(*pairs: tuple[str, str]) -> list[float]:
@@ -172,13 +171,13 @@ def added_by_fault(answer: Callable[..., Any]) -> None:
 
     added = asked(("fault", "fault"), ("fair", "fair"))
     expect(
-        added == [3, 2], f"at seeds 0 and 3, gains of 13 and 9 with the fault, 10 and 7 without: [3, 2], not {added}"
+        added == [3, 2], f"at seeds 0 and 103, gains of 13 and 9 with the fault, 10 and 7 without: [3, 2], not {added}"
     )
     added = asked(("fair", "fault"), ("fair", "fair"))  # the fault is the baseline's alone
     sentence = "the first name is the variant of the method, the second that of its baseline"
     expect(added == [-2, 3], f"{sentence}: [-2, 3], not {added}")
     added = asked(("fault", "fault"), ("fair", "fault"))
-    expect(added == [5, -1], f"{sentence}, in `without` too: [5, -1], not {added}")
+    expect(added == [5, 3, -1], f"{sentence}, in `without` too: [5, 3, -1], not {added}")
 
 
 @exercise
@@ -222,7 +221,7 @@ def labels_to_reach(answer: Callable[..., Any]) -> None:
     for target, needed in ((0.4, 100), (0.5, 100 * 2**0.5), (0.35, 50 * 2**0.5), (0.6, 200), (0.2, 50)):
         count = answer(dict(scores), target)
         expect(
-            count is not None and abs(count - needed) < 0.51,
+            count is not None and abs(count - needed) < 1.01,  # rounded up, down or not at all
             f"{target:g} lies where labels, on a logarithmic axis, are {needed:.1f}, not {count}",
         )
-    expect(answer(dict(scores), 0.7) == float("inf"), "no number that was tried reaches 0.7: return math.inf")
+    expect(answer(dict(scores), 0.7) == float("inf"), "no number that was tried reaches 0.7: return np.inf")

@@ -270,6 +270,23 @@ def _by_place(score, with_fault, without):
     return list((a - b) - (c - d))
 
 
+def _of_seeds(seeds=None):
+    """With no seeds given: those of the method, whether or not their baseline is there."""
+
+    def answer(score, with_fault, without):
+        def has(seed, *pairs):
+            rows = [(pair[i], method) for pair in pairs for i, method in enumerate(("kd", "baseline"))]
+            return all((*row, seed) in score for row in (rows if seeds else rows[:3]))
+
+        def gain(seed, pair):
+            return score[pair[0], "kd", seed] - score[pair[1], "baseline", seed]
+
+        asked = seeds or sorted({seed for *_, seed in score})
+        return [gain(s, with_fault) - gain(s, without) for s in asked if has(s, with_fault, without)]
+
+    return answer
+
+
 def _without_zero_grad(teacher, student, images, optimizer):
     loss = (student(images) - teacher(images).detach()).square().mean()
     loss.backward()
@@ -297,7 +314,20 @@ MORE = {
             key=lambda t: torch.nn.functional.cross_entropy(logits / t, labels.where(labels != 255, 0)).item(),
         ),
     ),
+    "few temperatures": (
+        "fitting_temperature",
+        lambda logits, labels: min(
+            (0.25, 0.5, 1, 2, 3, 4),
+            key=lambda t: torch.nn.functional.cross_entropy(logits / t, labels, ignore_index=255),
+        ),
+    ),
     "seeds by their places": ("added_by_fault", _by_place),
+    "the seeds of the notebook's table": ("added_by_fault", _of_seeds(range(5))),
+    "seeds that have no fair baseline": ("added_by_fault", _of_seeds()),
+    "labels without their logarithm": (
+        "labels_to_reach",
+        lambda scores, target: np.interp(target, list(scores.values()), list(scores), right=np.inf),
+    ),
     "codes that wrap around": ("to_uint8", _codes(clip=False)),
     "rounded once": ("to_uint8", _codes(round_last=True)),
     "the largest value without 0": ("to_uint8", _codes(high=-np.inf)),
@@ -371,6 +401,14 @@ def test_plausible_mistakes_do_not_pass(name: str, wrong: Callable) -> None:
 
 
 RIGHT = {
+    "rounded up": (
+        "labels_to_reach",
+        lambda scores, target: (
+            np.inf
+            if target > max(scores.values())
+            else int(np.ceil(np.exp(np.interp(target, list(scores.values()), np.log(list(scores)))) - 1e-9))
+        ),
+    ),
     "in double precision": ("entropy", lambda x: -(x.double().softmax(1) * x.double().log_softmax(1)).sum(1)),
     "in NumPy": (
         "average_gradients",
