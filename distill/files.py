@@ -36,7 +36,7 @@ def replace_file(path: str | Path, lasting: bool = False) -> Iterator[Path]:
         raise DistillError(f"{path} is a folder; give a file in it")
     temporary = None
     try:
-        temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
+        temporary = path.with_name(f".{path.name[:40]}.{uuid4().hex}.part")  # no longer a name than the disk allows
         temporary.touch(exist_ok=False)
         yield temporary
         if lasting:

@@ -148,7 +148,7 @@ def load_methods(path: str | Path) -> None:
         registered = [method for method, term in METHODS.items() if before.get(method) is not term]
         if not registered:
             raise DistillError(f"{path} registers no method; call distill.register_method in it")
-    except DistillError:
+    except BaseException:  # a sys.exit in the file, or Ctrl-C, too
         METHODS.clear()
         METHODS.update(before)
         sys.path[:] = places

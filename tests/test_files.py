@@ -68,3 +68,9 @@ def test_a_folder_is_no_file(refused) -> None:
             pass
 
     refused(". is a folder", call=write)
+
+
+def test_the_longest_name_that_a_disk_takes_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("\u5199" * 83 + ".txt")  # 253 bytes
+    files.write_text(path, "whole")
+    assert path.read_text() == "whole" and len(list(tmp_path.iterdir())) == 1

@@ -209,3 +209,12 @@ def test_a_method_that_cannot_be_trained_is_one_sentence(
 def test_a_name_that_is_no_text_is_refused() -> None:
     with pytest.raises(DistillError, match="cannot be called 5"):
         methods.register_method(5, _method(lambda s, t: s))
+
+
+def test_a_file_that_ends_the_program_takes_no_method_away(tmp_path: Path) -> None:
+    path = tmp_path / "loss.py"
+    path.write_text("import sys\nsys.exit(3)\n")
+    before = dict(METHODS)
+    with pytest.raises((SystemExit, DistillError)):
+        load_methods(path)
+    assert before == METHODS

@@ -94,7 +94,7 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         path = _first_existing([self.root / IMAGES / f"{self.ids[index]}{ending}" for ending in IMAGE_ENDINGS])
         if not os.path.exists(path):  # with an ending such as .Jpg
             alike = (p for p in path.parent.glob(f"{glob.escape(path.stem)}.*") if p.suffix.lower() in IMAGE_ENDINGS)
-            return next(alike, path)
+            return next((p for p in alike if p.stem == path.stem), path)
         return path
 
     def mask_path(self, index: int) -> Path:
@@ -183,14 +183,20 @@ def _first_existing(paths: list[Path]) -> Path:
 
 def images_below(folder: Path) -> list[Path]:
     """The image files of a folder and of those in it, by their paths, but for hidden ones."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and not path.is_dir())
     return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
 
 
 def unlisted_images(folder: Path, listed: Container[str]) -> dict[str, Path]:
-    """The images below a folder that are not listed, by their names in lists: the path there, without ending."""
-    named = {path.relative_to(folder).with_suffix("").as_posix(): path for path in images_below(folder)}
-    return {name: path for name, path in named.items() if name not in listed}
+    """The images below a folder that are not listed, by their names in lists: the path there, without ending.
+
+    Raises DistillError where two of them would have one name.
+    """
+    named = [(path.relative_to(folder).with_suffix("").as_posix(), path) for path in images_below(folder)]
+    others = [(name, path) for name, path in named if name not in listed]
+    if twice := repeated(name for name, _ in others):
+        raise DistillError(f"several images in {folder} are called {twice}, with different endings; rename one of them")
+    return dict(others)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -253,7 +259,12 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
                     f"{path} is grey of {few[1]} bits, whose values would be read as others; export it again as a "
                     f"palette or 8-bit grey PNG"
                 )
-            mode, mask = picture.mode, np.array(picture)
+            if picture.format in ("JPEG", "MPO"):  # whatever the file's ending says
+                raise DistillError(
+                    f"{path} is a JPEG file, which changes the values that were drawn; export the mask again as a "
+                    f"palette or 8-bit grey PNG"
+                )
+            mode, mask = picture.mode, np.array(ImageOps.exif_transpose(picture))  # turned as its image is
     if mode not in ("P", "L") or mask.ndim != 2:
         raise DistillError(
             f"{path} is a {mode} image, and a mask is a palette or 8-bit grey PNG of class indices; "

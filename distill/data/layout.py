@@ -1,5 +1,6 @@
 """Writing a folder in VOC layout: its palette, masks, lists and class names, and the folder whole or not at all."""
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -38,7 +39,10 @@ def mask_image(labels: np.ndarray) -> Image.Image:
 
 
 def write_list(root: Path, split: str, names: Iterable[str]) -> None:
-    """The images of a split, one name a line."""
+    """The images of a split, one name a line; DistillError for a name that would be read as another."""
+    names = list(names)
+    if strange := next((name for name in names if [name.strip()] != name.splitlines()), None):
+        raise DistillError(f"the image {strange!r} has a name that no list can hold; rename it")
     write_text(root / LISTS / f"{split}.txt", "".join(f"{name}\n" for name in names))
 
 
@@ -56,6 +60,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     if out.exists():
         raise DistillError(f"{out} is there already; choose another folder, or delete it")
     make_folder(out.parent)
+    if not os.access(out.parent, os.W_OK):
+        raise DistillError(f"{out.parent} may not be written to; choose a place in another folder")
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         whole = Path(temporary) / out.name
         make_folders(whole)

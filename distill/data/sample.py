@@ -380,11 +380,10 @@ def make_sample(
     recipe = f"distill sample 1: {counts}, size {size}, seed {seed}{noise}\n"
     stamp = root / "sample.txt"
     if stamp.exists():
-        if stamp.read_text() == recipe:
+        found = stamp.read_text(encoding="utf-8", errors="replace")
+        if found == recipe:
             return root
-        raise DistillError(
-            f"{root} holds another sample ({stamp.read_text().strip()!r}); choose another folder or delete it"
-        )
+        raise DistillError(f"{root} holds another sample ({found.strip()!r}); choose another folder or delete it")
     make_folder(root)
     strange = any(path.suffix != ".part" for path in root.iterdir())  # .part: of a process that was killed as it began
     if strange and not (root / "sample.partial").exists():

@@ -31,13 +31,13 @@ class WithUnlabelled(VOCFolder):
             self.folder = self.folder / IMAGES  # and not the masks beside it
         if self.folder.name in MASK_FOLDERS and (self.folder.parent / IMAGES).is_dir():
             raise DistillError(f"{self.folder} holds masks; give {self.folder.parent / IMAGES}, the images")
-        there = images_below(self.folder)
+        there = [path for path in images_below(self.folder) if not _is_mask(path)]
         broken = next((path for path in there if not path.exists()), None)
         if broken:
             raise DistillError(f"{broken} is a link to a file that is not there; restore that, or remove the link")
         self.extra = _others(there, self.folder, [labelled, *splits_to_score(labelled.root)])
         if not self.extra:
-            more = f" but the {len(there)} of its train, val and test" if there else ""
+            more = f" but {len(there)} that are of its train, val and test, or have their names" if there else ""
             raise DistillError(f"{self.folder} holds no images{more}; give a folder of .jpg or .png files")
         self.ids = [*labelled.ids, *(path.stem for path in self.extra)]
 
@@ -72,6 +72,11 @@ def _others(there: list[Path], folder: Path, splits: list[VOCFolder]) -> list[Pa
     twins = [path for path in known if path.exists() and path.stat().st_size in sizes]
     twin_sizes, contents = {path.stat().st_size for path in twins}, {_digest(path) for path in twins}
     return [path for path in others if path.stat().st_size not in twin_sizes or _digest(path) not in contents]
+
+
+def _is_mask(path: Path) -> bool:
+    """Whether it lies in a data set, beside the images."""
+    return any(place.name in MASK_FOLDERS and (place.parent / IMAGES).is_dir() for place in path.parents)
 
 
 def _digest(path: Path) -> bytes:

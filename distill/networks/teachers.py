@@ -20,7 +20,7 @@ from distill.errors import DistillError, first_line, nearest
 from distill.files import PROJECT
 from distill.networks.deeplab import DeepLabV3Plus, build_model
 from distill.networks.saving import load_model, mismatch
-from distill.networks.wrapped import Wrapped, memory_format_of
+from distill.networks.wrapped import Wrapped, as_names, memory_format_of
 
 SHIPPED = "teacher-sample.safetensors"
 
@@ -70,7 +70,7 @@ def load_teacher(
         raise DistillError(
             f"a {type(source).__name__} is no teacher; give a name, a file, or a network, such as run.student()"
         )
-    class_names = None if class_names is None else tuple(map(str, class_names))
+    class_names = as_names(class_names)
     if class_names is not None and len(class_names) != model.num_classes:
         raise DistillError(
             f"{len(class_names)} class_names were given and the teacher knows {model.num_classes} classes; give one "

@@ -57,8 +57,8 @@ class Wrapped(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.taps = network, _by_position("positions", positions)
-        self.channels_last = True  # until it is known
-        self.class_names = None if class_names is None else tuple(map(str, class_names))
+        self.channels_last, self.writes = True, False  # until it is known
+        self.class_names = as_names(class_names)
         if next(network.parameters(), None) is None:
             raise DistillError(
                 f"the {type(network).__name__} has no weights; give a network with weights, trained or not"
@@ -91,6 +91,7 @@ class Wrapped(nn.Module):
         fitting = tuple((side + self.divisor - 1) // self.divisor * self.divisor for side in size)
         with record(self.network, tuple(self.taps.values()) if return_maps else ()) as recorded:
             resized = _resize(images, fitting, self._any_size(size))
+            resized = resized.clone() if self.writes else resized  # others see the same images
             logits = _logits(self.network(resized if self.channels_last else resized.contiguous()))
         logits = _resize(logits, size, self._any_size(size))
         if not return_maps:
@@ -123,7 +124,8 @@ class Wrapped(nn.Module):
         for self.divisor in (1, 8, 16, 32, 64):
             with eval_mode(self.network):
                 try:
-                    answer = self(weight.new_zeros(1, 3, 65, 97), return_maps=True)
+                    answer = self(image := weight.new_zeros(1, 3, 65, 97), return_maps=True)
+                    self.writes = self.writes or image._version > 0
                     if self.divisor > 1:  # the first may be the one size that a network takes
                         self(weight.new_zeros(1, 3, 129, 193))
                     return self.divisor, *answer
@@ -147,7 +149,7 @@ class Wrapped(nn.Module):
         try:
             with eval_mode(self.network):
                 self(images)
-        except RuntimeError:  # a `view` relies on the usual order
+        except Exception:  # a `view` relies on the usual order, or the network asks for it
             return False
         return True
 
@@ -168,6 +170,13 @@ def memory_format_of(network: nn.Module) -> torch.memory_format:
     return torch.contiguous_format if usual else torch.channels_last
 
 
+def as_names(class_names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of classes as a tuple; DistillError for a single string, which would be taken letter by letter."""
+    if isinstance(class_names, str):
+        raise DistillError(f"class_names is {class_names!r}; give a list of names, one per class")
+    return None if class_names is None else tuple(map(str, class_names))
+
+
 def suggest_positions(network: nn.Module, size: tuple[int, int] = (128, 192), show: bool = True) -> dict[str, str]:
     """Layers of a network for `wrap` or `load_teacher`, by position; printed as a table where `show` is left on.
 
@@ -181,7 +190,7 @@ def suggest_positions(network: nn.Module, size: tuple[int, int] = (128, 192), sh
     size = (-(-size[0] // wrapped.divisor) * wrapped.divisor, -(-size[1] // wrapped.divisor) * wrapped.divisor)
     image = next(network.parameters()).new_zeros(1, 3, *size, requires_grad=True)
     with torch.enable_grad(), eval_mode(network):
-        answer, made = made_by(network, lambda: network(image))
+        answer, made = made_by(network, lambda: network(image.clone()))  # which the network may write into
         logits = _logits(answer)
         maps = [(one, shape) for one in made if (shape := _map_shape(one.tensor, size))]
         maps = _of_use(logits, maps)

@@ -57,6 +57,15 @@ def check_labelled(dataset: VOCFolder, first: int = 0) -> None:
         raise DistillError(fault)
 
 
+def check_whole(dataset: VOCFolder) -> None:
+    """DistillError where an image or a mask is faulty, or nothing can be scored: all are read before the training."""
+    found: set[int] = set()
+    for index in range(len(dataset)):
+        found |= set(dataset[index][1].unique().tolist())
+    if fault := unlearnable(dataset, found):
+        raise DistillError(fault)
+
+
 def frozen_norms(student: nn.Module) -> list[nn.Module]:
     """BatchNorms with weights none of which learns."""
     norms = [module for module in student.modules() if hasattr(module, "running_mean")]

@@ -17,10 +17,12 @@ from tqdm.auto import tqdm
 from distill.data.folders import VOCFolder, read_image, read_picture
 from distill.data.resize import shrunk
 from distill.data.transforms import normalise
-from distill.errors import DistillError, check_number
+from distill.errors import DistillError, check_number, first_line, lacking_memory
 from distill.losses import IGNORE_INDEX
+from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.onnx_file import OnnxNetwork, load_onnx
 from distill.networks.taps import eval_mode
+from distill.networks.wrapped import Wrapped
 from distill.training.batches import from_workers, start_of
 from distill.training.parallel import ALONE, Ranks
 from distill.training.runs import Run
@@ -181,7 +183,16 @@ def _weight(model: nn.Module) -> torch.Tensor:
 
 def _ask(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The network's logits (N, C, H, W); DistillError for another answer, whose argmax would be a wrong map."""
-    logits, size = model(images), tuple(images.shape[2:])
+    size = tuple(images.shape[2:])
+    try:
+        logits = model(images)
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, DistillError) or lacking_memory(error):
+            raise
+        raise DistillError(
+            f"the {type(model).__name__} does not answer to images of {size[0]} x {size[1]} pixels "
+            f"({first_line(error)}); give larger ones, or take these out"
+        ) from error
     tensor = isinstance(logits, torch.Tensor)
     if tensor and logits.dim() == 4 and len(logits) == len(images) and tuple(logits.shape[2:]) == size:
         return logits
@@ -271,7 +282,9 @@ def _prepare(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     if isinstance(model, OnnxNetwork):
         return images
     weight = _weight(model)
-    return normalise(images.to(weight.device)).to(weight.dtype).contiguous(memory_format=torch.channels_last)
+    own = isinstance(model, DeepLabV3Plus | Wrapped)  # others may rely on the usual order
+    layout = torch.channels_last if own else torch.contiguous_format
+    return normalise(images.to(weight.device)).to(weight.dtype).contiguous(memory_format=layout)
 
 
 def resize_nearest(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -26,7 +26,14 @@ from distill.training.allocator import keep_freed_memory
 from distill.training.batches import Batch, batches_for
 from distill.training.board import Board
 from distill.training.checkpoint import PARTS, read_checkpoint, write_checkpoint
-from distill.training.checks import check_labelled, check_student, check_width, frozen_norms, with_unlabelled
+from distill.training.checks import (
+    check_labelled,
+    check_student,
+    check_whole,
+    check_width,
+    frozen_norms,
+    with_unlabelled,
+)
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.interrupt import CtrlC, ctrl_c_after
 from distill.training.optimizer import make_optimizer, make_schedule, set_up
@@ -119,6 +126,8 @@ def fit(
         if progress and ranks.first:
             tqdm.write(f"{len(train.extra)} further images without masks, of {train.folder}")
     given = None if isinstance(student, str) else student  # the caller's, to be trained in place
+    if given is not None and "output_stride" in settings:
+        raise DistillError("output_stride belongs to a student given by name; build this network with it")
     student = _as_student(student, train, preset, chosen, seed, weights, width).to(target)
     if terms and isinstance(teacher, nn.Module):
         check_apart(teacher, student)  # this and the next before the teacher is frozen
@@ -145,7 +154,8 @@ def fit(
         return _done(folder, given)
     loop = _Loop(student, teacher, built, train, chosen, seed, target, folder, progress, on_epoch, ranks)
     check_labelled(train, chosen.labelled)
-    check_labelled(val)
+    for split in scored.values():
+        check_whole(split)
     try:
         with (
             begun(folder, config, resume, train.root, target, ranks) as finished,
@@ -484,7 +494,11 @@ class _Loop:
 def _as_teacher(teacher: str | Path | nn.Module | None, device: torch.device) -> nn.Module | None:
     if teacher is None:
         return None
-    return freeze(teacher).float().to(device) if isinstance(teacher, nn.Module) else load_teacher(teacher, device)
+    if not isinstance(teacher, nn.Module):
+        return load_teacher(teacher, device)
+    freeze(teacher).float().to(device)
+    own = isinstance(teacher, DeepLabV3Plus | Wrapped)  # which then answers to the bit as one from its file
+    return teacher.to(memory_format=memory_format_of(teacher)) if own else teacher
 
 
 def _final_scores(loop: _Loop, scored: dict[str, VOCFolder]) -> dict[str, Any]:

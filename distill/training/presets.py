@@ -122,6 +122,9 @@ def choose_settings(preset: str, recipe: str, given: dict[str, Any], data: str |
         chosen = replace(PRESETS[preset], **({"augment": augment} | RECIPES[recipe] | given))
     except ValidationError as error:
         raise DistillError(_sentence(error)) from None
+    idle = [name for name in ("scale_from", "scale_to", "padding") if name in given and chosen.augment == "flip"]
+    if idle:
+        raise DistillError(f"augment flip takes whole images, without {idle[0]}; leave that out, or take augment crops")
     if chosen.scale_from > chosen.scale_to:
         scales = f"scale_from is {chosen.scale_from}, above scale_to, {chosen.scale_to}"
         raise DistillError(f"{scales}; give the smaller first")

@@ -154,7 +154,10 @@ class Run:
 
     def images_of(self, split: str, root: str | Path | None = None, limit: int | None = None) -> VOCFolder:
         """A split of the data that it was trained on, in `root` where they lie elsewhere now."""
-        data, root = self.config["data"], root or self.data_root
+        data, named = self.config["data"], ("sample", "pascal", "pascal+sbd")
+        if root is None and self.data_root and data not in named:  # its folder, which may hold another of its name
+            return open_dataset(self.data_root, split, limit=limit)
+        root = root or self.data_root
         if data == "sample" and root and (Path(root) / IMAGES).is_dir() and not (Path(root) / "sample.txt").exists():
             return open_dataset(Path(root), split, limit=limit)  # a folder of that name, and not the drawn scenes
         return open_dataset(data, split, root, limit)

@@ -39,13 +39,13 @@ Folder = Annotated[str, BeforeValidator(_text)]
 class Settings:
     """Everything about training that is not the data, the networks or the method.
 
-    `lr` is the backbone's rate; the head and the connectors learn at `head_lr_factor` times that. `warmup` is the
-    share of all steps over which the rate rises. During the first `connector_epochs` only connectors are trained.
-    `clip` bounds the norm of the student's gradient (0: no bound). `augment`: `flip`, or `crops` (see
-    `transforms.published_crops`) of images whose short side is scaled to between `scale_from` and `scale_to` crops.
-    `output_stride`, `crop_size` in pixels. `labelled`: only this many of the first images keep their labels for
-    cross-entropy, 0 for all. `class_weights` `log`: cross-entropy counts rare classes for more, see
-    `losses.class_weights`.
+    `lr` is the backbone's rate; the head and the connectors learn at `head_lr_factor` times that, but all of a network
+    of your own at `lr`. `warmup` is the share of all steps over which the rate rises. During the first
+    `connector_epochs` only connectors are trained. `clip` bounds the norm of the student's gradient (0: no bound).
+    `augment`: `flip`, or `crops` (see `transforms.published_crops`) of images whose short side is scaled to between
+    `scale_from` and `scale_to` crops. `crop_size` in pixels; `flip` takes whole images of up to twice that.
+    `output_stride`. `labelled`: only this many of the first images keep their labels for cross-entropy, 0 for all.
+    `class_weights` `log`: cross-entropy counts rare classes for more, see `losses.class_weights`.
 
     `batch_size` is the batch of one step, for any number of processes that share it (see `parallel`) and of parts in
     which each computes its share (`accumulate`); `dist` and `cirkd`

@@ -590,3 +590,42 @@ def test_check_tells_of_two_files_of_one_name(own: Path) -> None:
     Image.open(read).save(read.with_suffix(".bmp"))
     (problem,) = check_dataset(own)["train"]["problems"]
     assert problem.startswith(str(read.with_suffix(".bmp"))) and str(read) in problem
+
+
+def test_an_image_of_a_longer_name_is_no_stand_in(voc_folder: Callable[..., Path]) -> None:
+    root = voc_folder({"train": [np.zeros((16, 16))]})
+    (root / "JPEGImages" / "train0.jpg").rename(root / "JPEGImages" / "train0.old.Jpg")
+    assert VOCFolder(root, "train").image_path(0).name == "train0.jpg"  # as an error will name it
+    (root / "JPEGImages" / "train0.old.Jpg").rename(root / "JPEGImages" / "train0.Jpg")
+    assert VOCFolder(root, "train").image_path(0).name == "train0.Jpg"
+
+
+def test_a_mask_that_lost_values_as_a_jpeg_is_refused_and_one_that_is_turned_is_turned(
+    voc_folder: Callable[..., Path], refused: Callable[..., str]
+) -> None:
+    mask = np.zeros((16, 24), dtype=np.uint8)
+    mask[:4] = 1
+    root = voc_folder({"train": [mask]}, class_names=("background", "thing"))
+    path, upside_down = root / "SegmentationClass" / "train0.png", Image.Exif()
+    upside_down[0x0112] = 3
+    Image.fromarray(mask).save(path, exif=upside_down)
+    assert (VOCFolder(root, "train")[0][1].numpy() == mask[::-1, ::-1]).all()
+    Image.fromarray(mask).save(path, format="JPEG")
+    refused(path, "is a JPEG file", "PNG", call=lambda: VOCFolder(root, "train")[0])
+
+
+def test_names_that_would_be_lost_on_the_way_to_a_list_are_refused(
+    voc_folder: Callable[..., Path], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    root = voc_folder({"train": [np.zeros((16, 16))], "val": [np.zeros((16, 16))]})
+    images = root / "JPEGImages"
+    for ending in (".jpg", ".png"):
+        Image.new("RGB", (16, 16)).save(images / f"twice{ending}")
+    (images / "album.jpg").mkdir()  # no image
+    refused("called twice", "rename", call=lambda: resize_dataset(root, tmp_path / "small", 8))
+    (images / "twice.png").unlink()
+    shutil.rmtree(root / "ImageSets")  # a split of one's own is made, and its lists are written
+    (images / "train0.jpg").rename(images / "blank .jpg")
+    (root / "SegmentationClass" / "train0.png").rename(root / "SegmentationClass" / "blank .png")
+    refused("'blank '", "rename", call=lambda: resize_dataset(root, tmp_path / "small", 8))
+    assert not (tmp_path / "small").exists()

@@ -137,3 +137,9 @@ def test_a_study_of_them_is_trained_compared_and_diagnosed(
     Study(tmp_path / "s.toml", tmp_path / "runs", device="cpu").run(jobs=1)  # nothing is left to do
     assert tables(read_findings([tmp_path / "runs" / "s"]))[""]
     assert list(diagnose([tmp_path / "runs" / "s"], str(tmp_path / "teacher.safetensors"), str(tiny_sample)))
+
+
+def test_masks_below_the_folder_are_no_photographs(tiny_sample: Path) -> None:
+    few = VOCFolder(tiny_sample, "train", 6)
+    both = WithUnlabelled(few, tiny_sample.parent)
+    assert {path.parent.name for path in both.extra} == {"JPEGImages"} and len(both.extra) == 18

@@ -538,3 +538,24 @@ def test_a_stage_ends_before_the_first_block_of_the_next() -> None:
     network = distill.build_model("resnet101", CLASSES, width=0.125, atrous_rates=(2, 3, 4))
     found = suggest_positions(network, show=False)
     assert found["layer1"] == "backbone.layer1.2.relu:input" and found["layer2"] == "backbone.layer2.3.relu:input"
+
+
+class _WritesIntoItsInput(nn.Module):
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place, self.down, self.head = in_place, nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.mul_(100.0) if self.in_place else x * 100.0
+        return nn.functional.interpolate(self.head(self.down(x)), x.shape[2:])
+
+
+def test_a_network_that_writes_into_its_input_leaves_the_images_of_others_alone() -> None:
+    network, images = wrap(_WritesIntoItsInput(True)), torch.rand(2, 3, 32, 32)
+    given, plain = images.clone(), wrap(_WritesIntoItsInput(False))
+    plain.load_state_dict(network.state_dict())
+    assert torch.equal(network(images), plain(images)) and torch.equal(images, given)
+
+
+def test_class_names_are_a_list(refused: Callable[..., str]) -> None:
+    refused("class_names", "'ab'", "list", call=lambda: wrap(_WritesIntoItsInput(False), class_names="ab"))

@@ -446,3 +446,24 @@ def test_dropout_and_batch_statistics_play_no_part(make_student: Callable[..., D
     model: nn.Module = make_student().train()
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     assert torch.equal(predict_logits(model, image), predict_logits(model, image))
+
+
+class _Asks(nn.Module):
+    """Relies on the usual order in memory, and takes no images below 16 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 21, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if min(x.shape[2:]) < 16:
+            raise ValueError("too few pixels")
+        return self.head(x.view(len(x) * 3, 1, *x.shape[2:]).view(x.shape))
+
+
+def test_a_network_of_ones_own_need_not_take_another_order_and_may_be_too_large_for_an_image(
+    tiny_sample: Path, refused: Callable[..., str]
+) -> None:
+    assert 0 <= evaluate(_Asks(), VOCFolder(tiny_sample, "val")).miou <= 1
+    small = np.zeros((8, 8, 3), dtype=np.uint8)
+    refused("_Asks", "8 x 8 pixels", "too few pixels", call=lambda: predict(_Asks(), small))

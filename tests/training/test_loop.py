@@ -1144,3 +1144,46 @@ def test_numbers_of_numpy_are_numbers(train: Callable[..., Run]) -> None:
     assert (
         run.config["method"]["terms"]["kd"] | {"weight": 0.5, "temperature": 2} == run.config["method"]["terms"]["kd"]
     )
+
+
+def test_faults_of_what_is_scored_are_found_before_the_first_epoch(
+    voc_folder: Callable[..., Path], refused: Callable[..., str], tmp_path: Path, make_student: Callable
+) -> None:
+    masks = [np.indices((32, 32)).sum(0) % 2] * 4
+    root = voc_folder({"train": masks, "val": masks, "test": masks}, class_names=("background", "thing"))
+    for split in ("val", "test"):
+        path = root / "SegmentationClass" / f"{split}3.png"
+        kept = path.read_bytes()
+        Image.fromarray(np.full((32, 32), 9, dtype=np.uint8)).save(path)
+        run = {"data": root, "epochs": 2, "batch_size": 4, "crop_size": 32, "device": "cpu", "progress": False}
+        student = make_student(num_classes=2)
+        refused(path, "9", call=lambda s=student, r=run: fit(s, "baseline", out=tmp_path / "run", **r))
+        assert not (tmp_path / "run").exists()
+        path.write_bytes(kept)
+
+
+def test_a_teacher_teaches_the_same_as_a_network_and_from_its_file(
+    tiny_sample: Path, tiny_teacher: DeepLabV3Plus, make_student: Callable, tmp_path: Path
+) -> None:
+    path = tmp_path / "teacher.safetensors"
+    distill.save_model(tiny_teacher, path)
+    common = {"data": "sample", "data_root": tiny_sample, "epochs": 1, "batch_size": 8, "device": "cpu"}
+    runs = [
+        fit(make_student(), "sakd", teacher, out=tmp_path / f"{index}", progress=False, **common)
+        for index, teacher in enumerate((path, copy.deepcopy(tiny_teacher).to(memory_format=torch.contiguous_format)))
+    ]
+    first, second = (load_file(run.path / "student.safetensors") for run in runs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_stride_of_a_network_that_is_there_already_is_not_asked_for(
+    tiny_sample: Path, make_student: Callable, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    student = make_student()
+    refused(
+        "output_stride",
+        "given by name",
+        call=lambda: fit(
+            student, "baseline", data="sample", data_root=tiny_sample, output_stride=8, out=tmp_path / "r"
+        ),
+    )

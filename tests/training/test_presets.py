@@ -1,5 +1,6 @@
 """Which defaults follow from the data, and what wins over what."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,8 @@ def test_scales_are_given_the_smaller_first(refused) -> None:
     given = {"scale_from": 1.5, "scale_to": 0.8}
     sentence = "scale_from is 1.5, above scale_to, 0.8"
     refused(sentence, "give the smaller first", call=lambda: choose_settings("voc", "matched", given))
+
+
+def test_settings_that_flip_would_ignore_are_refused(refused: Callable[..., str]) -> None:
+    refused("flip", "scale_to", "crops", call=lambda: choose_settings("sample", "matched", {"scale_to": 1.5}))
+    assert choose_settings("sample", "matched", {"scale_to": 1.5, "augment": "crops"}).scale_to == 1.5

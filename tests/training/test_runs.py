@@ -269,3 +269,16 @@ def test_figures_on_another_drive_are_linked_by_their_whole_address(
 
     monkeypatch.setattr("os.path.relpath", refuse)
     assert comparison._relative(figure, tmp_path) == figure.as_uri()
+
+
+def test_a_run_scores_its_own_folder_even_if_that_holds_another_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for root in (tmp_path / "small", tmp_path / "small" / "small"):
+        for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+            (root / name).mkdir(parents=True)
+        (root / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n")
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(Run, "config", {"data": "small"})
+    monkeypatch.setattr(Run, "_surroundings", {"data_root": str(tmp_path / "small")})
+    assert Run(tmp_path).images_of("val").root == tmp_path / "small"
