@@ -21,12 +21,14 @@ def check_dataset(
 
     Returns for each split: `images`, `sizes` (smallest and largest, width x height), `class_share` (share of the
     labelled pixels by class), `void_share` and `problems` (one sentence each). A list of test images that is empty is
-    no split, as where a sample was made without.
+    no split, as where a sample was made without; nor, unless asked for, is one whose masks are not there, as VOC's.
     """
     root = Path(root)
     names = read_class_names(root)
     found = split_names(root)
     opened = {split: _open_split(root, split) for split in splits or found or ["train", "val"]}
+    if not splits and "test" in opened and not opened["test"].mask_path(0).exists():  # which is not scored
+        del opened["test"]
     report = {split: _check_split(dataset, names, progress) for split, dataset in opened.items()}
     if not splits and found and "val" not in found:
         missing = root / LISTS / "val.txt"

@@ -629,3 +629,12 @@ def test_names_that_would_be_lost_on_the_way_to_a_list_are_refused(
     (root / "SegmentationClass" / "train0.png").rename(root / "SegmentationClass" / "blank .png")
     refused("'blank '", "rename", call=lambda: resize_dataset(root, tmp_path / "small", 8))
     assert not (tmp_path / "small").exists()
+
+
+def test_test_images_without_masks_are_no_fault_unless_they_are_asked_for(voc_folder: Callable[..., Path]) -> None:
+    mask = np.indices((16, 16)).sum(0) % 2
+    root = voc_folder({"train": [mask], "val": [mask], "test": [mask]}, class_names=("background", "thing"))
+    (root / "SegmentationClass" / "test0.png").unlink()
+    report = check_dataset(root, progress=False)
+    assert list(report) == ["train", "val"] and not any(split["problems"] for split in report.values())
+    assert check_dataset(root, ["test"], progress=False)["test"]["problems"]
