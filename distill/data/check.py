@@ -27,9 +27,8 @@ def check_dataset(
     names = read_class_names(root)
     found = split_names(root)
     opened = {split: _open_split(root, split) for split in splits or found or ["train", "val"]}
-    if (
-        not splits and "val" in opened and "test" in opened and not opened["test"].mask_path(0).exists()
-    ):  # which is not scored
+    unscored = "val" in opened and "test" in opened and not opened["test"].mask_path(0).exists()
+    if unscored and not splits:
         del opened["test"]
     report = {split: _check_split(dataset, names, progress) for split, dataset in opened.items()}
     if not splits and found and "val" not in found:
