@@ -101,7 +101,7 @@ PHOTOGRAPHS = "camvid-leaderboard"
 def on_photographs() -> tuple[list[dict], list[dict]]:
     """As `tables.compare` has them: rows at equal epochs, and rows beside the student alone for twice the epochs.
 
-    The baseline comes first in either, then the methods by their gain. The longer student's runs are those of the study
+    The baseline comes first in either. The longer student's runs are those of the study
     camvid-long: most were made on other days and machines than those with a teacher, so no seconds are compared.
     """
     equal, _ = leaderboard(f"{PHOTOGRAPHS}.json")
@@ -127,8 +127,9 @@ def of_photographs() -> str:
         method, other = row["method"], lead.get(row["method"])
         name = f"`{method}`" if "gain" in row else f"{method}, {row['epochs']} epochs"
         cells = [name, kind.get(method, ""), plus_minus(row["miou"], row["miou_interval"]), f"{len(row['seeds'])}"]
-        for one in (row, other):
-            cells += [plus_minus(one["gain"], one["gain_interval"], "+"), one["verdict"]] if other and one else ["", ""]
+        for one in (row, other) if other else ():
+            cells += [plus_minus(one["gain"], one["gain_interval"], "+"), one["verdict"]]
+        cells += [] if other else 4 * [""]
         among = longer if row is twice else runs
         own = [run for run in among if (run["backbone"], run["method"]) == (network, method)]
         cells.append(", ".join(f"{taken:.0f} ({machine})" for machine, taken in seconds_on(own).items()))

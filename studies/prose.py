@@ -50,14 +50,12 @@ def _leaderboard() -> dict[str, str]:
     values = {"leaderboard.seconds.alone": f"{alone['seconds']:.0f}"}
     for seconds in alone_elsewhere(alone, timed).values():
         values["leaderboard.seconds.elsewhere"] = f"{seconds:.0f}"
-    for kind, rows in {"equal": taught, "timed": timed.values()}.items():
+    (_, *equal), (_, *longer) = on_photographs()
+    tables = {"leaderboard.equal": taught, "leaderboard.timed": timed.values()}
+    for name, rows in (tables | {"photographs.equal": equal, "photographs.longer": longer}).items():
         for row in rows:
-            values[f"leaderboard.{kind}.{row['method']}.gain"] = f"{100 * row['gain']:+.1f}"
-            values[f"leaderboard.{kind}.{row['method']}.interval"] = f"{100 * row['gain_interval']:.1f}"
-    for kind, (_, *rows) in zip(("equal", "longer"), on_photographs(), strict=True):
-        for row in rows:
-            values[f"photographs.{kind}.{row['method']}.gain"] = f"{100 * row['gain']:+.1f}"
-            values[f"photographs.{kind}.{row['method']}.interval"] = f"{100 * row['gain_interval']:.1f}"
+            values[f"{name}.{row['method']}.gain"] = f"{100 * row['gain']:+.1f}"
+            values[f"{name}.{row['method']}.interval"] = f"{100 * row['gain_interval']:.1f}"
     return values
 
 

@@ -1,6 +1,5 @@
 """Writing a folder in VOC layout: its palette, masks, lists and class names, and the folder whole or not at all."""
 
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -60,9 +59,13 @@ def new_folder(out: Path) -> Iterator[Path]:
     if out.exists():
         raise DistillError(f"{out} is there already; choose another folder, or delete it")
     make_folder(out.parent)
-    if not os.access(out.parent, os.W_OK):
-        raise DistillError(f"{out.parent} may not be written to; choose a place in another folder")
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+    try:
+        holder = tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent)
+    except OSError as error:
+        raise DistillError(
+            f"nothing can be written into {out.parent} ({error.strerror}); choose a place in another folder"
+        ) from None
+    with holder as temporary:
         whole = Path(temporary) / out.name
         make_folders(whole)
         yield whole

@@ -75,7 +75,7 @@ class Wrapped(nn.Module):
             if not hasattr(norm, "running_mean"):
                 raise DistillError(f"the norm of {position} is a {type(norm).__name__}; name a BatchNorm")
         self.norms = (self._find_norms() if self.taps else {}) | named
-        self.channels_last = self._takes_channels_last()
+        self.channels_last, self.writes = self._takes_channels_last(), self._writes_into_its_input()
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise DistillError(
                 f"the network has {self.num_classes} classes and {len(self.class_names)} class_names were given; give "
@@ -124,8 +124,7 @@ class Wrapped(nn.Module):
         for self.divisor in (1, 8, 16, 32, 64):
             with eval_mode(self.network):
                 try:
-                    answer = self(image := weight.new_zeros(1, 3, 65, 97), return_maps=True)
-                    self.writes = self.writes or image._version > 0
+                    answer = self(weight.new_zeros(1, 3, 65, 97), return_maps=True)
                     if self.divisor > 1:  # the first may be the one size that a network takes
                         self(weight.new_zeros(1, 3, 129, 193))
                     return self.divisor, *answer
@@ -152,6 +151,17 @@ class Wrapped(nn.Module):
         except Exception:  # a `view` relies on the usual order, or the network asks for it
             return False
         return True
+
+    @torch.no_grad()
+    def _writes_into_its_input(self) -> bool:
+        """Whether it changes the images, at a size that it gets as it is; so taken where PyTorch does not tell."""
+        sides = (-(-side // self.divisor) * self.divisor for side in (65, 97))
+        image = next(self.network.parameters()).new_zeros(1, 3, *sides)
+        if image.is_inference():
+            return True
+        with eval_mode(self.network):
+            self.network(image)
+        return image._version > 0
 
     @torch.no_grad()
     def _find_norms(self) -> dict[str, nn.Module]:

@@ -43,25 +43,18 @@ def with_unlabelled(train: VOCFolder, folder: str | Path, terms: list[str]) -> W
     return WithUnlabelled(train, folder)
 
 
-def check_labelled(dataset: VOCFolder, first: int = 0) -> None:
+def check_labelled(dataset: VOCFolder, first: int = 0, whole: bool = False) -> None:
     """DistillError where nothing can be learned from the masks; in nearly all data the first image settles it.
 
-    `first`: only so many of the masks count, 0 for all.
+    `first`: only so many of the masks count, 0 for all. With `whole` every image and mask is read all the same, so that
+    a faulty one is found before the training.
     """
     found: set[int] = set()
     for index in range(first or len(dataset)):
         found |= set(dataset[index][1].unique().tolist())
-        if found - {0, IGNORE_INDEX} or (0 in found and dataset.num_classes == 1):
+        settled = found - {0, IGNORE_INDEX} or (0 in found and dataset.num_classes == 1)
+        if settled and not whole:
             return
-    if fault := unlearnable(dataset, found):
-        raise DistillError(fault)
-
-
-def check_whole(dataset: VOCFolder) -> None:
-    """DistillError where an image or a mask is faulty, or nothing can be scored: all are read before the training."""
-    found: set[int] = set()
-    for index in range(len(dataset)):
-        found |= set(dataset[index][1].unique().tolist())
     if fault := unlearnable(dataset, found):
         raise DistillError(fault)
 

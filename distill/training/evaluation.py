@@ -191,7 +191,7 @@ def _ask(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
             raise
         raise DistillError(
             f"the {type(model).__name__} does not answer to images of {size[0]} x {size[1]} pixels "
-            f"({first_line(error)}); give larger ones, or take these out"
+            f"({first_line(error)}); if they are too small for it, give larger ones, or take these out"
         ) from error
     tensor = isinstance(logits, torch.Tensor)
     if tensor and logits.dim() == 4 and len(logits) == len(images) and tuple(logits.shape[2:]) == size:

@@ -26,14 +26,7 @@ from distill.training.allocator import keep_freed_memory
 from distill.training.batches import Batch, batches_for
 from distill.training.board import Board
 from distill.training.checkpoint import PARTS, read_checkpoint, write_checkpoint
-from distill.training.checks import (
-    check_labelled,
-    check_student,
-    check_whole,
-    check_width,
-    frozen_norms,
-    with_unlabelled,
-)
+from distill.training.checks import check_labelled, check_student, check_width, frozen_norms, with_unlabelled
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.interrupt import CtrlC, ctrl_c_after
 from distill.training.optimizer import make_optimizer, make_schedule, set_up
@@ -155,7 +148,7 @@ def fit(
     loop = _Loop(student, teacher, built, train, chosen, seed, target, folder, progress, on_epoch, ranks)
     check_labelled(train, chosen.labelled)
     for split in scored.values():
-        check_whole(split)
+        check_labelled(split, whole=True)
     try:
         with (
             begun(folder, config, resume, train.root, target, ranks) as finished,
@@ -494,11 +487,9 @@ class _Loop:
 def _as_teacher(teacher: str | Path | nn.Module | None, device: torch.device) -> nn.Module | None:
     if teacher is None:
         return None
-    if not isinstance(teacher, nn.Module):
-        return load_teacher(teacher, device)
-    freeze(teacher).float().to(device)
-    own = isinstance(teacher, DeepLabV3Plus | Wrapped)  # which then answers to the bit as one from its file
-    return teacher.to(memory_format=memory_format_of(teacher)) if own else teacher
+    if isinstance(teacher, nn.Module) and not isinstance(teacher, DeepLabV3Plus | Wrapped):
+        return freeze(teacher).float().to(device)
+    return load_teacher(teacher, device)  # to the bit the same for a network and for its file
 
 
 def _final_scores(loop: _Loop, scored: dict[str, VOCFolder]) -> dict[str, Any]:

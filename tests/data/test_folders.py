@@ -638,3 +638,15 @@ def test_test_images_without_masks_are_no_fault_unless_they_are_asked_for(voc_fo
     report = check_dataset(root, progress=False)
     assert list(report) == ["train", "val"] and not any(split["problems"] for split in report.values())
     assert check_dataset(root, ["test"], progress=False)["test"]["problems"]
+
+
+def test_a_place_that_cannot_be_written_to_is_named(
+    tiny_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    def no_room(*given: object, **options: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", no_room)
+    refused(
+        tmp_path, "Permission denied", "another folder", call=lambda: resize_dataset(tiny_sample, tmp_path / "o", 8)
+    )

@@ -550,11 +550,26 @@ class _WritesIntoItsInput(nn.Module):
         return nn.functional.interpolate(self.head(self.down(x)), x.shape[2:])
 
 
-def test_a_network_that_writes_into_its_input_leaves_the_images_of_others_alone() -> None:
-    network, images = wrap(_WritesIntoItsInput(True)), torch.rand(2, 3, 32, 32)
-    given, plain = images.clone(), wrap(_WritesIntoItsInput(False))
+class _OfSidesOf8(_WritesIntoItsInput):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2] % 8 or x.shape[3] % 8:
+            raise ValueError("sides of 8")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [_WritesIntoItsInput, _OfSidesOf8])
+def test_a_network_that_writes_into_its_input_leaves_the_images_of_others_alone(kind: type[nn.Module]) -> None:
+    network, images = wrap(kind(True)), torch.rand(2, 3, 32, 32)
+    given, plain = images.clone(), wrap(kind(False))
     plain.load_state_dict(network.state_dict())
     assert torch.equal(network(images), plain(images)) and torch.equal(images, given)
+    assert not plain.writes  # whose images need no copy
+
+
+def test_it_can_be_wrapped_where_pytorch_counts_no_writing() -> None:
+    network = _WritesIntoItsInput(True)
+    with torch.inference_mode():
+        assert wrap(network).writes
 
 
 def test_class_names_are_a_list(refused: Callable[..., str]) -> None:
