@@ -8,6 +8,7 @@ torchrun there is one rank, and nothing here does anything.
 import atexit
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -81,26 +82,35 @@ def join(device: torch.device) -> Ranks:
     if ranks.world > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        _check_torchrun_is_there()
+        check_torchrun_is_there()
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         except dist.DistError:
-            _check_torchrun_is_there()  # it may have been killed meanwhile
+            check_torchrun_is_there(seconds=5)  # it may have been killed meanwhile
             raise
         atexit.register(dist.destroy_process_group)
     return ranks
 
 
-def _check_torchrun_is_there() -> None:
-    """The port at which the ranks meet is torchrun's own; where that was killed, torch would try it for minutes."""
+def check_torchrun_is_there(seconds: float = 0) -> None:
+    """The port at which the ranks meet is torchrun's own; where that was killed, torch would try it for minutes.
+
+    Linux closes the connections of a killed process before the port at which it listens, so that who is told of the
+    former may find the latter open for a moment: for so many `seconds` it is tried again.
+    """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # somebody else's, or one that this rank will open
         return
-    try:
-        socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=5).close()
-    except ConnectionRefusedError:
-        raise DistillError("the torchrun that started this process has ended; start it again to continue") from None
-    except OSError:  # a slow network: torch is more patient
-        pass
+    latest = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=5).close()
+        except ConnectionRefusedError:
+            raise DistillError("the torchrun that started this process has ended; start it again to continue") from None
+        except OSError:  # a slow network: torch is more patient
+            pass
+        if time.monotonic() >= latest:
+            return
+        time.sleep(0.1)
 
 
 @contextmanager

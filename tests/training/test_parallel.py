@@ -23,7 +23,7 @@ from distill.files import PROJECT
 from distill.networks.deeplab import DeepLabV3Plus
 from distill.networks.saving import save_model
 from distill.training.batches import CroppedBatches, FlippedBatches
-from distill.training.parallel import Ranks, SharedBatchNorm, pick_device, shared_layers
+from distill.training.parallel import Ranks, SharedBatchNorm, check_torchrun_is_there, pick_device, shared_layers
 from distill.training.settings import Settings
 
 TESTS = Path(__file__).parent.parent
@@ -141,6 +141,23 @@ def test_processes_end_with_a_torchrun_that_is_killed_before_they_met(tiny_sampl
         for pid in (process.pid, *ranks):
             if state(pid)[0] != "Z":
                 os.kill(pid, signal.SIGKILL)
+
+
+def test_a_port_that_a_killed_torchrun_leaves_open_for_a_moment_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """It accepts one connection more, after the ranks were told that theirs have ended."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        for name, value in {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "TORCHELASTIC_USE_AGENT_STORE": True,
+        }.items():
+            monkeypatch.setenv(name, str(value))
+        check_torchrun_is_there()
+        monkeypatch.setattr("distill.training.parallel.time.sleep", lambda _: listener.close())
+        refused("torchrun", "has ended", call=lambda: check_torchrun_is_there(seconds=60))
 
 
 def test_a_mistake_is_one_sentence_a_process_and_no_folder(tiny_sample: Path, tmp_path: Path) -> None:
