@@ -178,18 +178,25 @@ def weights(name: str = "sample", where: str = "val") -> str:
         lines.append(f"| {method} | {', '.join(marked)} |")
         edge += [method] if best is min(tried, key=lambda run, m=method: run["terms"][m]["weight"]) else []
         far += [method] if best is max(tried, key=lambda run, m=method: run["terms"][m]["weight"]) else []
-        below += [method] if best["val_miou"] < alone["val_miou"] else []
+        below += [method] if round(best["val_miou"], 3) < round(alone["val_miou"], 3) else []  # as printed
     methods = dict.fromkeys(run["method"] for run in runs if run is not alone)
     head = (
         f"The weights of {', '.join(methods)} were chosen on {where}, with a seed that no table reports and equally "
         f"many candidates for each: {charts.network_name(alone['backbone'])}, {alone['settings']['epochs']} epochs, "
         f"one run per weight. The baseline of that seed has {100 * alone['val_miou']:.1f}. Baselines of the study that "
         f"differ in nothing but the seed lie up to {spread:.1f} points apart, so smaller differences decide nothing. "
-        f"The smallest weight tried was best for {' and '.join(edge) or 'no method'}, the largest for "
-        f"{' and '.join(far) or 'no method'}; there a better one may lie beyond. Every weight is below the baseline "
-        f"for {' and '.join(below) or 'no method'}."
+        f"{_beyond(edge, far)} Every weight is below the baseline for {' and '.join(below) or 'no method'}."
     )
     return head + "\n\n" + "\n".join(lines)
+
+
+def _beyond(smallest: list[str], largest: list[str]) -> str:
+    """Methods whose best weight is at the edge of those tried."""
+    sides = {"smallest": smallest, "largest": largest}
+    said = [f"the {side} weight tried was best for {' and '.join(names)}" for side, names in sides.items() if names]
+    if not said:
+        return "For no method was the smallest or the largest weight best."
+    return f"{', '.join(said).capitalize()}; a better one may lie beyond."
 
 
 def page() -> str:

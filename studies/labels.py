@@ -176,8 +176,8 @@ def converged() -> str:
         f"{decay[few[0]]} on 128 images) and may be part of the difference. `Without labels` is meant for the student: "
         f"these images are among those that the teacher was trained on, with their labels. The baselines' decays "
         f"were chosen by single runs, 0.3 among four at half the length and 0.2 at the whole one, where the shorter "
-        f"baseline was not tried with it; the weights of kd and ofd are those of the study `speed`. README.md has the "
-        f"same runs, all of them over the longer baseline."
+        f"baseline was not tried with it; the weights of kd and ofd are those of the study `speed`. Notebook 06 has "
+        f"all of these runs over the longer baseline, README.md the last ones."
     )
     title = "## sample-128: few labels, against a baseline whose settings were chosen for it"
     return "\n\n".join([title, head, markdown(found), read_out, recorded_on(study)])
@@ -203,12 +203,12 @@ def unlabelled() -> str:
     head = (
         f"One run each, with a weight decay of {runs[0]['settings']['weight_decay']:g}, the usual one, which is a "
         f"poor one on 128 images: there kd leads by {miou[few[0], 'kd'] - miou[few[0], 'baseline']:.1f} points, and "
-        f"yet the student alone has {100 * sum(better) / len(better):.1f} with the decay of the study above. Images "
-        f"without labels are worth much where labels are few, {miou[few[1], 'kd'] - miou[few[0], 'kd']:+.1f} for kd, "
-        f"and with 500 labels {miou[all_of_them[1], 'kd'] - miou[all_of_them[0], 'kd']:+.1f}. On val, with a decay of "
-        f"0.3 and 186 epochs on the 128 images, one run each: {other}."
+        f"yet the student alone has {100 * sum(better) / len(better):.1f} with the decay of the study sample-128. "
+        f"Images without labels are worth much where labels are few, {miou[few[1], 'kd'] - miou[few[0], 'kd']:+.1f} "
+        f"for kd, and with 500 labels {miou[all_of_them[1], 'kd'] - miou[all_of_them[0], 'kd']:+.1f}. On val, with a "
+        f"decay of 0.3 and 186 epochs on the 128 images, one run each: {other}."
     )
-    title = "## sample-unlabelled: the same with the usual decay, and with 500 labels"
+    title = "## sample-unlabelled: 128 labels with the usual decay, and 500 labels"
     return "\n\n".join([title, head, "\n".join(lines)])
 
 

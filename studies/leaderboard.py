@@ -6,6 +6,8 @@ from distill.lab.tune import percent
 from distill.show import charts
 from studies.shared import anchor, read, recorded_on, seconds_on, so_far
 
+SIDES = "A verdict here says only on which side of zero the interval lies."
+
 
 def section() -> str:
     study, (equal, timed) = read("leaderboard.json"), leaderboard()
@@ -19,7 +21,7 @@ def section() -> str:
         f"of a step that the loss takes with its connectors, and *kept* what a step keeps for the backward pass, as "
         f"a multiple of the baseline's; both are of a benchmark that asks the teacher at every step "
         f"(results/losses.json), while these runs store its answers. That some methods took fewer seconds than the "
-        f"baseline is the noise of the clock between days. {_elsewhere(alone, timed)}"
+        f"baseline is the noise of the clock between days. {SIDES} {_elsewhere(alone, timed)}"
     )
     return "\n\n".join(
         [head, _table(equal, timed), _settled(taught, list(timed.values())), recorded_on(study), tuned()]
@@ -136,9 +138,9 @@ def of_photographs() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     head = (
         f"### {PHOTOGRAPHS}: methods on photographs\n\n{charts.network_name(network)} on CamVid at half "
-        f"size, val, {alone['epochs']} epochs: the runs of the study camvid, and those of the newer method that gained "
-        f"most on drawings. A step with a teacher takes about twice as long or longer, so the lead over the student "
-        f"alone for twice the epochs is the one at about equal time.{so_far(PHOTOGRAPHS)}"
+        f"size, val, {alone['epochs']} epochs: the runs of the study camvid, and those of newer methods. A step "
+        f"with a teacher takes about twice as long or longer, so the lead over the student "
+        f"alone for twice the epochs is the one at about equal time. {SIDES}{so_far(PHOTOGRAPHS)}"
     )
     return "\n\n".join([head, "\n".join(lines), _settled(taught, over, "Over twice the epochs")])
 

@@ -53,11 +53,11 @@ def beside_sample() -> Findings:
 
 
 def half_schedule() -> str:
-    """What a gain becomes over baselines of another schedule, as those of the published table had."""
+    """What README.md says a gain becomes over baselines of another schedule, as those of the published table had."""
     fair, faulty, _ = gains_with(beside_sample(), "baselines train half as long at twice the rate")
     return (
-        f"Over baselines of half the epochs at twice the rate, as in the published protocol, the gain of `kd` on "
-        f"{charts.network_name('resnet18')} would be {mean_of(faulty)} instead of {mean_of(fair)}."
+        f"Over baselines of half the epochs at twice the rate, as in the [published protocol](docs/voc.md), the gain "
+        f"of `kd` on {charts.network_name('resnet18')} would be {mean_of(faulty)} instead of {mean_of(fair)}."
     )
 
 

@@ -29,6 +29,7 @@ STUDIES += ("camvid-by-teacher", "camvid-by-teacher-92", "camvid-few-teacher", "
 HELD_OUT = "camvid-baseline"
 ALONE, KD = f"{AGAIN}/resnet18/baseline", "camvid/resnet18/kd"
 FEW, MORE, HALF = (f"camvid-labels/{labels}-labels/resnet18/baseline" for labels in (46, 92, 183))
+NEWER = ("cirkd", "cwd", "mse")  # methods of camvid-leaderboard that the study camvid does not have
 ROWS = {  # by the folder of their runs, the rows of the table and those that they are compared with
     ALONE: ("ResNet-18 alone", ""),
     "camvid-long/resnet18/baseline": ("ResNet-18 alone, twice the epochs", ALONE),
@@ -36,7 +37,7 @@ ROWS = {  # by the folder of their runs, the rows of the table and those that th
     "camvid/resnet18/at": ("ResNet-18, at", ALONE),
     f"{AGAIN}/resnet18/ofd": ("ResNet-18, ofd", ALONE),
     "camvid/resnet18/sakd": ("ResNet-18, sakd", ALONE),
-    "camvid-leaderboard/resnet18/cirkd": ("ResNet-18, cirkd", ALONE),
+    **{f"camvid-leaderboard/resnet18/{method}": (f"ResNet-18, {method}", ALONE) for method in NEWER},
     "camvid/mobilenetv2/baseline": ("MobileNetV2 alone", ""),
     "camvid-long/mobilenetv2/baseline": ("MobileNetV2 alone, twice the epochs", "camvid/mobilenetv2/baseline"),
     "camvid/mobilenetv2/kd": ("MobileNetV2, kd", "camvid/mobilenetv2/baseline"),

@@ -38,13 +38,23 @@ def pairing_factor(answer: Callable[..., Any]) -> None:
 
 @exercise
 def unfair_baseline(answer: Callable[..., Any]) -> None:
-    fair = {"seed": 0, "epochs": 2, "lr": 0.01, "limit": 8, "batch_size": 4, "weight_decay": 0.02, "width": 1.0}
+    fair: dict[str, Any] = {
+        "seed": 0,
+        "epochs": 2,
+        "lr": 0.01,
+        "limit": 8,
+        "batch_size": 4,
+        "weight_decay": 0.02,
+        "width": 1.0,
+    }
+    fair |= {"augment": "crops"}
     handed = dict(fair)
     given = answer(handed)
     expect(isinstance(given, dict), "return the arguments as a dict")
     expect(handed == fair, "the arguments of both runs were changed; return a copy")
     expect(given != fair, "nothing is changed: this pair is fair")
     expect(given.get("seed") == 0, "another seed is no unfairness: give the baseline the same one, and other work")
+    expect("evaluate_every" not in given, "evaluate_every changes when a student is scored, not how it is trained")
     for name in ("epochs", "limit", "width"):
         value = given.get(name)
         expect(

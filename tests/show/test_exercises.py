@@ -11,6 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from distill import losses
 from distill.lab.curves import interval95
@@ -342,6 +343,10 @@ MORE = {
     ),
     "all graphs are kept": ("gradient_in_parts", _graphs_kept),
     "kd at another temperature": ("own_loss", lambda s, t: losses.kd(s, t, 1.0)),
+    "kd at a temperature between": ("own_loss", lambda s, t: 2 * losses.kd(s, t.detach(), 2.53)),
+    "dist at a high temperature": ("own_loss", lambda s, t: losses.dist(s, t.detach(), 40.0)),
+    "scored more often": ("unfair_baseline", lambda fair: fair | {"evaluate_every": 1}),
+    "what it is already": ("unfair_baseline", lambda fair: fair | {"augment": "crops"}),
     "gradients pile up": ("repair_teacher_gradient", _without_zero_grad),
     "a coarse grid": (
         "widest_within",
@@ -422,6 +427,15 @@ RIGHT = {
         lambda count, budget: np.float32(max(w / 2000 for w in range(2001) if count(w / 2000) <= budget)),
     ),
     "in single precision": ("transformer_rows", lambda g: ((g @ g.mT / g.shape[2] ** 0.5).softmax(2) @ g).float()),
+    "angles of logits": ("own_loss", lambda s, t: (1 - F.cosine_similarity(s, t.detach(), dim=1)).mean()),
+    "divergence the other way": (
+        "own_loss",
+        lambda s, t: (
+            F.kl_div(t.detach().log_softmax(1), s.log_softmax(1), reduction="batchmean", log_target=True)
+            / s[0, 0].numel()
+        ),
+    ),
+    "the views of another recipe": ("unfair_baseline", lambda fair: fair | {"augment": "flip"}),
     "probabilities divided": (
         "unweighted",
         lambda logits, weights, share: (logits.softmax(1) / weights.view(1, -1, 1, 1) ** share).log(),
