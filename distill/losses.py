@@ -113,6 +113,10 @@ def ofd(student_map: Tensor, teacher_map: Tensor, margin: Tensor) -> Tensor:
     by the batch.
     """
     _same_shape(student_map, teacher_map)
+    if margin.shape != student_map.shape[1:2]:
+        raise DistillError(
+            f"the margin is {tuple(margin.shape)}; give one number for each of {student_map.shape[1]} channels"
+        )
     student = _widen(student_map)
     target = torch.maximum(_widen(teacher_map.detach()), margin.detach().to(student.dtype).view(1, -1, 1, 1))
     counts = (student > target) | (target > 0)
@@ -177,7 +181,8 @@ def nfd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
     Liu, Yang and Chen 2022, "Normalized Feature Distillation for Semantic Segmentation", arXiv 2207.05256: the
     student does not imitate the size of the teacher's response. Both maps (N, C, H, W). A constant channel counts as 0.
-    Its own code is not public; compared, but for a factor, with PKD in open-mmlab/mmrazor at 70f03da.
+    Its own code is not public; compared, for one image and but for a factor, with PKD in open-mmlab/mmrazor at 70f03da,
+    which standardises over the batch.
     """
     _same_shape(student_map, teacher_map)
     return mse(_standardised(_widen(student_map)), _standardised(_widen(teacher_map.detach())))
@@ -205,6 +210,11 @@ def ifvd(student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> Tensor:
     Compared with YukangWang/IFVD at 950a7a5.
     """
     _same_shape(student_map, teacher_map, channels=False)
+    if labels.dim() != 3 or len(labels) != len(student_map):
+        raise DistillError(
+            f"the labels are {tuple(labels.shape)} and the maps {tuple(student_map.shape)}; give labels (N, H', W') "
+            f"of the same N images"
+        )
     size = student_map.shape[2:]
     small = F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].long().flatten(1)
     void = small == IGNORE_INDEX
@@ -272,9 +282,10 @@ def cirkd(student_map: Tensor, teacher_map: Tensor, temperature: float = 0.1) ->
 def attnfd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Mean over images of ‖ŝ - t̂‖², both maps first refined by attention, then scaled to length 1.
 
-    Mansourian, Jalali and Kasaei 2024, "Attention-guided Feature Distillation for Semantic Segmentation": the teacher's
-    map comes from `refined`, the student's from a module that learns (`terms.AttnFD`). (N, C, H, W). Compared with
-    AmirMansurian/AttnFD at b9ee23c, which scales a batch by its length as a whole: its number is about N times smaller.
+    Mansourian, Jalali, Ahmadi and Kasaei 2024, "Attention-guided Feature Distillation for Semantic Segmentation": the
+    teacher's map comes from `refined`, the student's from a module that learns (`terms.AttnFD`). (N, C, H, W). Compared
+    with AmirMansurian/AttnFD at b9ee23c, which scales a batch by its length as a whole: its number is about N times
+    smaller.
     """
     _same_shape(student_map, teacher_map)
     difference = _directions(_widen(student_map).flatten(1)) - _directions(_widen(teacher_map.detach()).flatten(1))

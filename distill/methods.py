@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from operator import add
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distill import losses
-from distill.errors import DistillError, nearest
+from distill.errors import DistillError, first_line, nearest
 from distill.networks.backbones import POSITIONS
 from distill.terms import (
     AT,
@@ -86,6 +86,7 @@ METHODS: dict[str, Callable[..., Term] | None] = {
     "icsd": ICSD,
     "attnfd": AttnFD,
 }
+BUILT_IN = frozenset(METHODS)  # what every process knows
 ALIASES = {"proposed": "sakd"}
 _RESERVED = ("ce", "loss", "epoch", "lr", "seconds", "cpu_seconds", "val_miou")  # of a line of the history
 _OWN: dict[str, tuple[Path, str]] = {}  # by method: the file that `load_methods` ran for it, and its SHA-256
@@ -96,8 +97,9 @@ def register_method(name: str, term: type[Term]) -> None:
 
     Its constructor takes teacher and student, and every option as a keyword with a default, `weight` among them, which
     it keeps as attributes. Studies and `tune` train in processes of their own, which know it where it is registered in
-    a file that they are given (`load_methods`). Raises DistillError for a name that is taken or has other characters
-    than small letters, digits, - and _, and for a class that is not such a term.
+    a file that they are given (`load_methods`). Raises DistillError for a name that is taken, by an option too, or
+    has other characters than small letters, digits, - and _, and for a class that is not such a term or computes no
+    loss.
     """
     if not (isinstance(term, type) and issubclass(term, Term)):
         raise DistillError(f"{term!r} is not a method; give a subclass of distill.methods.Term")
@@ -106,6 +108,7 @@ def register_method(name: str, term: type[Term]) -> None:
     known = METHODS.get(name)
     again = known is not None and (known.__module__, known.__qualname__) == (term.__module__, term.__qualname__)
     taken = name in METHODS or name in ALIASES or name in _RESERVED or hasattr(nn.ModuleDict(), name)
+    taken = taken or any(name in default_options(METHODS[method]) for method in BUILT_IN)
     if taken and not again:  # a cell may be run twice
         raise DistillError(f"there is a method {name!r} already, or another use of that word; give another name")
     options = default_options(term)
@@ -120,7 +123,28 @@ def register_method(name: str, term: type[Term]) -> None:
         inspect.signature(term).bind(None, None)
     except TypeError as error:
         raise DistillError(f"{term.__qualname__} cannot be built from a teacher and a student ({error})") from None
+    _check_it_computes(term)
     METHODS[name] = term
+
+
+def _check_it_computes(term: type[Term]) -> None:
+    """DistillError for a class that leaves out what its base class leaves to it."""
+    if term.forward is Term.forward:
+        raise DistillError(
+            f"{term.__qualname__} computes no loss; give it a method forward(self, student, teacher, labels)"
+        )
+    compares = not issubclass(term, MapTerm) or term.compare is not MapTerm.compare
+    if not compares and term.forward is MapTerm.forward:
+        raise DistillError(
+            f"{term.__qualname__} compares no maps; give it a method compare(self, position, student_map, teacher_map, "
+            f"labels)"
+        )
+    loss = inspect.getattr_static(term, "loss", None)
+    if isinstance(loss, FunctionType) and next(iter(inspect.signature(loss).parameters), "") != "self":
+        raise DistillError(
+            f"the loss of {term.__qualname__} would get the term itself as its first tensor; write "
+            f"loss = staticmethod({loss.__name__})"
+        )
 
 
 def load_methods(path: str | Path) -> None:
@@ -232,7 +256,12 @@ class Method(nn.Module):
         summands = {"ce": losses.cross_entropy(student.logits, labels, count=count, class_weights=self.class_weights)}
         for name, term in self.terms.items():
             term.calls += step
-            loss = _scalar(name, term(student, teacher, labels))
+            loss = _scalar(name, _loss_of(name, term, student, teacher, labels))
+            if student.logits.requires_grad and torch.is_grad_enabled() and not loss.requires_grad and loss:
+                raise DistillError(
+                    f"the loss of the method {name} has no gradient, so that the student would learn nothing from it; "
+                    f"detach the teacher's tensors only, and compute it of the student's with differentiable functions"
+                )
             summands[name] = term.current_weight() * loss
         if self.divide_by:
             divisors = {"ce": self.divide_by, "kd": self.divide_by * student.logits.shape[1]}
@@ -273,7 +302,10 @@ def build_method(name: str, teacher: nn.Module | None, student: nn.Module, **opt
         check_apart(teacher, student)
         _check_teacher(names, teacher, student)
     makers = {name: METHODS[name] for name in names}
-    method = Method({name: make(teacher, student, **by_term[name]) for name, make in makers.items() if make})
+    terms = {name: make(teacher, student, **by_term[name]) for name, make in makers.items() if make}
+    for term in terms.values():
+        _check_built(term)
+    method = Method(terms)
     for who, network in (("teacher", teacher), ("student", student)):
         if network is not None and _common(method, network, frozen=who == "student"):
             raise DistillError(
@@ -356,6 +388,33 @@ def _check_teacher(names: list[str], teacher: nn.Module | None, student: nn.Modu
     )
 
 
+def _check_built(term: Term) -> None:
+    """DistillError for a term whose constructor left out what the others rely on."""
+    kind = type(term).__qualname__
+    if not hasattr(term, "calls"):
+        raise DistillError(f"the constructor of {kind} does not call super().__init__, which keeps weight and schedule")
+    if isinstance(term, PlainMapTerm) and type(term).compare is PlainMapTerm.compare and not hasattr(term, "loss"):
+        raise DistillError(f"{kind} has no loss; write loss = staticmethod(...), a function of two maps")
+
+
+def _loss_of(name: str, term: Term, student: Output, teacher: Output, labels: Tensor) -> Any:
+    """What a term returns. Raises DistillError where it fails for want of what it has not asked for."""
+    try:
+        return term(student, teacher, labels)
+    except DistillError:
+        raise
+    except Exception as error:
+        there = {"maps": bool(student.maps), "logits": bool(teacher.logits.numel())}
+        asked = {"maps": term.needs_maps, "logits": term.needs_logits}
+        missing = [what for what in there if not (there[what] or asked[what])]
+        if name in BUILT_IN or not missing:
+            raise
+        raise DistillError(
+            f"the method {name} fails ({type(error).__name__}: {first_line(error)}); it is given no {missing[0]} of "
+            f"the teacher, and gets them where its class says needs_{missing[0]} = True"
+        ) from error
+
+
 def _scalar(name: str, loss: Any) -> Tensor:
     if isinstance(loss, Tensor) and loss.dim() == 0:
         return loss
@@ -394,7 +453,7 @@ def _kept_options(term: Term) -> dict[str, Any]:
 def check_known_elsewhere(names: Iterable[str]) -> None:
     """DistillError for a method that was registered here, and in no file: another process would not know it."""
     for term in {term for name in names for term in method_terms(name)}:
-        if not (getattr(METHODS[term], "__module__", "distill").startswith("distill.") or term in _OWN):
+        if term not in BUILT_IN and term not in _OWN:
             raise DistillError(
                 f"the method {term} is known to this process alone, and its runs are trained in others; register it in "
                 f"a file, and give that as --own-methods"

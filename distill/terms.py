@@ -92,7 +92,8 @@ class KD(Term):
         decay: int = 0,
     ):
         super().__init__(weight, warmup, decay)
-        self.temperature = _positive("temperature", temperature)
+        check_number("temperature", temperature, 0.01, 1000, whole=False)
+        self.temperature = plain(temperature)
 
     def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
         return losses.kd(student.logits, teacher.logits, self.temperature)
@@ -332,7 +333,10 @@ class NFD(PlainMapTerm):
 
 
 class SKD(PlainMapTerm):
-    """How alike places are: Liu et al. 2019, the pair-wise term; see `losses.skd`."""
+    """How alike places are: Liu et al. 2019, the pair-wise term; see `losses.skd`.
+
+    The position is this project's choice, `layer4` before its ReLU; CIRKD's code takes the head's last map for it.
+    """
 
     with_connectors = False
     loss = staticmethod(losses.skd)
@@ -340,7 +344,11 @@ class SKD(PlainMapTerm):
 
 
 class IFVD(PlainMapTerm):
-    """How alike places are to their class: Wang et al. 2020; see `losses.ifvd`. It needs labels."""
+    """How alike places are to their class: Wang et al. 2020; see `losses.ifvd`. It needs labels.
+
+    At `layer4`, before its ReLU, where the authors' code compares the map after its pyramid pooling. There the option
+    `--lambda-ifv` is 200, ten times the weight here.
+    """
 
     with_connectors = False
     __init__ = partialmethod(PlainMapTerm.__init__, weight=20.0)
@@ -350,7 +358,10 @@ class IFVD(PlainMapTerm):
 
 
 class CIRKD(PlainMapTerm):
-    """How alike places of different images are: Yang et al. 2022; see `losses.cirkd`."""
+    """How alike places of different images are: Yang et al. 2022; see `losses.cirkd`.
+
+    At `aspp` before its ReLU, which is this project's choice.
+    """
 
     with_connectors = False
     loss = staticmethod(losses.cirkd)
@@ -365,9 +376,11 @@ class CWDMaps(PlainMapTerm):
 
 
 class AttnFD(PlainMapTerm):
-    """Maps refined by attention: Mansourian, Jalali and Kasaei 2024; see `losses.attnfd`.
+    """Maps refined by attention: Mansourian, Jalali, Ahmadi and Kasaei 2024; see `losses.attnfd`.
 
-    The student's attention learns, the teacher's has no weights. Both are there for training only.
+    The student's attention learns, the teacher's has no weights. Both are there for training only. The weight is the
+    published one, of a number that is about N times smaller in the published code, N being the batch (`losses.attnfd`).
+    That code refines `aspp` and `decoder` after their ReLU; here all three maps are taken before it.
     """
 
     __init__ = partialmethod(PlainMapTerm.__init__, weight=2.0, positions=("layer4", "aspp", "decoder"))
@@ -463,12 +476,6 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 def _is_positive(value: object) -> bool:
     return _is_number(value) and value > 0
-
-
-def _positive(name: str, value: float) -> float:
-    if not _is_positive(value):
-        raise DistillError(f"{name} is {value!r}; give a finite number above 0, such as 4.")
-    return plain(value)
 
 
 def _flag(name: str, value: bool) -> bool:

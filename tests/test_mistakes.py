@@ -567,7 +567,7 @@ def one_weight_for_two_terms(world: World) -> list:
     return world.train("--weight", "2", method="kd+sakd")
 
 
-@case("temperature is '4'", "a finite number above 0")
+@case("temperature is '4'", "a number from 0.01")
 def temperature_is_text(world: World) -> Callable:
     return lambda: METHODS["kd"](None, None, temperature="4")
 

@@ -3,16 +3,18 @@
 import copy
 import math
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import distill
 from distill import DistillError, losses, methods
-from distill.methods import METHODS, Term, build_method, register_method
+from distill.methods import METHODS, MapTerm, Term, build_method, register_method
 
 NEWER = ["mse", "fitnet", "skd", "ifvd", "cwd", "cwd-maps", "dist", "cirkd", "nfd", "icsd", "attnfd"]
 
@@ -238,6 +240,13 @@ def test_its_gradient_reaches_the_student_and_not_the_teacher(name: str, tiny_te
 # A method of one's own
 
 
+def test_labels_and_margins_of_another_shape_are_refused(refused: Callable[..., str]) -> None:
+    """They would be broadcast."""
+    for labels in (LABELS[:1], LABELS[:, None]):
+        refused("labels", "of the same N images", call=lambda labels=labels: losses.ifvd(S, T, labels))
+    refused("margin is (1,)", "4 channels", call=lambda: losses.ofd(S, T, torch.zeros(1)))
+
+
 class Own(Term):
     needs_logits = True
 
@@ -278,13 +287,24 @@ def test_what_cannot_be_registered_is_told(registry: None, refused: Callable[...
         refused(repr(word), "another name", call=lambda word=word: register_method(word, Own))
     refused("kd", "already", call=lambda: register_method("kd", type("KD", (Own,), {})))
 
+    refused("weight", "another use", call=lambda: register_method("weight", Own))
+    refused("positions", "another use", call=lambda: register_method("positions", Own))
+    refused(
+        "Empty", "forward(self", call=lambda: register_method("own", type("Empty", (Own,), {"forward": Term.forward}))
+    )
+    no_maps = type("NoMaps", (MapTerm,), {"__init__": partialmethod(MapTerm.__init__, weight=1.0)})
+    refused("NoMaps", "compare(self", call=lambda: register_method("own", no_maps))
+    for loss in (F.mse_loss, lambda s, t: (s - t).square().mean()):
+        unbound = type("Unbound", (methods.PlainMapTerm,), {"__init__": methods.METHODS["at"].__init__, "loss": loss})
+        refused("Unbound", "staticmethod", call=lambda unbound=unbound: register_method("own", unbound))
+
     class Teacherless(Term):
         def __init__(self, *, weight: float = 1.0):
             super().__init__(weight, 0, 0)
 
-    class Forgetful(Term):
+    class Forgetful(Own):
         def __init__(self, teacher: nn.Module, student: nn.Module, *, weight: float = 1.0, power: float = 1.0):
-            super().__init__(weight, 0, 0)
+            Term.__init__(self, weight, 0, 0)
 
     refused("Teacherless", "teacher and a student", call=lambda: register_method("own", Teacherless))
     register_method("own", Forgetful)

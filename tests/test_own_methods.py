@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 from torch.nn import functional
 
@@ -204,6 +205,71 @@ def test_a_method_that_cannot_be_trained_is_one_sentence(
             progress=False,
             device="cpu",
         )
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda s, t: (s - t).abs().mean().detach(), lambda s, t: (s.argmax(1) != t.argmax(1)).sum()],
+    ids=["detached", "a count"],
+)
+def test_a_loss_without_a_gradient_is_one_sentence(
+    own: Path, loss: Callable, tiny_teacher: nn.Module, make_student: Callable, refused: Callable[..., str]
+) -> None:
+    """Else the baseline would be trained, and recorded under the method's name."""
+    methods.register_method("mine", _method(loss))
+    method, images = methods.build_method("mine", tiny_teacher, student := make_student()), torch.randn(2, 3, 32, 32)
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    refused("mine has no gradient", call=lambda: method(student(images), tiny_teacher(images), labels))
+    with torch.no_grad():  # as where a student is scored
+        assert method(student(images), tiny_teacher(images), labels)[1]["mine"] > 0
+
+
+def test_nothing_to_learn_in_one_batch_is_no_mistake(
+    own: Path, tiny_teacher: nn.Module, make_student: Callable
+) -> None:
+    methods.register_method("mine", _method(lambda s, t: s.new_zeros(())))
+    method, images = methods.build_method("mine", tiny_teacher, student := make_student()), torch.randn(2, 3, 32, 32)
+    assert method(student(images), tiny_teacher(images), torch.zeros(2, 32, 32, dtype=torch.long))[1]["mine"] == 0
+
+
+def test_what_a_class_forgot_is_one_sentence(
+    own: Path, tiny_teacher: nn.Module, make_student: Callable, refused: Callable[..., str]
+) -> None:
+    class Unbuilt(methods.Term):
+        def __init__(self, teacher: nn.Module, student: nn.Module, *, weight: float = 1.0) -> None:
+            self.__dict__["weight"] = weight
+
+        def forward(self, student: methods.Output, teacher: methods.Output, labels: object) -> object: ...
+
+    class Lossless(methods.PlainMapTerm):
+        __init__ = METHODS["at"].__init__
+
+    class Mapless(methods.Term):
+        needs_logits = True
+
+        def __init__(self, teacher: nn.Module, student: nn.Module, *, weight: float = 1.0) -> None:
+            super().__init__(weight, 0, 0)
+
+        def forward(self, student: methods.Output, teacher: methods.Output, labels: object) -> torch.Tensor:
+            return student.maps[0].mean()
+
+    student = make_student()
+    for name, term in {"unbuilt": Unbuilt, "lossless": Lossless, "mapless": Mapless}.items():
+        methods.register_method(name, term)
+    refused("Unbuilt", "super().__init__", call=lambda: methods.build_method("unbuilt", tiny_teacher, student))
+    refused("Lossless has no loss", call=lambda: methods.build_method("lossless", tiny_teacher, student))
+    method, images = methods.build_method("mapless", tiny_teacher, student), torch.randn(2, 3, 32, 32)
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    refused(
+        "mapless fails (IndexError",
+        "needs_maps = True",
+        call=lambda: method(student(images), tiny_teacher(images), labels),
+    )
+
+
+def test_a_method_of_the_package_under_another_name_is_known_here_only(own: Path, refused: Callable[..., str]) -> None:
+    methods.register_method("kd2", METHODS["kd"])
+    refused("kd2 is known to this process alone", call=lambda: methods.check_known_elsewhere(["kd2"]))
 
 
 def test_a_name_that_is_no_text_is_refused() -> None:

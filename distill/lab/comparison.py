@@ -243,11 +243,12 @@ def at_equal_time(findings: Findings, name: str) -> list[dict[str, Any]]:
         runs = [entry for entry in own if (entry["backbone"], entry["method"]) == (backbone, method)]
         pairs = [compare([*alone, *runs]) for alone in _baselines(findings, backbone) if _but_for_epochs(alone, runs)]
         known = [(alone, row) for alone, row in pairs if "gain" in row and _timed(alone) and _timed(row)]
+        known = [(alone, row) for alone, row in known if alone["epochs"] > row["epochs"]]
         if not known or len({row["processor"] for _, row in known}) > 1:
             continue
         per_epoch = sum(alone["seconds"] for alone, _ in known) / sum(alone["epochs"] for alone, _ in known)
         needed = known[0][1]["seconds"] / per_epoch  # epochs of the baseline
-        if as_long := [(alone, row) for alone, row in known if alone["epochs"] >= max(needed, row["epochs"] + 1)]:
+        if as_long := [(alone, row) for alone, row in known if alone["epochs"] >= needed]:
             alone, row = min(as_long, key=lambda pair: pair[0]["epochs"])
             found.append(row | {"lent_epochs": alone["epochs"], "lent_seconds": alone["epochs"] * per_epoch})
     return correct(found)

@@ -9,6 +9,7 @@ candidate that diverges is out.
     OUT/METHOD/WEIGHT/EPOCHS    runs, which are not trained twice    OUT/tune.json    all scores, and the choice
 """
 
+import math
 import os
 import shutil
 import tempfile
@@ -53,7 +54,7 @@ def tune(
     jobs: int | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Try `budget` weights of each method, `spread` powers of ten apart around its usual one; returns the record.
+    """Try `budget` weights of each method, `spread` powers of ten apart around its default; returns the record.
 
     `methods` are single terms, such as kd; `settings` are fields of `Settings`, and the other arguments are as for
     `fit`. The choice is by mIoU on the images held out, between the last two after as many epochs as the settings say:
@@ -77,6 +78,8 @@ def tune(
     shaping = {name: value for name, value in asdict(chosen).items() if name not in (*NEUTRAL, "epochs")}
     asked |= {"images": train.fingerprint(), "settings": shaping}
     _same_as_before(out, asked)
+    places = slots(device, jobs)
+    alive = {method: _candidates(method, budget, spread) for method in methods}
     held = hold_out(train, out / "data")
     write_json(out / "asked.json", asked)
     common = {"student": student, "teacher": teacher, "data": str(held), "seed": seed, "progress": False}
@@ -84,7 +87,6 @@ def tune(
     common |= {**given, "augment": chosen.augment}
     rungs = _rungs(budget, chosen.epochs, chosen.connector_epochs)
     runs: list[dict[str, Any]] = []
-    alive = {method: _candidates(method, data, budget, spread) for method in methods}
     total = sum(keep * epochs for keep, epochs in rungs) * len(methods)
     threads = 1 if common["device"] == "cpu" else None
     with progress_bar(total, 0) as bar:
@@ -94,7 +96,7 @@ def tune(
             _check_code(planned)
             todo = [_job(m, w, epochs, data, path, common) for (m, w), path in planned.items() if not _done(path)]
             bar.update(sum(epochs for path in planned.values() if _done(path)))
-            run_all(todo, slots(device, jobs), threads, bar, out / "failed.txt")
+            run_all(todo, places, threads, bar, out / "failed.txt")
             scores = {row: _score(path) for row, path in planned.items()}
             runs += [{"method": m, "weight": w, "epochs": epochs, "val_miou": s} for (m, w), s in scores.items()]
             alive = {method: _best_first(method, weights, scores) for method, weights in alive.items()}
@@ -103,6 +105,7 @@ def tune(
     command = ["python -m distill tune --methods", *methods, f"--backbone {student} --dataset {name_of(data)}"]
     command += [f"--budget {budget} --spread {spread:g} --epochs {chosen.epochs} --seed {seed}", *_flags(given)]
     command += [] if preset == defaults_for(data).preset else [f"--preset {preset}"]
+    command += ["--own-methods FILE"] if code_of(methods) else []
     record = {
         "command": " ".join(command),
         "student": student,
@@ -182,11 +185,24 @@ def _rungs(budget: int, epochs: int, frozen: int = 0) -> list[tuple[int, int]]:
     return rungs
 
 
-def _candidates(method: str, data: str, budget: int, spread: float) -> list[float]:
-    """Weights around the usual one, each a number of three digits."""
-    terms = method_terms(method)
-    usual = with_every_option(choose_options(terms, data, None))[terms[0]]["weight"]
-    return [float(f"{usual * 10 ** (spread * (index - (budget - 1) / 2)):.3g}") for index in range(budget)]
+def _candidates(method: str, budget: int, spread: float) -> list[float]:
+    """Weights around the method's default, each a number of three digits.
+
+    Not around one that was tuned for the data: whoever repeats that tuning is to try what it tried. Raises
+    DistillError where these are no weights, or all the same.
+    """
+    (term,) = method_terms(method)
+    usual = with_every_option({term: {}})[term]["weight"]
+    try:
+        weights = [float(f"{usual * 10 ** (spread * (index - (budget - 1) / 2)):.3g}") for index in range(budget)]
+    except OverflowError:
+        weights = [math.inf]
+    if usual == 0 or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise DistillError(
+            f"{budget} weights, {spread:g} powers of ten apart, around the default of {method}, {usual:g}, are no "
+            f"numbers above 0; give less --budget or --spread, or the method a default above 0"
+        )
+    return weights
 
 
 def _job(method: str, weight: float, epochs: int, data: str, path: Path, common: dict[str, Any]) -> Job:
@@ -222,7 +238,12 @@ def _score(path: Path) -> float | None:
 def _same_as_before(out: Path, asked: dict[str, Any]) -> None:
     """DistillError where the folder belongs to another question."""
     path = out / "asked.json"
-    if path.exists() and (there := checked(read_json(path), dict[str, Any], path, "what a tuning was asked")) != asked:
+    trained = any(out.glob("*/*/*/config.json"))  # else it failed, or was stopped, before it had asked anything
+    if (
+        trained
+        and path.exists()
+        and (there := checked(read_json(path), dict[str, Any], path, "what a tuning was asked")) != asked
+    ):
         what = next(key for key in (*asked, *there) if there.get(key) != asked.get(key))
         raise DistillError(f"{out} holds a tuning whose {what} differs from what is asked for; choose another --out")
 

@@ -95,7 +95,7 @@ def fit(
 
     Started by torchrun, all processes train one network: each computes its share of every batch and of every scoring,
     and the first writes the files, on a disk that all of them see. The results are those of one process except for
-    rounding (see `parallel`).
+    rounding (see `parallel`; not with `dist` and `cirkd`, see `Settings`).
 
     `on_epoch(line, student)` is called after every trained epoch, when its files are written, with the line of the
     history and the student in eval mode. It may draw random numbers without changing the run; an exception

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ from torch import nn
 
 from distill import cli
 from distill.data.folders import VOCFolder
+from distill.files import PROJECT, read_json
 from distill.lab import tune as module
 from distill.lab.label import label_by_teacher
 from distill.lab.pool import Job
 from distill.lab.tune import hold_out, tune
+from distill.methods import METHODS
 from distill.networks import save_model
-from distill.training.presets import TUNED
+from distill.terms import KD, Term
 from distill.training.settings import Settings
 
 
@@ -67,8 +70,22 @@ def test_images_that_are_links_within_their_data_set_are_held_out(tiny_sample: P
 
 
 def test_candidates_lie_around_the_usual_weight() -> None:
-    assert module._candidates("kd", "elsewhere", 3, 1.0) == [0.09, 0.9, 9.0]
-    assert module._candidates("sakd", "elsewhere", 2, 1.0) == [47.4, 474.0]
+    assert module._candidates("kd", 3, 1.0) == [0.09, 0.9, 9.0]
+    assert module._candidates("sakd", 2, 1.0) == [47.4, 474.0]
+
+
+def test_the_recorded_tuning_would_try_the_same_weights_again() -> None:
+    record = read_json(PROJECT / "results" / "sample-tune.json")
+    for method in record["best"]:
+        tried = sorted({run["weight"] for run in record["runs"] if run["method"] == method})
+        assert tried == module._candidates(method, record["budget"], record["spread"])
+
+
+def test_weights_that_are_none_are_told(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
+    refused("kd", "--spread", call=lambda: module._candidates("kd", 64, 10.0))
+    term = type("Nought", (Term,), {"__init__": partialmethod(KD.__init__, weight=0.0)})
+    monkeypatch.setattr("distill.methods.METHODS", METHODS | {"nought": term})
+    refused("default of nought", "above 0", call=lambda: module._candidates("nought", 4, 1.0))
 
 
 def test_the_recorded_command_can_be_typed() -> None:
@@ -159,8 +176,15 @@ def test_a_candidate_that_diverges_is_out_and_another_question_is_refused(
     asked |= {"device": "cpu", "optimizer": "sgd", "clip": 0.0, "lr": 0.1, "batch_size": 4, "out": tmp_path / "out"}
     record = tune(["mse"], spread=10.0, **asked)
     assert [run["val_miou"] is None for run in record["runs"]] == [False, True]
-    assert record["best"] == {"mse": pytest.approx(TUNED["sample"]["mse"]["weight"] * 1e-5, rel=1e-3)}
-    assert "3.16e+06 (2): diverged" in module.table(record)
+    assert record["best"] == {"mse": pytest.approx(1e-5)}
+    assert "100000 (2): diverged" in module.table(record)
+    unbuilt = {**asked, "out": tmp_path / "corrected"}
+    refused("no backbone", call=lambda: tune(["mse"], "resnet99", **unbuilt))
+    refused("jobs is 0", call=lambda: tune(["mse"], jobs=0, **{**unbuilt, "out": tmp_path / "untouched"}))
+    assert not (tmp_path / "untouched").exists()
+    assert tune(["mse"], **{**unbuilt, "budget": 1})["best"], (
+        "nothing was trained there, so it may be asked for another"
+    )
     refused("student differs", "another --out", call=lambda: tune(["mse"], "mobilenetv2", **asked))
     refused("settings differs", call=lambda: tune(["mse"], **{**asked, "lr": 0.2}))
 
@@ -172,7 +196,7 @@ def test_of_several_candidates_those_that_diverge_are_not_trained_longer(
 
     def trained(jobs: list[Job], *_: object) -> None:
         for job in jobs:
-            fine = job.keywords["method_options"]["kd"]["weight"] == 1
+            fine = job.keywords["method_options"]["kd"]["weight"] == 0.09
             (out := Path(job.keywords["out"])).mkdir(parents=True)
             (out / ("scores.json" if fine else "diverged.txt")).touch()
 
@@ -180,8 +204,8 @@ def test_of_several_candidates_those_that_diverge_are_not_trained_longer(
     monkeypatch.setattr(module, "Run", Fake)
     asked = {"teacher": str(tmp_path / "teacher.safetensors"), "data_root": str(tiny_sample), "budget": 3, "epochs": 8}
     record = tune(["kd"], out=tmp_path / "out", device="cpu", **asked)
-    assert [(run["weight"], run["epochs"]) for run in record["runs"]] == [(1, 4), (10, 4), (100, 4), (1, 8)]
-    assert record["best"] == {"kd": 1}
+    assert [(run["weight"], run["epochs"]) for run in record["runs"]] == [(0.09, 4), (0.9, 4), (9, 4), (0.09, 8)]
+    assert record["best"] == {"kd": 0.09}
 
 
 class Fake:
