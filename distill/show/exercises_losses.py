@@ -18,7 +18,10 @@ from distill.terms import KD, Output
 
 
 def _scalar(loss: Any) -> torch.Tensor:
-    expect(isinstance(loss, torch.Tensor) and loss.ndim == 0, "it has to return the loss, a tensor of one number")
+    expect(
+        isinstance(loss, torch.Tensor) and loss.ndim == 0,
+        "it has to return the loss, a tensor of no dimension, as a mean is",
+    )
     return loss.double()
 
 
@@ -26,6 +29,11 @@ def _two_tensors(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Standing for student and teacher, float64, always the same."""
     first, second = 3 * torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return first, second
+
+
+def _learning(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers, as a network would give them: with a gradient, and free to be changed in place."""
+    return 1 * x.clone().requires_grad_()
 
 
 def _divergences(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -62,7 +70,10 @@ def _falls(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor) ->
 def measured_margin(answer: Callable[..., Any]) -> None:
     small = torch.tensor([[[[-1.0, 2.0]], [[3.0, 4.0]]]])  # (1, 2, 1, 2): the second channel is never negative
     large = torch.tensor([[[[-4.0, -4.0]], [[1.0, 2.0]]], [[[-2.0, 0.0]], [[5.0, 0.0]]]])
+    given = small.clone(), large.clone()
     margin = answer([small, large])
+    kept = torch.equal(small, given[0]) and torch.equal(large, given[1])
+    expect(kept, "the maps themselves were changed; work on copies")
     expect(isinstance(margin, torch.Tensor) and margin.shape == (2,), "return a tensor with one margin per channel")
     expect(bool(margin.isfinite().all()), "a channel that is never negative has no mean: give it 0")
     margin = margin.float()
@@ -83,9 +94,13 @@ def measured_margin(answer: Callable[..., Any]) -> None:
 def quiet_student(answer: Callable[..., Any]) -> None:
     target = torch.tensor([[[[2.0, -1.0], [0.0, 0.5]], [[-3.0, 1.0], [-0.25, 4.0]]]])  # (1, 2, 2, 2)
     quiet = answer(target.clone())
-    expect(isinstance(quiet, torch.Tensor) and quiet.shape == target.shape, "it has to return a map (N, C, H, W)")
+    expect(isinstance(quiet, torch.Tensor) and quiet.shape == target.shape, "return a tensor, the map (N, C, H, W)")
     loss = losses.ofd(quiet, target, margin=torch.tensor([-1.0, -3.0]))  # no target lies below its margin
-    expect(loss == 0, f"OFD's loss is {loss:.3f}, not 0: where the target is above zero, nothing is free")
+    expect(
+        loss == 0,
+        f"OFD's loss is {loss:.3f}, not 0: where the target is above zero nothing is free, and elsewhere only "
+        "what is below it",
+    )
     lowest = torch.tensor([[[[2.0, -11.0], [-10.0, 0.5]], [[-13.0, 1.0], [-10.25, 4.0]]]])
     sentence = "the loss is 0, but not every value that is free lies ten units below its target"
     expect(torch.equal(quiet, lowest), f"{sentence}; where the target is exactly 0 the student is free as well")
@@ -101,7 +116,8 @@ _SEES_NONE = "SAKD sees no difference: permuted channels and a turn by 180° cha
 def rearrange_alike(answer: Callable[..., Any]) -> None:
     maps = _two_tensors(2, 3, 5, 5)
     moved = answer(*(each.clone() for each in maps))
-    expect(isinstance(moved, tuple | list) and len(moved) == 2, "it has to return two maps, student's and teacher's")
+    two = isinstance(moved, tuple | list) and len(moved) == 2 and all(isinstance(each, torch.Tensor) for each in moved)
+    expect(two, "return two tensors, the student's map and the teacher's")
     for new, old in zip(moved, maps, strict=True):
         same = torch.equal(new.flatten().sort().values, old.flatten().sort().values)
         expect(new.shape == old.shape and same, "each map keeps its shape and its values, at other places")
@@ -114,8 +130,10 @@ def rearrange_alike(answer: Callable[..., Any]) -> None:
 def transformer_rows(answer: Callable[..., Any]) -> None:
     for shape in ((2, 4, 4), (1, 3, 7)):
         g = _two_tensors(*shape)[0].abs()
-        attended = answer(g.clone())
+        attended = answer(_learning(g))
         expect(isinstance(attended, torch.Tensor), "it has to return a tensor")
+        expect(attended.requires_grad, "the rows lose the gradient, and are to train: no NumPy, no_grad or detach")
+        attended = attended.detach()
         expect(attended.shape == g.shape, f"a map (N, H, W) gives a map (N, H, W), not {tuple(attended.shape)}")
         published = g.shape[1] == g.shape[2] and torch.allclose(
             attended.double(), losses.self_attention_map(g.sqrt()[:, None])
@@ -205,14 +223,20 @@ def _is_none_of_the_courses(answer: Callable[..., Any]) -> None:
 # --------------------------------------------------------------------------------------------------------- 04d_clinic
 
 
+_NO_GRADIENT = "the student gets no gradient"
+_CHANGED = "the teacher's logits themselves were changed; work on a copy"
+
+
 @exercise
 def repair_softening(answer: Callable[..., Any]) -> None:
     student, teacher = _two_tensors(2, 5, 3, 3)
+    given = teacher.clone()
 
     def pull(temperature: float) -> float:
         logits = student.clone().requires_grad_()
         loss = _scalar(answer(logits, teacher, temperature))
-        expect(loss.requires_grad, "the student gets no gradient")
+        expect(torch.equal(teacher, given), _CHANGED)
+        expect(loss.requires_grad, _NO_GRADIENT)
         (gradient,) = torch.autograd.grad(loss, logits)
         return float(gradient.norm())
 
@@ -229,7 +253,11 @@ def repair_softening(answer: Callable[..., Any]) -> None:
 @exercise
 def repair_kd_reduction(answer: Callable[..., Any]) -> None:
     pair = _two_tensors(3, 5, 2, 4)
-    loss = _scalar(answer(*pair, 4))
+    given = pair[1].clone()
+    loss = _scalar(answer(_learning(pair[0]), pair[1], 4))
+    expect(loss.requires_grad, _NO_GRADIENT)
+    loss = loss.detach()
+    expect(torch.equal(pair[1], given), _CHANGED)
     dead = torch.full((3, 15, 2, 4), -1000.0)
     more = _scalar(answer(*(torch.cat([logits, dead], dim=1) for logits in pair), 4))
     sentence = "classes that neither network believes in still change the loss, from"
@@ -241,7 +269,8 @@ def repair_kd_reduction(answer: Callable[..., Any]) -> None:
         loss, expected = _scalar(answer(*pair, temperature)), temperature**2 * _divergences(*pair, temperature).mean()
         expect(
             torch.isclose(loss, expected),
-            f"at T = {temperature} the loss is {loss:.3f}, not {expected:.3f}: sum over classes alone, and keep T²",
+            f"at T = {temperature} the loss is {loss:.3f}, not {expected:.3f}: sum over classes alone, weigh by the "
+            f"teacher's probabilities, and keep T²",
         )
 
 
@@ -250,7 +279,9 @@ def repair_void(answer: Callable[..., Any]) -> None:
     logits, other = _two_tensors(2, 3, 2, 4)
     labels = torch.tensor([[[0, 1, 2, 255], [255, 255, 0, 1]], [[2, 2, 0, 0], [1, 255, 255, 2]]])
     void, given = labels == 255, labels.clone()
-    loss = _scalar(answer(logits, labels))
+    loss = _scalar(answer(_learning(logits), labels))
+    expect(loss.requires_grad, _NO_GRADIENT)
+    loss = loss.detach()
     changed = _scalar(answer(other.where(void[:, None], logits), labels))
     sentence = "other logits under void still change the loss, from"
     expect(torch.isclose(loss, changed), f"{sentence} {loss:.3f} to {changed:.3f}")
@@ -270,9 +301,9 @@ def repair_teacher_mode(answer: Callable[..., Any]) -> None:
     student.eval()  # whoever repairs the step puts it into training mode
     calls = [answer(teacher, student, part) for part in (images, images, images[:2])]
     for outputs in calls:
-        expect(
-            isinstance(outputs, tuple | list) and len(outputs) == 2, "it has to return teacher_logits, student_logits"
-        )
+        two = isinstance(outputs, tuple | list) and len(outputs) == 2
+        two = two and all(isinstance(each, torch.Tensor) for each in outputs)
+        expect(two, "it has to return teacher_logits, student_logits, two tensors")
     first, second, alone = (teacher_logits for teacher_logits, _ in calls)
     expect(torch.equal(first, second), "the teacher's answers still change from call to call on the same images")
     expect(fingerprint(teacher) == before, "the teacher's fingerprint changes: the buffers of its BatchNorm drift")
@@ -280,7 +311,13 @@ def repair_teacher_mode(answer: Callable[..., Any]) -> None:
     expect(torch.allclose(first, teacher.eval()(images), atol=1e-5), "these are not the teacher's answers")
     expect(not first.requires_grad, "the teacher's forward pass is to be without gradient, as before")
     expect(calls[0][1].requires_grad, "the student's forward pass needs a gradient")
-    expect(not torch.equal(student.get_buffer("1.running_mean"), buffer), "the student has to be in training mode")
+    drifted = student.get_buffer("1.running_mean")
+    expect(not torch.equal(drifted, buffer), "the student has to be in training mode")
+    twin = _tiny_network(1).train()
+    for part, (_, logits) in zip((images, images, images[:2]), calls, strict=True):
+        expect(torch.allclose(logits, twin(part), atol=1e-5), "these are not the student's logits in training mode")
+    once = torch.allclose(drifted, twin.get_buffer("1.running_mean"), atol=1e-6)
+    expect(once, "the student is to see each batch once, in training mode")
 
 
 @exercise

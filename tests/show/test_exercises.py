@@ -303,6 +303,23 @@ def _graphs_kept(network, images, labels, parts):
     return torch.autograd.grad(total, list(network.parameters()))
 
 
+def _last_seed(weights, seeds, score):
+    found = {weight: score(weight, seed) for weight in weights for seed in seeds}  # each seed replaces the one before
+    return max((weight for weight, value in found.items() if value == value), key=found.get)
+
+
+def _not_above(scores):
+    best, low = None, 2.0
+    for name, iou in scores.per_class_iou.items():
+        if not iou > low:
+            best, low = name, iou
+    return best
+
+
+def _warmed(step, warmup, lr, factor):
+    return lr + min(1, step / warmup if warmup else 1) * lr * (factor - 1)
+
+
 MORE = {
     "the teacher's errors": (
         "inherited_errors",
@@ -343,6 +360,33 @@ MORE = {
     ),
     "all graphs are kept": ("gradient_in_parts", _graphs_kept),
     "kd at another temperature": ("own_loss", lambda s, t: losses.kd(s, t, 1.0)),
+    "the last seed alone": ("choose_weight", _last_seed),
+    "the middle seed": (
+        "choose_weight",
+        lambda weights, seeds, score: max(weights, key=lambda w: np.median([score(w, s) for s in seeds])),
+    ),
+    "taps counted in strides": ("seen_taps", lambda size, rate: (1 + 2 * ((size - 1) // rate)) ** 2),
+    "what is not above the lowest": ("hardest_class", _not_above),
+    "rows without a gradient": ("transformer_rows", lambda g: F.scaled_dot_product_attention(g, g, g).detach()),
+    "maps destroyed": (
+        "measured_margin",
+        lambda maps: (
+            sum(m.clamp_(max=0).sum((0, 2, 3)) for m in maps) / sum((m < 0).sum((0, 2, 3)) for m in maps).clamp(min=1)
+        ),
+    ),
+    "a list of a rate": ("warmed_lr", lambda step, warmup, lr, size, batch: [_warmed(step, warmup, lr, batch / size)]),
+    "one size of batch": ("warmed_lr", lambda step, warmup, lr, size, batch: _warmed(step, warmup, lr, batch / 8)),
+    "a student asked in evaluation mode": (
+        "repair_teacher_mode",
+        lambda teacher, student, images: (
+            teacher.eval()(images).detach(),
+            [student.train()(images), student.eval()][1](images),
+        ),
+    ),
+    "a void loss without a gradient": (
+        "repair_void",
+        lambda logits, labels: F.cross_entropy(logits.detach(), labels, ignore_index=255),
+    ),
     "kd at a temperature between": ("own_loss", lambda s, t: 2 * losses.kd(s, t.detach(), 2.53)),
     "dist at a high temperature": ("own_loss", lambda s, t: losses.dist(s, t.detach(), 40.0)),
     "scored more often": ("unfair_baseline", lambda fair: fair | {"evaluate_every": 1}),
