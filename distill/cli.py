@@ -35,7 +35,7 @@ from distill.data.layout import mask_image
 from distill.data.resize import resize_dataset
 from distill.data.sample import SAMPLE_SIZES, make_sample
 from distill.doctor import examine
-from distill.errors import DistillError, enough_memory, first_line, nearest
+from distill.errors import DistillError, check_number, enough_memory, first_line, nearest
 from distill.files import make_folder, replace_file, write_json, write_text
 from distill.lab import bench, latency, tune
 from distill.lab.comparison import draw, markdown, read_findings, report, tables
@@ -408,6 +408,8 @@ def _add_export(commands: Commands) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    if not options.int8 and (options.dataset or options.data_root):
+        raise DistillError("--dataset and --data-root are images for --int8; add it, or leave them out")
     name = f"student{'-int8' if options.int8 else ''}{FORMATS[options.format]}"
     chosen = {"format": options.format, "int8": options.int8, "data": options.dataset, "data_root": options.data_root}
     done = export(options.run, options.out / name, size=options.size and tuple(options.size), **chosen)
@@ -490,7 +492,12 @@ def _add_compare(commands: Commands) -> None:
     command = _command(commands, "compare", _compare, "a table from many runs: mean, 95 %% interval, paired gain")
     command.add_argument("runs", nargs="+", type=Path, help="folders with runs below them, or a recorded study (.json)")
     command.add_argument("--json", action="store_true", help="print the tables for programs")
-    command.add_argument("--markdown", type=Path, metavar="FILE", help="write tables, gains by class and figures there")
+    command.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="write tables and gains by class there, and the figures of --figures",
+    )
     command.add_argument("--figures", type=Path, metavar="DIR", help="draw every figure there, as PNG and SVG")
 
 
@@ -620,6 +627,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _latency(options: argparse.Namespace) -> None:
+    check_number("steps", options.steps, 1, 10_000)
     if options.json:
         make_folder(options.json.parent)
     side = getattr(options, "crop_size", PRESETS[options.preset].crop_size)

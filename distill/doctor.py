@@ -92,6 +92,8 @@ def _disk() -> Finding:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
     found = f"{free / 1e9:.1f} GB free in {there}"
+    if not there.is_dir():
+        return Finding("disk", f"{there} is a file", "set DISTILL_DATA to a folder")
     if not os.access(there, os.W_OK):
         return Finding("disk", f"{there} cannot be written to", "set DISTILL_DATA to a folder of your own")
     advice = f"make room for {DISK / 1e9:.0f} GB, or set DISTILL_DATA to another folder"

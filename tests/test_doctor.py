@@ -74,6 +74,10 @@ def test_a_damaged_teacher_is_named(damage: str, tmp_path: Path, monkeypatch: py
 def test_too_little_room_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=10**8))
+    monkeypatch.setattr(doctor, "data_root", lambda: Path(__file__))
+    assert "is a file" in str(doctor._disk()) and doctor._disk().advice
+    monkeypatch.undo()
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=10**8))
     assert "0.1 GB free" in str(doctor._disk()) and "DISTILL_DATA" in doctor._disk().advice
     monkeypatch.setattr(doctor, "MEMORY", 1e18)
     assert "close other programs" in doctor._memory().advice

@@ -983,6 +983,16 @@ def an_unknown_format(world: World) -> object:
     return lambda: distill.export(world.weights, world.root / "net", format="jpeg")
 
 
+@case("--dataset", "for --int8")
+def images_for_a_float_export(world: World) -> list:
+    return ["export", "student-resnet18-distilled", "--dataset", "nowhere"]
+
+
+@case("steps is -5")
+def no_steps_of_latency(world: World) -> list:
+    return ["bench", "--latency", "sample", "--steps", "-5"]
+
+
 @case("nowhere", "no run or network", "folders of runs")
 def latency_of_a_network_that_is_missing(world: World) -> list:
     return ["bench", "--latency", world.root / "nowhere"]

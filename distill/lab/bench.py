@@ -190,6 +190,10 @@ def measure_loading(bench: Bench, data: str | Path | None = None) -> list[dict[s
     """Images per second that one process with one thread loads, at the crop of the steps and at the published one."""
     with tempfile.TemporaryDirectory() as folder, in_threads(1):
         dataset = VOCFolder(data or plain.write_pictures(Path(folder), 24, VOC_SIZE, bench.seed), "train", limit=24)
+        if len(dataset) < 2:
+            raise DistillError(
+                f"{dataset.root} has one training image, and a batch has two or more; give another --data"
+            )
         sizes = sorted({bench.settings.crop_size, VOC_CROP})
         bar = tqdm(sizes, desc="loading", leave=False, disable=not bench.progress)
         return [_loading(bench, dataset, size) for size in bar]

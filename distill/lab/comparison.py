@@ -71,6 +71,7 @@ class Findings:
     records: list[dict[str, Any]] = field(default_factory=list)
     variants: list[dict[str, Any]] = field(default_factory=list)  # as in the study file; none where it has none
     teachers: list[dict[str, Any]] = field(default_factory=list)  # scores, of every study that has one
+    teachers_of: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # of the studies that have a variant
     sizes: set[tuple[int, int]] = field(default_factory=set)  # of the studies' images
 
     @property
@@ -85,6 +86,9 @@ class Findings:
     def teacher_of(self, name: str) -> dict[str, Any] | None:
         """The scores of the teacher that taught a variant's runs."""
         taught = {teacher_weights(entry.get("teacher")) for entry in rows_of(self, name)} - {None}
+        # Its own studies first: on the data of another one the same teacher has another score.
+        if known := next((one for one in self.teachers_of.get(name, []) if one.get("weights") in taught), None):
+            return known
         if known := next((one for one in self.teachers if one.get("weights") in taught), None):
             return known
         # Old records do not say which teacher's scores they hold.
@@ -106,7 +110,10 @@ class Findings:
                     f"{path} has another variant {variant['name']!r} than the study before; compare one at a time"
                 )
         self.variants = list(known.values())
-        self.teachers += [teacher] if (teacher := described.get("teacher")) else []
+        if teacher := described.get("teacher"):
+            self.teachers.append(teacher)
+            for name in {entry.get("variant") or "" for entry in records}:
+                self.teachers_of.setdefault(name, []).append(teacher)
         if size := described.get("image_size"):
             self.sizes.add((size[0], size[1]))
 
@@ -134,19 +141,19 @@ def _add_runs(findings: Findings, folder: Path) -> None:
             continue
         described = _described(home)
         own = [run for run in runs if not is_studys_teacher(run)]
-        records = [record(run) | {"variant": _variant_at(run, home, described).get("name", "")} for run in own]
+        records = [record(run) | {"variant": _variant_name(run, home, described)} for run in own]
         findings.add(in_order(records, described.get("study") or {}), described, home / STUDY_FILE)
 
 
 def is_studys_teacher(run: Run) -> bool:
     """Whether it is the teacher that a study trained, which is no row of its table."""
-    path = run.path.resolve()
+    path = absolute(run.path)
     return path.name == "teacher" and (path.parent / STUDY_FILE).exists()
 
 
 def _study_of(run: Run) -> Path | None:
     """The folder of the study that a run belongs to: STUDY[/VARIANT]/BACKBONE/METHOD/SEED, or STUDY/teacher."""
-    above = run.path.resolve().parents
+    above = absolute(run.path).parents
     return next((above[up] for up in (0, 2, 3) if up < len(above) and (above[up] / STUDY_FILE).exists()), None)
 
 
@@ -173,8 +180,19 @@ def variant_of(run: Run) -> dict[str, Any]:
 
 
 def _variant_at(run: Run, home: Path, described: dict[str, Any]) -> dict[str, Any]:
-    place = run.path.resolve().relative_to(home).parts[0]
+    place = absolute(run.path).relative_to(home).parts[0]
     return next((entry for entry in _variants(described) if variant_folder(entry["name"]) == place), {})
+
+
+def _variant_name(run: Run, home: Path, described: dict[str, Any]) -> str:
+    """Its variant's; where the file names it no longer, that of its folder."""
+    below = absolute(run.path).relative_to(home).parts
+    return str(_variant_at(run, home, described).get("name", "") or (below[0] if len(below) == 4 else ""))
+
+
+def absolute(path: Path) -> Path:
+    """Links are not followed: a study's folder, or one in it, may be a link to another disk."""
+    return Path(os.path.abspath(path))
 
 
 def _variants(described: dict[str, Any]) -> list[dict[str, Any]]:

@@ -135,10 +135,7 @@ class _Case:
 
     def _teacher(self, given: str | Path | nn.Module | None) -> nn.Module:
         first = next(iter(self.methods.values()))
-        source = given or teacher_of_study(first)
-        if source is None and self.config["data"] != "sample":
-            raise DistillError(f"{first.path} does not say where its teacher is; name it with --teacher")
-        source = source or "sample"
+        source = given or teacher_of_study(first) or "sample"
         teacher = load_teacher(source)
         weights = fingerprint(teacher)
         other = [run for run in self.methods.values() if (run.config.get("teacher") or {}).get("weights") != weights]

@@ -116,7 +116,7 @@ def export(
     if format == "torch":
         if size is None and (least := least_size(program)):
             metadata["input"]["least_size"] = least
-        with _explained(network, size):
+        with _explained(network, size), _quiet():
             content = torch_of(program, metadata)
             check = check_logits(network, torch.export.load(io.BytesIO(content)).module(), size)
     else:
@@ -127,6 +127,7 @@ def export(
             content = quantised(content, train, size)
             check = compare_masks(network, answer_of(content), val, size)
             check_masks(check)
+            metadata["scores"] = {"val": {"miou": check["miou"]}}  # its own, and not those of the network it came from
         content = with_metadata(content, metadata)
     with replace_file(file, lasting=True) as temporary:
         temporary.write_bytes(content)
@@ -261,7 +262,7 @@ def describe(source: object, network: FromPixels, size: Size, precision: str) ->
 
 
 def _scores(source: object) -> dict[str, Any]:
-    """mIoU and pixel accuracy of a run by split; nothing for other sources."""
+    """mIoU and pixel accuracy of a run by split, on images of their own sizes; nothing for other sources."""
     run = run_of(source)
     found = run.scores if run and run.finished else {}
     wanted = ("miou", "pixel_accuracy")

@@ -6,10 +6,10 @@ from typing import Any
 
 from distill.files import is_whole
 from distill.lab.study_file import StudyFile, TrainedTeacher, Variant, read_study_file, variant_folder, within
-from distill.methods import method_terms
-from distill.training.parallel import pick_device
-from distill.training.presets import choose_options, choose_settings, defaults_for
-from distill.training.runs import epochs_trained, run_folder
+from distill.methods import BUILT_IN, build_method, method_terms
+from distill.training.parallel import pick_device, seeded
+from distill.training.presets import choose_options, choose_settings, defaults_for, make_student
+from distill.training.runs import epochs_trained, keeps_nothing, run_folder
 from distill.training.settings import Settings, for_device
 
 
@@ -29,11 +29,11 @@ class Planned:
 
     @property
     def begun(self) -> bool:
-        return is_whole(self.folder / "config.json")
+        return is_whole(self.folder / "config.json") and not keeps_nothing(self.folder)
 
     @property
     def finished(self) -> bool:
-        return is_whole(self.folder / "scores.json")
+        return is_whole(self.folder / "scores.json") and is_whole(self.folder / "config.json")
 
     def epochs(self) -> int:
         """How many are trained; it may be asked while they are."""
@@ -44,9 +44,20 @@ def load_study(path: Path) -> StudyFile:
     """A study file whose runs can all be planned. Raises DistillError for every fault in it."""
     study = read_study_file(path)
     with within(path):
-        plan(study, Path())  # which looks at every setting
+        runs = plan(study, Path())  # which looks at every setting
         plan_teacher(study, Path())
+        _check_options(runs)
     return study
+
+
+def _check_options(runs: list[Planned]) -> None:
+    """DistillError for options that a method of the package cannot take, before others are trained beside it."""
+    asked = {(run.variant, run.keywords["method"]): run.keywords["method_options"] for run in runs}
+    networks = [make_student("resnet18", 21, seed=seed) for seed in (0, 1)]
+    for (variant, method), options in asked.items():
+        if options and BUILT_IN.issuperset(method_terms(method)):
+            with within(f"variant {variant}" if variant else "method_options"), seeded(0):  # connectors are drawn
+                build_method(method, *networks, **options)
 
 
 def plan(study: StudyFile, folder: Path, data_root: str | None = None, device: str = "auto") -> list[Planned]:

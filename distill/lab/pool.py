@@ -26,10 +26,12 @@ from typing import IO, Any
 import torch
 from tqdm.auto import tqdm
 
-from distill.errors import DistillError, check_number, enough_memory, first_line
+from distill.errors import DistillError, Diverged, check_number, enough_memory, first_line
 from distill.files import usable_cores
 from distill.methods import load_methods, loaded_files
 from distill.training.parallel import pick_device
+
+_DIVERGED = 3  # what a process exits with, whose run was the fault of its own settings
 
 
 @dataclass(frozen=True)
@@ -73,21 +75,23 @@ def run_all(
 ) -> None:
     """Do the jobs in their order, as many at a time as there are places.
 
-    After a failure nothing new is begun, what runs is finished, and a DistillError says what failed, and why; an
-    unforeseen failure leaves its output in the file `log`. On Ctrl-C, all children are ended.
+    After a failure nothing new is begun, but where training diverged, which says nothing of other runs. What runs is
+    finished, and a DistillError says what failed, and why; an unforeseen failure leaves its output in the file `log`.
+    On Ctrl-C, all children are ended.
     """
     waiting, free = deque(jobs), list(places)
     children: list[_Child] = []
     failed: list[tuple[str, str]] = []
-    before, done = bar.n, 0
+    before, done, ended = bar.n, 0, False
     try:
-        while children or (waiting and not failed):
-            while waiting and free and not failed:
+        while children or (waiting and not ended):
+            while waiting and free and not ended:
                 children.append(_start(waiting.popleft(), free.pop(0), threads))
             for child in [child for child in children if child.process.poll() is not None]:
                 children.remove(child)
                 free.append(child.slot)
                 if child.process.returncode:
+                    ended = ended or child.process.returncode != _DIVERGED
                     failed.append((child.job.name, _reason(child, log)))
                 else:
                     done += child.job.units
@@ -135,7 +139,7 @@ def _reason(child: _Child, log: Path) -> str:
     child.said.seek(0)
     said = child.said.read().decode(errors="replace").strip()
     last = (said.splitlines() or ["it said nothing"])[-1]
-    if code == 2 and last.startswith("distill: "):
+    if code in (2, _DIVERGED) and last.startswith("distill: "):
         return last.removeprefix("distill: ")
     if code < 0:
         return f"its process was ended by signal {-code}, as the system does when memory runs out; lower --jobs"
@@ -166,7 +170,7 @@ def main() -> int:
             getattr(importlib.import_module(module), name)(**order["keywords"])
     except DistillError as error:
         print(f"distill: {error}", file=sys.stderr)
-        return 2
+        return _DIVERGED if isinstance(error, Diverged) else 2
     except OSError as error:
         print(f"distill: {first_line(error)}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ trains and scores the teacher. All shards write one record, each time with all t
 
 import datetime
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from functools import cache
@@ -25,7 +26,7 @@ from distill.files import PROJECT, checked, make_folder, read_json, write_json
 from distill.lab.comparison import STUDY_FILE, Findings, rows_of
 from distill.lab.plan import Planned, load_study, plan, plan_teacher, teacher_source
 from distill.lab.pool import Job, progress_bar, run_all, slots
-from distill.lab.tables import check_comparable, described, machine_of, read_study, record
+from distill.lab.tables import RecordedTeacher, check_comparable, described, machine_of, read_study, record
 from distill.methods import check_known_elsewhere, code_of, method_terms
 from distill.networks.teachers import fingerprint, load_teacher
 from distill.training.evaluation import check_classes, evaluate
@@ -49,7 +50,7 @@ class Study:
     """A study file, the folder of its runs, and the file with its record.
 
     `runs` is the folder of all studies' runs, by default `runs` of the clone, or of the working folder. `results` is by
-    default results/STUDY.json of the clone for a file that lies in it, else results.json beside the runs. `own` are
+    default results/STUDY.json of the clone for a file in its studies/, else results.json beside the runs. `own` are
     the runs that are trained here: all, or those of the `shard`, which is a text such as "1/3", or those with a name
     like `only`, a pattern such as `resnet18/*`. With `keep_recorded`, runs that the record holds are not trained again,
     though their folders are not here.
@@ -71,7 +72,7 @@ class Study:
         self.content = load_study(self.path)
         clone = PROJECT if (PROJECT / "pyproject.toml").exists() else Path()
         self.folder = Path(runs or clone / "runs") / self.path.stem
-        recorded = self.path.resolve().is_relative_to(PROJECT) and (PROJECT / "results").is_dir()
+        recorded = self.path.resolve().parent == PROJECT / "studies" and (PROJECT / "results").is_dir()
         usual = PROJECT / "results" / f"{self.path.stem}.json" if recorded else self.folder / "results.json"
         self.results = Path(results or usual)
         self.teacher_run = plan_teacher(self.content, self.folder, data_root, device)
@@ -92,6 +93,7 @@ class Study:
         self.environments: list[dict[str, Any]] = _environments(self.before) if self.records else []
         self.is_recorded = False
         self.weights: str | None = None  # the teacher's fingerprint
+        self.scored_on: dict[str, str] | None = None  # the images' fingerprints by split
         self.image_size: list[int] | None = None
 
     def _recorded(self) -> dict[str, Any]:
@@ -149,14 +151,19 @@ class Study:
 
     def _check_nothing_is_lost(self) -> None:
         """Before a study file that names fewer runs than it did takes the others out of the record."""
-        planned = {_key_of(run) for run in self.runs}
+        planned = {_key_of(run): name_of(run.keywords["data"]) for run in self.runs}
         there = read_study(self.results)[0] if self.before else []  # which says what is wrong with a damaged one
         lost = [entry for entry in there if _key(entry) not in planned]
         if lost:
             name = "/".join(str(part) for part in _key(lost[0]) if part != "")
             raise DistillError(
                 f"{self.results} records {len(lost)} runs that {self.path} does not name, such as {name}; give another "
-                f"file with --results, or delete this one"
+                f"file with --results"
+            )
+        if other := next((entry["data"] for entry in there if entry["data"] != planned[_key(entry)]), None):
+            raise DistillError(
+                f"{self.results} records runs on {other}, and {self.path} asks for {self.content.data}; give another "
+                f"file with --results"
             )
 
     def _so_far(self) -> str:
@@ -200,7 +207,7 @@ class Study:
         if source is not None and there and any(run.keywords["teacher"] for run in self.runs):
             teacher = load_teacher(source)
             check_classes("teacher", teacher, open_dataset(self.content.data, "train", self.root))
-            self.weights = fingerprint(teacher)
+            self.weights, self.scored_on = fingerprint(teacher), _images(self.content.data, self.root)
             if self.number == 1 and self._teacher_scores() is None:
                 asked = {"source": source, "data": self.content.data, "data_root": self.root}
                 asked |= {"device": pick_device(self.device).type, "out": str(self.folder / "teacher.json")}
@@ -313,7 +320,7 @@ class Study:
         if not self.is_recorded:
             return
         content = {
-            "command": f"python -m distill study {self._shown_path()}",
+            "command": self._command(),
             "date": datetime.date.today().isoformat(),
             "environment": self.environments[0],
             **({"environments": self.environments} if len(self.environments) > 1 else {}),
@@ -326,6 +333,10 @@ class Study:
         make_folder(self.results.parent)
         write_json(self.results, whole)
 
+    def _command(self) -> str:
+        own = code_of(term for run in self.runs for term in method_terms(run.keywords["method"]))
+        return f"python -m distill study {self._shown_path()}{' --own-methods FILE' if own else ''}"
+
     def _shown_path(self) -> str:
         path = self.path.resolve()
         return path.relative_to(PROJECT).as_posix() if path.is_relative_to(PROJECT) else path.name
@@ -337,11 +348,14 @@ class Study:
     def _teacher_scores(self) -> dict[str, Any] | None:
         """What `score_teacher` found, if it was this teacher."""
         path = self.folder / "teacher.json"
-        found = read_json(path) if path.exists() else {}
-        if found and self.weights in (None, found.get("weights")):
-            return found
+        found = checked(read_json(path), RecordedTeacher, path, "a teacher's scores") if path.exists() else None
         recorded = self.before.get("teacher") if self.keep_recorded else None
-        return recorded if recorded and self.weights in (None, recorded.get("weights")) else None
+        return next((one for one in (found, recorded) if one and self._is_of_this_teacher(one)), None)
+
+    def _is_of_this_teacher(self, scores: Mapping[str, Any]) -> bool:
+        """As far as is known: teacher and data may not have been looked at yet, and old files do not say the data."""
+        alike = self.weights in (None, scores.get("weights"))
+        return alike and (None in (self.scored_on, scores.get("images")) or self.scored_on == scores["images"])
 
     def _finished(self) -> list[dict[str, Any]]:
         for run in self.runs:
@@ -398,5 +412,11 @@ def score_teacher(source: str, data: str, data_root: str | None, device: str, ou
         "parameters": sum(parameter.numel() for parameter in teacher.parameters()),
         "split": split,
         "weights": fingerprint(teacher),
+        "images": _images(data, data_root),
     }
     write_json(Path(out), content)
+
+
+def _images(data: str, data_root: str | None) -> dict[str, str]:
+    """The fingerprints of the splits that are scored."""
+    return {split: dataset.fingerprint() for split, dataset in scored_splits(data, data_root)}

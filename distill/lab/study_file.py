@@ -63,7 +63,7 @@ def _each_once(key: str, names: Iterable[object]) -> None:
 
 def _check_backbones(kind: str, names: list[str]) -> None:
     """timm's networks are known to timm, which need not be here."""
-    _check_names(kind, [name for name in names if not name.startswith(PREFIX)], BACKBONES)
+    _check_names(kind, [name for name in names if not name.startswith(PREFIX) or name == PREFIX], BACKBONES)
 
 
 def _students(names: list[str]) -> list[str]:
@@ -163,6 +163,8 @@ class TrainedTeacher(_Table):
 
 def _teacher(given: object) -> object:
     with within("teacher"):
+        if given == "":
+            raise DistillError('it is empty; name one, such as "sample", or leave the key out')
         return _read(TrainedTeacher, given) if isinstance(given, dict) else given
 
 
@@ -174,6 +176,20 @@ def _variants(given: object) -> object:
         with within(f"variant {table.get('name', number)}"):
             variants.append(_read(Variant, table))
     return variants
+
+
+def _check_borrowed(variant: Variant, lender: Variant, methods: list[str]) -> None:
+    """DistillError where a variant's runs could not be compared with another's baselines."""
+    if "baseline" not in (lender.methods or methods):
+        raise DistillError(
+            f"variant {variant.name} is compared with the baselines of {lender.name}, which has none; add baseline to "
+            f"its methods, or name another variant"
+        )
+    if variant.width != lender.width:
+        raise DistillError(
+            f"variant {variant.name} has students of width {variant.width:g}, and the baselines of {lender.name} have "
+            f"{lender.width:g}; name a variant of the same width, or none"
+        )
 
 
 class StudyFile(_Table):
@@ -210,6 +226,9 @@ class StudyFile(_Table):
             if folder in reserved or folders.count(folder) > 1:
                 raise DistillError(f"a variant is called {name!r}; give each a name of its own, other than a network's")
         _check_names("variant", (variant.baseline for variant in self.variants if variant.baseline), names)
+        for variant in self.variants:
+            if variant.baseline:
+                _check_borrowed(variant, self.variants[names.index(variant.baseline)], self.methods)
         return self
 
     @model_validator(mode="after")
@@ -237,7 +256,7 @@ T = TypeVar("T", bound=_Table)
 def read_study_file(path: Path) -> StudyFile:
     """The content of a study file. Raises DistillError for everything in it that is not what it should be."""
     try:
-        study = tomllib.loads(path.read_text(encoding="utf-8"))
+        study = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except (OSError, ValueError) as error:  # a TOMLDecodeError is a ValueError
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise DistillError(f"{path} cannot be read as a study ({reason}); give a TOML file as in studies/") from None

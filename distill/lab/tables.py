@@ -24,19 +24,35 @@ from distill.training.runs import RecordedEpoch, Run
 from distill.training.settings import NEUTRAL, with_every_setting
 
 
+class _Settings(TypedDict):
+    epochs: NotRequired[int]
+    labelled: NotRequired[int | None]
+
+
+class _Environment(TypedDict):
+    device: NotRequired[str]
+    processor: NotRequired[str]
+
+
 class _Recorded(TypedDict):
     """What must be in the record of a run; there is more in it."""
 
     data: str
+    variant: NotRequired[str | None]
     backbone: str
+    model: NotRequired[dict[str, Any] | None]
+    parameters: NotRequired[Number | None]
     method: str
     seed: int
+    teacher: NotRequired[dict[str, Any] | None]
+    images: NotRequired[int | None]
+    content: NotRequired[dict[str, Any] | None]
     split: str
     miou: Number
     seconds: Number
     cpu_seconds: NotRequired[Number]
     machine: NotRequired[str]
-    settings: NotRequired[dict[str, Any]]
+    settings: NotRequired[_Settings]
     terms: NotRequired[dict[str, Any]]
     history: NotRequired[list[RecordedEpoch]]
 
@@ -49,7 +65,7 @@ class RecordedTeacher(TypedDict):
 class _RecordedStudy(TypedDict):
     runs: list[_Recorded]
     teacher: NotRequired[RecordedTeacher | None]
-    environment: NotRequired[dict[str, Any] | None]
+    environment: NotRequired[_Environment | None]
 
 
 def results_file(name: str) -> Path:
@@ -160,11 +176,20 @@ def check_comparable(records: list[dict[str, Any]], apart: Container[str] = ()) 
                 continue
             other, first = seen.setdefault(key, (value, entry))
             if other != value:
+                what, other, value = _where_they_differ(str(key[0]), other, value)
                 raise DistillError(
-                    f"{_called(first)} and {_called(entry)} cannot be in one table: {key[0]} is "
+                    f"{_called(first)} and {_called(entry)} cannot be in one table: {what} is "
                     f"{shortened(other)} in the one and {shortened(value)} in the other; compare them separately, or "
                     f"train one again in another folder"
                 )
+
+
+def _where_they_differ(what: str, one: object, other: object) -> tuple[str, object, object]:
+    """Of two tables the first key that they do not have in common: whole, both would be cut off before it."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return what, one, other
+    name = next(name for name in (*one, *other) if one.get(name) != other.get(name))
+    return f"{what}.{name}", one.get(name), other.get(name)
 
 
 def _in_common(entry: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], object]]:

@@ -386,7 +386,8 @@ class _Loop:
         raise Diverged(
             f"training stopped at step {step + 1} of epoch {epoch + 1}: {', '.join(reversed(wrong))}, on the images "
             f"{', '.join(names[:16])}{f' and {len(names) - 16} more' if len(names) > 16 else ''}; "
-            f"{self._kept(epoch)}; lower --lr or the method's --weight (with another --out), or look at these images"
+            f"{self._kept(epoch)}; lower the learning rate or the method's weight, for a run in another folder, or "
+            f"look at these images"
         )
 
     def _check_weights(self, epoch: int) -> None:
@@ -395,7 +396,7 @@ class _Loop:
         if spoilt:
             raise Diverged(
                 f"training stopped at the end of epoch {epoch + 1}: {spoilt[0]} holds values that are not finite "
-                f"numbers; {self._kept(epoch)}; lower --lr (with another --out)"
+                f"numbers; {self._kept(epoch)}; lower the learning rate, for a run in another folder"
             )
 
     def _kept(self, epoch: int) -> str:

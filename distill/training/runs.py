@@ -405,7 +405,7 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
         found["method"] = {**found["method"], "terms": with_every_option(found["method"]["terms"])}
     config["content"] = config["content"] if "content" in there else None  # runs of before do not tell
     different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
-    if different and _keeps_nothing(folder):
+    if different and keeps_nothing(folder):
         return False
     if different:
         said = {
@@ -420,7 +420,8 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
     return finished
 
 
-def _keeps_nothing(folder: Path) -> bool:
+def keeps_nothing(folder: Path) -> bool:
+    """Whether a run that was begun there has saved nothing yet, so that another one may take its place."""
     return not any((folder / name).exists() for name in KEPT)
 
 
@@ -454,7 +455,7 @@ def begun(
 
 
 def _write_config(folder: Path, config: dict[str, Any], data_root: Path, device: torch.device, ranks: Ranks) -> None:
-    if not is_whole(folder / "config.json") or _keeps_nothing(folder):
+    if not is_whole(folder / "config.json") or keeps_nothing(folder):
         about = {**environment(device), "processes": ranks.world, "data_root": str(data_root.resolve())}
         write_json(folder / "environment.json", about)
         write_json(folder / "config.json", config)

@@ -254,6 +254,7 @@ def small(tiny_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Export
 def test_int8_is_a_quarter_of_the_size_and_agrees(small: Export, tiny_sample: Path) -> None:
     student = distill.load_model(distill.shipped_file("student-resnet18-distilled.safetensors"))
     assert small.metadata["precision"] == "int8"
+    assert small.metadata["scores"] == {"val": {"miou": small.check["miou"]}}, "its own, not those of float32"
     assert small.path.stat().st_size < 0.4 * 4 * small.metadata["parameters"]
     model = onnx.load(str(small.path))
     weights = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4]

@@ -1,12 +1,14 @@
 """Studies: their files, the order of their runs, what survives an interruption, and what is made of the results."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 
 from distill import Run, fit
 from distill.cli import main
-from distill.errors import DistillError
+from distill.errors import DistillError, Diverged
 from distill.files import PROJECT, read_json, usable_cores, write_json
 from distill.lab import pool
 from distill.lab import study as study_module
@@ -144,7 +146,8 @@ def test_an_option_of_another_kind_is_told_which(value: object, default: object,
 
 
 def test_a_variant_may_have_narrower_students(write: Callable[..., Path], refused) -> None:
-    runs = plan(load_study(write("limit = 16", "limit = 16\nwidth = 0.5")), Path(), device="cpu")
+    refused("width 0.5", "all labels have 1", call=lambda: load_study(write("limit = 16", "limit = 16\nwidth = 0.5")))
+    runs = plan(load_study(write('baseline = "all labels"', "width = 0.5")), Path(), device="cpu")
     assert {run.variant: run.keywords["width"] for run in runs} == {"8 labels": 0.5, "all labels": 1.0}
     refused("width is 0", "give a number", call=lambda: load_study(write("limit = 16", "limit = 16\nwidth = 0.0")))
 
@@ -155,6 +158,24 @@ def test_what_a_power_cut_left_empty_is_neither_begun_nor_finished(write: Callab
     for name in ("config.json", "scores.json"):
         (run.folder / name).touch()
     assert not run.begun and not run.finished
+    write_json(run.folder / "scores.json", {})
+    assert not run.finished, "its config.json is empty"
+
+
+def test_a_run_that_saved_nothing_is_not_begun(write: Callable[..., Path], tmp_path: Path) -> None:
+    """As one that diverged at its first step: the file that is mended may ask for other settings."""
+    run = plan(load_study(write()), tmp_path, device="cpu")[0]
+    run.folder.mkdir(parents=True)
+    write_json(run.folder / "config.json", {"seed": 5})
+    assert not run.begun
+    (run.folder / "last.pt").touch()
+    assert run.begun
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(write: Callable[..., Path]) -> None:
+    path = write()
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_study(path).about == "A study."
 
 
 def test_a_folders_images_are_cropped_and_its_name_is_only_a_name(write: Callable[..., Path]) -> None:
@@ -223,6 +244,21 @@ MISTAKES = {
         "limit = 16\nwidth = 20.0",
         "width is 20.0; give a number",
     ),
+    "baselines of a variant that has none": (
+        'name = "all labels"',
+        'name = "all labels"\nmethods = ["kd"]',
+        "has none",
+    ),
+    "a weight below zero": ("temperature = 2.0", "weight = -1.0", "weight is -1.0"),
+    "a temperature of zero": ("temperature = 2.0", "temperature = 0.0", "temperature is 0.0"),
+    "no position": (
+        "[method_options.kd]\ntemperature = 2.0",
+        '[method_options.sakd]\npositions = ["nowhere"]',
+        "variant all labels",
+        "no position 'nowhere'",
+    ),
+    "an empty teacher": ('teacher = "sample"', 'teacher = ""', "teacher: it is empty"),
+    "a network of timm without a name": ('"mobilenetv2"]', '"timm:"]', "no student 'timm:'"),
     "a teacher's network": ('teacher = "sample"', 'teacher = { backbone = "resnet11" }', "did you mean 'resnet101'"),
 }
 
@@ -436,7 +472,11 @@ def test_a_dry_run_says_what_is_there_and_writes_nothing(interrupted: Interrupte
         ("epochs = 12", "epochs = 13", ("settings.epochs is 13 in the one and 12 in the other", "16 labels/resnet18")),
         ("limit = 16", "limit = 20", ("images is 20 in the one and 16",)),
         ("labelled = 8", "labelled = 4", ("settings.labelled is 4", "8 labels/resnet18/kd/seed0")),
-        ("[teacher]", "[method_options.kd]\nweight = 3.0\n[teacher]", ("terms is", "'weight': 3.0", "'weight': 10.0")),
+        (
+            "[teacher]",
+            "[method_options.kd]\nweight = 3.0\n[teacher]",
+            ("terms.kd is", "'weight': 3.0", "'weight': 10.0"),
+        ),
         ("epochs = 1 ", "epochs = 2 ", ("its teacher's run", "settings.epochs is 2")),
     ],
 )
@@ -663,6 +703,22 @@ def test_a_failure_is_told_when_the_others_are_done(tmp_path: Path, refused) -> 
     assert not (tmp_path / "log").exists()
 
 
+def diverge(path: str) -> None:
+    Path(path).touch()
+    raise Diverged("the loss is nan")
+
+
+def test_a_run_that_diverges_does_not_keep_others_from_theirs(tmp_path: Path, refused, monkeypatch) -> None:
+    tests = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
+    jobs = [Job("bad", "test_study.diverge", {"path": str(tmp_path / "bad")}), Job("late", "os.getcwd", {})]
+    done: list[str] = []
+    jobs[1] = replace(jobs[1], finished=lambda: done.append("late"))
+    with progress_bar(1, 0) as bar:
+        refused("bad failed: the loss is nan", call=lambda: run_all(jobs, slots("cpu", 1), 1, bar, tmp_path / "log"))
+    assert done == ["late"] and not (tmp_path / "log").exists()
+
+
 def test_what_nobody_foresaw_is_kept_in_a_file(tmp_path: Path, refused) -> None:
     jobs = [Job("odd", "json.loads", {"s": "{"}), Job("dead", "os.abort", {})]
     for job, words in zip(jobs, (("JSONDecodeError", tmp_path / "log"), ("signal 6", "lower --jobs")), strict=True):
@@ -795,6 +851,14 @@ def test_the_teachers_scores_stay_where_it_is_not_loaded_again(write: Callable[.
     for loaded, found in ((None, scored), ("a", scored), ("b", None)):
         study.weights = loaded
         assert study._teacher_scores() == found
+    study.weights, study.scored_on = "a", {"val": "1"}
+    assert study._teacher_scores() == scored, "an old file, which does not say its images"
+    for images, found in (({"val": "1"}, True), ({"val": "2"}, False)):
+        write_json(study.folder / "teacher.json", scored | {"images": images})
+        assert bool(study._teacher_scores()) == found, "a score on other images is not taken"
+    (study.folder / "teacher.json").write_text("[1]")
+    with pytest.raises(DistillError, match="is not a teacher's scores"):
+        study._teacher_scores()
 
 
 def test_a_record_is_not_shortened_by_a_shorter_study_file(write: Callable[..., Path], tmp_path: Path, refused) -> None:
@@ -809,6 +873,9 @@ def test_a_record_is_not_shortened_by_a_shorter_study_file(write: Callable[..., 
     scored = [{**entry, "data": "sample", "split": "val", "miou": 0.5, "seconds": 1.0} for entry in there]
     write_json(tmp_path / "old.json", {"runs": scored})
     refused("old.json records 3 runs", "8 labels/resnet18/kd/1", "--results", call=lambda: study.run(jobs=1))
+    write_json(tmp_path / "old.json", {"runs": [{**scored[0], "data": "elsewhere"}]})
+    study = Study(write("seeds = 2", "seeds = 1"), tmp_path / "runs", tmp_path / "old.json", device="cpu")
+    refused("old.json records runs on elsewhere", "asks for sample", "--results", call=lambda: study.run(jobs=1))
 
 
 def test_a_record_that_is_whole_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -841,6 +908,29 @@ def test_a_study_of_the_clone_is_recorded_in_its_results(tmp_path: Path) -> None
     )
     (tmp_path / "own.toml").write_text(GOOD)
     assert Study(tmp_path / "own.toml", tmp_path, device="cpu").results == tmp_path / "own" / "results.json"
+
+
+def test_a_study_of_ones_own_in_the_clone_is_recorded_beside_its_runs(tmp_path: Path, monkeypatch) -> None:
+    """There it could have the name of a record that came with the clone."""
+    for folder in ("studies", "results"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(study_module, "PROJECT", tmp_path)
+    for path, results in {"patience.toml": "runs/patience/results.json", "studies/a.toml": "results/a.json"}.items():
+        (tmp_path / path).write_text(GOOD)
+        assert Study(tmp_path / path, tmp_path / "runs", device="cpu").results == tmp_path / results
+
+
+def test_folders_that_are_links_and_variants_with_another_name(interrupted: Interrupted, tmp_path: Path) -> None:
+    """A link to another disk is not followed; of a variant that the file names no longer, the folder tells its name."""
+    shutil.copytree(interrupted.folder, tmp_path / "tiny")
+    (tmp_path / "tiny/16-labels/resnet18").rename(tmp_path / "disk")
+    (tmp_path / "tiny/16-labels/resnet18").symlink_to(tmp_path / "disk")
+    expected = str(tables(read_findings([interrupted.folder])))  # as text, in which NaN equals NaN
+    assert str(tables(read_findings([tmp_path / "tiny"]))) == expected
+    described = read_json(tmp_path / "tiny" / STUDY_FILE)
+    described["study"]["variants"] = [{"name": "another"}]
+    write_json(tmp_path / "tiny" / STUDY_FILE, described)
+    assert {entry["variant"] for entry in read_findings([tmp_path / "tiny"]).records} == {"16-labels", "8-labels"}
 
 
 RESULTS = PROJECT / "results"
@@ -879,6 +969,9 @@ def test_every_table_has_the_gap_to_its_own_teacher(tmp_path: Path, refused) -> 
 
     alone = gaps(read_findings([PROJECT / "results" / "camvid.json"]))
     assert any(closed is not None for *_, closed in alone)
+    held_out = PROJECT / "results" / "camvid-weights.json"  # the same teacher, scored on other images
+    for order in ([held_out, PROJECT / "results" / "camvid.json"], [PROJECT / "results" / "camvid.json", held_out]):
+        assert gaps(read_findings(order)) == alone
     paths = [PROJECT / "results" / name for name in ("camvid.json", "label-noise.json")]
     for order in (paths, paths[::-1]):
         found = read_findings(order)

@@ -495,7 +495,9 @@ def test_a_loss_that_is_no_number_stops_the_run(
 
 def test_a_rate_that_is_too_high_is_a_sentence(train: Callable[..., Run], refused) -> None:
     """Without any trick: the weights themselves explode."""
-    message = refused("training stopped at step", "lower --lr", call=lambda: train(lr=1000.0, epochs=60, clip=0.0))
+    message = refused(
+        "training stopped at step", "lower the learning rate", call=lambda: train(lr=1000.0, epochs=60, clip=0.0)
+    )
     assert "ce is" in message
 
 
