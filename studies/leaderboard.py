@@ -138,11 +138,25 @@ def of_photographs() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     head = (
         f"### {PHOTOGRAPHS}: methods on photographs\n\n{charts.network_name(network)} on CamVid at half "
-        f"size, val, {alone['epochs']} epochs: the runs of the study camvid, and those of newer methods. A step "
-        f"with a teacher takes about twice as long or longer, so the lead over the student "
-        f"alone for twice the epochs is the one at about equal time. {SIDES}{so_far(PHOTOGRAPHS)}"
+        f"size, val, {alone['epochs']} epochs: the runs of the study camvid, and those of newer methods. "
+        f"Runs with a teacher take {_times_as_long(runs, network)} times the seconds of the student alone on the same "
+        f"machine, so that the lead over the student alone for twice the epochs is the one at about equal time. "
+        f"{SIDES}{so_far(PHOTOGRAPHS)}"
     )
     return "\n\n".join([head, "\n".join(lines), _settled(taught, over, "Over twice the epochs")])
+
+
+def _times_as_long(runs: list[dict], network: str) -> str:
+    """From and to how many times the seconds of the student alone, where both were trained on one machine."""
+    own = [run for run in runs if run["backbone"] == network]
+    seconds = {method: seconds_on([run for run in own if run["method"] == method]) for method in _methods(own)}
+    alone = seconds.pop("baseline")
+    times = [taken / alone[machine] for by in seconds.values() for machine, taken in by.items() if machine in alone]
+    return f"{min(times):.1f} to {max(times):.1f}"
+
+
+def _methods(runs: list[dict]) -> list[str]:
+    return list(dict.fromkeys(run["method"] for run in runs))
 
 
 def _rival(row: dict) -> str:
