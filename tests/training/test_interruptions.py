@@ -477,7 +477,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     message = refused(
         f"at step {step} of epoch 3: kd is nan",
         f"the checkpoint of epoch 2 is kept in {tmp_path / 'run'}",
-        "--lr",
+        "learning rate",
         call=lambda: train("kd", augment=augment, crop_size=64),
     )
     assert len(Run(tmp_path / "run").history) == 2

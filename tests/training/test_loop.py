@@ -1052,7 +1052,7 @@ def test_weights_that_the_last_step_spoilt_are_not_saved(
 
     monkeypatch.setattr(training._Loop, "_step", spoilt)
     monkeypatch.setattr(training._Loop, "_check_finite", lambda *_: None)  # as if every loss had been a number
-    refused("not finite numbers", "--lr", call=train)
+    refused("not finite numbers", "learning rate", call=train)
     assert not (tmp_path / "run" / "student.safetensors").exists()
 
 
