@@ -147,13 +147,13 @@ def _add_runs(findings: Findings, folder: Path) -> None:
 
 def is_studys_teacher(run: Run) -> bool:
     """Whether it is the teacher that a study trained, which is no row of its table."""
-    path = absolute(run.path)
+    path = _absolute(run.path)
     return path.name == "teacher" and (path.parent / STUDY_FILE).exists()
 
 
 def _study_of(run: Run) -> Path | None:
     """The folder of the study that a run belongs to: STUDY[/VARIANT]/BACKBONE/METHOD/SEED, or STUDY/teacher."""
-    above = absolute(run.path).parents
+    above = _absolute(run.path).parents
     return next((above[up] for up in (0, 2, 3) if up < len(above) and (above[up] / STUDY_FILE).exists()), None)
 
 
@@ -180,17 +180,17 @@ def variant_of(run: Run) -> dict[str, Any]:
 
 
 def _variant_at(run: Run, home: Path, described: dict[str, Any]) -> dict[str, Any]:
-    place = absolute(run.path).relative_to(home).parts[0]
+    place = _absolute(run.path).relative_to(home).parts[0]
     return next((entry for entry in _variants(described) if variant_folder(entry["name"]) == place), {})
 
 
 def _variant_name(run: Run, home: Path, described: dict[str, Any]) -> str:
     """Its variant's; where the file names it no longer, that of its folder."""
-    below = absolute(run.path).relative_to(home).parts
+    below = _absolute(run.path).relative_to(home).parts
     return str(_variant_at(run, home, described).get("name", "") or (below[0] if len(below) == 4 else ""))
 
 
-def absolute(path: Path) -> Path:
+def _absolute(path: Path) -> Path:
     """Links are not followed: a study's folder, or one in it, may be a link to another disk."""
     return Path(os.path.abspath(path))
 
