@@ -118,6 +118,11 @@ def state(pid: int) -> list[str]:
     return stat.read_text().rpartition(")")[2].split() if stat.exists() else ["Z"]
 
 
+def words_of(pid: int) -> bytes:
+    """The command of a process: that of its parent, whose open files it shares, until it begins its own."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_processes_end_with_a_torchrun_that_is_killed_before_they_met(tiny_sample: Path, tmp_path: Path) -> None:
     """One of them waits for the other, which is held up before it has imported anything."""
@@ -126,6 +131,7 @@ def test_processes_end_with_a_torchrun_that_is_killed_before_they_met(tiny_sampl
     try:
         until(lambda: len(family(process.pid)) > 2, 60)
         ranks = family(process.pid)[1:]
+        until(lambda: b"torch.distributed.run" not in words_of(ranks[1]), 30)  # till then it holds torchrun's port, too
         os.kill(ranks[1], signal.SIGSTOP)
         spent = [0]
         until(lambda: spent.append(int(state(ranks[0])[11])) or 100 < spent[-2] == spent[-1], 90, every=1.5)  # idle
