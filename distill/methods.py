@@ -90,6 +90,7 @@ BUILT_IN = frozenset(METHODS)  # what every process knows
 ALIASES = {"proposed": "sakd"}
 _RESERVED = ("ce", "loss", "epoch", "lr", "seconds", "cpu_seconds", "val_miou")  # of a line of the history
 _OWN: dict[str, tuple[Path, str]] = {}  # by method: the file that `load_methods` ran for it, and its SHA-256
+_WRITTEN: dict[type[Term], str] = {}  # the SHA-256 of what the reader wrote of a registered class
 
 
 def register_method(name: str, term: type[Term]) -> None:
@@ -97,7 +98,8 @@ def register_method(name: str, term: type[Term]) -> None:
 
     Its constructor takes teacher and student, and every option as a keyword with a default, `weight` among them, which
     it keeps as attributes. Studies and `tune` train in processes of their own, which know it where it is registered in
-    a file that they are given (`load_methods`). Raises DistillError for a name that is taken, by an option too, or
+    a file that they are given (`load_methods`). Runs keep the SHA-256 of the class's source, where it can be read: no
+    run goes on with another loss of the same name. Raises DistillError for a name that is taken, by an option too, or
     has other characters than small letters, digits, - and _, and for a class that is not such a term or computes no
     loss.
     """
@@ -125,6 +127,29 @@ def register_method(name: str, term: type[Term]) -> None:
         raise DistillError(f"{term.__qualname__} cannot be built from a teacher and a student ({error})") from None
     _check_it_computes(term)
     METHODS[name] = term
+    if source := _source_of(term):
+        _WRITTEN[term] = hashlib.sha256(source.encode()).hexdigest()
+
+
+def _source_of(term: type[Term]) -> str:
+    """What a reader wrote of a class: its functions, and the values of its other attributes; "" where unknown.
+
+    Of the functions one by one: the source of a class in a notebook cannot be found before Python 3.13.
+    """
+    found = []
+    for part in term.__mro__:
+        if part.__module__.partition(".")[0] in ("distill", "torch", "builtins"):
+            continue
+        for name, value in vars(part).items():
+            value = getattr(value, "__func__", value)  # of a static method, or one of the class
+            if isinstance(value, FunctionType):
+                try:
+                    found.append(inspect.getsource(value))
+                except (OSError, TypeError):  # typed at a prompt
+                    return ""
+            elif not name.startswith("_") and isinstance(value, bool | int | float | str | tuple | None):
+                found.append(f"{name} = {value!r}")
+    return "\n".join(found)
 
 
 def _check_it_computes(term: type[Term]) -> None:
@@ -205,8 +230,12 @@ def loaded_files() -> list[str]:
 
 
 def code_of(names: Iterable[str]) -> dict[str, str]:
-    """The SHA-256 of the files that `load_methods` ran, by the terms among `names` that are from there."""
-    return {name: _OWN[name][1] for name in names if name in _OWN}
+    """The SHA-256 of the reader's own code, by the terms among `names` that are not of this package.
+
+    It is that of the whole file that `load_methods` ran, or of the class.
+    """
+    written = {name: _WRITTEN[term] for name in names if (term := METHODS.get(name)) in _WRITTEN and term}
+    return written | {name: _OWN[name][1] for name in names if name in _OWN}
 
 
 class Method(nn.Module):
@@ -270,7 +299,7 @@ class Method(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """JSON-able: the name, and every option of every term; `build_method(name, …, **terms)` builds it
-        again. Where terms come from files of one's own, the SHA-256 of each is there too.
+        again. Where terms are a reader's own, the SHA-256 of their code is there too.
         """
         terms, code = {name: _kept_options(term) for name, term in self.terms.items()}, code_of(self.terms)
         return {"name": self.name, "terms": terms, **({"code": code} if code else {})}

@@ -1,6 +1,7 @@
 """Methods in a file of one's own: in runs, studies and tuning, whose processes read it too."""
 
 import json
+import linecache
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,35 @@ def test_a_file_that_fails_changes_nothing_and_one_that_changed_forgets(own: Pat
     own.write_text(OWN.replace('"gap"', '"gulf"'))
     load_methods(own)
     assert "gulf" in methods.METHODS and "gap" not in methods.METHODS and not methods.code_of(["gap"])
+
+
+def test_a_class_that_is_registered_again_with_another_loss_does_not_pass_for_the_first(
+    own: Path, tiny_sample: Path, tiny_teacher: nn.Module, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """As in a notebook, whose cells Python can read but whose module has no file."""
+
+    def run_cell(text: str, number: int) -> None:
+        name = f"<cell {number}>"
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+        exec(compile(text, name, "exec"), {"__name__": "__main__"})
+
+    def train() -> Run:
+        where = {"data": "sample", "data_root": tiny_sample, "device": "cpu", "out": tmp_path / "run"}
+        return fit("resnet18", "gap", tiny_teacher, epochs=1, batch_size=4, progress=False, **where)
+
+    run_cell(OWN, 1)
+    scores = train().scores
+    run_cell(OWN, 2)  # the same cell again
+    assert train().scores == scores
+    run_cell(OWN.replace(".abs()", ".square()"), 3)
+    refused("holds a run whose code of the method differ", call=train)
+    run_cell(OWN.replace("    needs_logits = True", "    needs_logits = True\n    scale = 2.0"), 4)
+    refused("code of the method", call=train)
+    run_cell(OWN, 5)
+    assert train().scores == scores
+    linecache.clearcache()
+    exec(OWN.replace("Gap", "Typed").replace('"gap"', '"typed"'), {"__name__": "__main__"})  # at a prompt
+    assert list(methods.code_of(["gap", "typed", "kd"])) == ["gap"]
 
 
 def test_what_is_no_python_file_is_told(own: Path, refused: Callable[..., str]) -> None:

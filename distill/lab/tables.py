@@ -241,9 +241,13 @@ def compare(records: list[dict[str, Any]], teacher_miou: float | None = None) ->
     for entry in records:
         seeds = groups.setdefault((entry["data"], entry["backbone"], entry["method"]), {})
         if entry["seed"] in seeds:
+            variants = sorted({str(each.get("variant")) for each in (entry, seeds[entry["seed"]])})
+            advice = (
+                "one study at a time" if len(variants) == 1 else "one variant at a time, as `comparison.tables` does"
+            )
             raise DistillError(
-                f"two runs are recorded for {entry['backbone']}, {entry['method']}, seed {entry['seed']}; compare one "
-                f"study at a time"
+                f"two runs are recorded for {entry['backbone']}, {entry['method']}, seed {entry['seed']}; compare "
+                f"{advice}"
             )
         seeds[entry["seed"]] = entry
     clock = "cpu_seconds" if all("cpu_seconds" in entry for entry in records) else "seconds"

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def unfair_baseline(answer: Callable[..., Any]) -> None:
     fair |= {"augment": "crops"}
     handed = dict(fair)
     given = answer(handed)
-    expect(isinstance(given, dict), "return the arguments as a dict")
+    expect(
+        isinstance(given, dict) and set(fair) <= set(given), "return all arguments as a dict, with one value changed"
+    )
     expect(handed == fair, "the arguments of both runs were changed; return a copy")
     expect(given != fair, "nothing is changed: this pair is fair")
     expect(given.get("seed") == 0, "another seed is no unfairness: give the baseline the same one, and other work")
@@ -58,7 +61,7 @@ def unfair_baseline(answer: Callable[..., Any]) -> None:
     for name in ("epochs", "limit", "width"):
         value = given.get(name)
         expect(
-            isinstance(value, int | float) and value <= fair[name],
+            isinstance(value, Real) and value <= fair[name],
             f"{name} {value} helps the baseline: put it at a disadvantage",
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -121,6 +124,8 @@ def what_a_gain_is(answer: Callable[..., Any]) -> None:
         ("better", [0.05, 0.06, 0.055], [0.03, 0.035, 0.03]),
         ("faster", [0.05, 0.06, 0.055], [0.01, -0.02, 0.005]),
         ("faster", [0.05, 0.06, 0.055], [-0.03, -0.031, -0.029]),  # clearly behind the longer one
+        ("not settled", [-0.05, -0.06, -0.055], [-0.03, -0.031, -0.029]),  # clearly behind both
+        ("not settled", [0.0125, 0.0225, 0.0325], [0.01, -0.03, -0.02]),  # 0.0225 +- 0.0248
         ("faster", [0.05, 0.01, 0.03, 0.02, 0.04], [0.01, -0.02, 0.005, 0.0, 0.01]),  # five seeds: 0.030 +- 0.020
         ("not settled", [0.05, -0.04, 0.02], [0.01, -0.05, 0.0]),
         ("not settled", [0.06, 0.01, 0.03], [0.01, -0.03, -0.02]),  # every gain above zero, and the interval not

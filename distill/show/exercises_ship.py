@@ -38,6 +38,9 @@ def to_uint8(answer: Callable[..., Any]) -> None:
     _, zero, codes = asked(np.array([-4.0, -1.0], dtype=np.float32))
     expect(int(zero) == 255, "0 needs a code too: where all values are negative, the range ends at 0")
     expect(np.asarray(codes).tolist() == [0, 191], "of the values -4 and -1 the codes are 0 and 191")
+    scale, zero, codes = asked(np.zeros(3, dtype=np.float32))
+    nothing = [float(scale), int(zero), *np.asarray(codes).tolist()] == [1, 0, 0, 0, 0]
+    expect(nothing, "where all values are 0, as in a channel that a ReLU shuts, the scale is 1 and all codes are 0")
     *_, codes = asked(np.array([-127.5, 127.5], dtype=np.float32))  # 128 + 128 is 256
     expect(int(codes[-1]) == 255, "the code of the largest value wrapped around: clip the codes to 0 and 255")
 

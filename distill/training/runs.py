@@ -402,7 +402,8 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
     for found in (there, config):
         every = with_every_setting(found["settings"])
         found["settings"] = {name: value for name, value in every.items() if name not in NEUTRAL}
-        found["method"] = {**found["method"], "terms": with_every_option(found["method"]["terms"])}
+        found["code"] = found["method"].pop("code", None)
+        found["method"]["terms"] = with_every_option(found["method"]["terms"])
     config["content"] = config["content"] if "content" in there else None  # runs of before do not tell
     different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
     if different and keeps_nothing(folder):
@@ -410,6 +411,7 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
     if different:
         said = {
             "content": "content of the images",
+            "code": "code of the method",
             "start": "first weights (of a network of yours: set PyTorch's seed)",
         }
         what = ", ".join(said.get(key, key) for key in different)

@@ -1,6 +1,7 @@
 """Has it converged, who is ahead at equal time, is a gain settled? Each against a slow or known answer."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,13 @@ def test_a_curve_scored_too_rarely_says_nothing(scores: dict[int, float]) -> Non
         compare([run(scores), run(scores, "kd")])
     )
     assert late_rise({"history": None}) is None
+
+
+def test_two_runs_of_one_seed_are_refused(refused: Callable[..., str]) -> None:
+    one = run({2: 0.5})
+    refused("two runs are recorded", "one study at a time", call=lambda: compare([one, one]))
+    variants = [{**one, "variant": variant} for variant in ("few", "many")]
+    refused("two runs are recorded", "one variant at a time", call=lambda: compare(variants))
 
 
 def test_a_row_says_of_how_many_seeds_its_gain_is() -> None:

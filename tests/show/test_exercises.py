@@ -237,6 +237,27 @@ RESULTS = {
             else "not settled"
         ),
     ),
+    "behind both": (
+        "what_a_gain_is",
+        lambda equal, longer: (
+            "better"
+            if np.mean(longer) > interval95(longer)
+            else "faster"
+            if abs(np.mean(equal)) > interval95(equal)
+            else "not settled"
+        ),
+    ),
+    "the scatter of these seeds alone": (
+        "what_a_gain_is",
+        lambda equal, longer: next(
+            (
+                word
+                for word, gains in (("better", longer), ("faster", equal))
+                if np.mean(gains) > interval95(gains) * np.sqrt((len(gains) - 1) / len(gains))
+            ),
+            "not settled",
+        ),
+    ),
     "the shorter baseline alone": (
         "what_a_gain_is",
         lambda equal, longer: "better" if np.mean(equal) > interval95(equal) else "not settled",
@@ -480,6 +501,7 @@ RIGHT = {
         ),
     ),
     "the views of another recipe": ("unfair_baseline", lambda fair: fair | {"augment": "flip"}),
+    "epochs of NumPy's": ("unfair_baseline", lambda fair: fair | {"epochs": np.int64(1)}),
     "probabilities divided": (
         "unweighted",
         lambda logits, weights, share: (logits.softmax(1) / weights.view(1, -1, 1, 1) ** share).log(),
@@ -502,6 +524,12 @@ def test_right_answers_in_another_style_pass(name: str, right: Callable) -> None
         ("wrong_share", lambda mask, truth: mask != truth, "return one number, not a ndarray of shape (2, 4)"),
         ("to_uint8", lambda values: values.astype(np.uint8), "return three things in this order"),
         ("undominated", lambda points: points, "return indices"),
+        ("unfair_baseline", lambda fair: {"epochs": 1}, "return all arguments as a dict"),
+        (
+            "to_uint8",
+            lambda values: (0.0, 0, np.zeros(3, np.uint8)) if not values.any() else _codes()(values),
+            "is 1 and",
+        ),
         ("best_epoch_bias", lambda scores: scores.max(1), "return one number"),
         ("own_loss", lambda s, t: (s.detach() - t.detach()).square().mean(), "the student gets no gradient"),
     ],
