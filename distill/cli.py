@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from distill.data.camvid import download_camvid
-from distill.data.check import check_dataset
+from distill.data.check import check_dataset, unlisted
 from distill.data.download import download
 from distill.data.folders import (
     make_default_sample,
@@ -685,6 +685,9 @@ def _check(options: argparse.Namespace) -> None:
             print("no lists in ImageSets/Segmentation: about every fifth image, chosen by name, is val")
         for split, found in report.items():
             _print_split(split, found)
+        others, labelled = unlisted(options.folder)
+        if others:
+            print(f"{others} images in no list, {labelled} of them with a mask")
     problems = sum(len(found["problems"]) for found in report.values())
     if problems:
         raise DistillError(f"{options.folder} has faults, {problems} in all; correct what is listed above")

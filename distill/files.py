@@ -212,7 +212,7 @@ def read_json_lines(path: Path) -> list[Any]:
 
 def _content(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise DistillError(f"{path} cannot be read as JSON ({first_line(error)}); {_ANEW}") from None
 

@@ -2,14 +2,25 @@
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from distill.data.folders import AUGMENTED_LISTS, IMAGE_ENDINGS, AugmentedVOC, VOCFolder, read_class_names, split_names
-from distill.data.layout import LISTS
+from distill.data.folders import (
+    AUGMENTED_LISTS,
+    IMAGE_ENDINGS,
+    AugmentedVOC,
+    VOCFolder,
+    mask_of,
+    read_class_names,
+    read_split,
+    split_names,
+    unlisted_images,
+)
+from distill.data.layout import IMAGES, LISTS
 from distill.errors import DistillError
 from distill.losses import IGNORE_INDEX
 
@@ -27,7 +38,7 @@ def check_dataset(
     names = read_class_names(root)
     found = split_names(root)
     opened = {split: _open_split(root, split) for split in splits or found or ["train", "val"]}
-    unscored = "val" in opened and "test" in opened and not opened["test"].mask_path(0).exists()
+    unscored = "val" in opened and "test" in opened and not opened["test"].has_masks()
     if unscored and not splits:
         del opened["test"]
     report = {split: _check_split(dataset, names, progress) for split, dataset in opened.items()}
@@ -40,6 +51,17 @@ def check_dataset(
         if "train" in opened and split in opened:
             report[split]["problems"] += _shared(opened["train"], opened[split])
     return report
+
+
+def unlisted(root: str | Path) -> tuple[int, int]:
+    """How many images no list names, and how many of them have a mask; they are not read."""
+    root = Path(root)
+    listed: set[str] = set()
+    for split in split_names(root) or ["train", "val"]:
+        with suppress(DistillError):  # such as a list of pairs of files, which others read
+            listed.update(read_split(root, split))
+    names = unlisted_images(root / IMAGES, listed)
+    return len(names), sum(mask_of(root, name).exists() for name in names)
 
 
 def _shared(train: VOCFolder, scored: VOCFolder) -> list[str]:
@@ -84,6 +106,7 @@ def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> 
     for index in tqdm(range(len(dataset)), desc=f"checking {dataset.split}", unit="image", disable=not progress):
         try:
             image, labels = dataset[index]
+            dataset.check_proportions(index, labels)
         except DistillError as error:
             problems.append(str(error))
             continue

@@ -27,7 +27,7 @@ from torchvision import tv_tensors
 
 from distill.data.layout import IMAGES, LISTS, MASKS
 from distill.data.sample import SAMPLE_SIZES, make_sample
-from distill.errors import DistillError, check_number, first_line
+from distill.errors import DistillError, check_number, first_line, nearest
 from distill.files import PROJECT
 from distill.losses import IGNORE_INDEX
 
@@ -56,6 +56,7 @@ VOC_CLASSES = (
 )
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_ENDINGS = tuple(name for ending in _ENDINGS for name in (ending, ending.upper()))  # as cameras write them
+_MASK_ENDINGS = (".png", ".PNG", ".Png")
 MASK_FOLDERS = (MASKS, "SegmentationClassPNG")
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
 DATASETS = ("sample", "pascal")
@@ -99,8 +100,11 @@ class VOCFolder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def mask_path(self, index: int) -> Path:
         """The file of its mask; where there is none, the one that is expected."""
-        names = [f"{self.ids[index]}{ending}" for ending in (".png", ".PNG")]
-        return _first_existing([self.root / folder / name for folder in MASK_FOLDERS for name in names])
+        return mask_of(self.root, self.ids[index])
+
+    def has_masks(self) -> bool:
+        """Whether any image has a mask: a test split may come without, as VOC's; one that lacks some is at fault."""
+        return any(self.mask_path(index).exists() for index in range(len(self)))
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change when the list, the classes, an image or a mask of this split does.
@@ -179,6 +183,11 @@ def _check_link(path: Path, name: str) -> None:
 def _first_existing(paths: list[Path]) -> Path:
     """The first path that is there; the very first if none is, so that an error names the usual place."""
     return next((path for path in paths if os.path.exists(path)), paths[0])
+
+
+def mask_of(root: Path, name: str) -> Path:
+    """The file of an image's mask; where there is none, the one that is expected."""
+    return _first_existing([root / folder / f"{name}{end}" for folder in MASK_FOLDERS for end in _MASK_ENDINGS])
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -333,7 +342,7 @@ def read_split(root: Path, split: str) -> list[str]:
     """The image names that ImageSets/Segmentation/SPLIT.txt lists, in its order.
 
     A folder without any list is divided into `train` and `val`: about every fifth mask, by a checksum of its name, is
-    val, so that further images do not move those that are there.
+    val. Further images do not move those that are there, unless val has only one, for want of such a checksum.
     """
     if not root.is_dir():
         close = [name for name in difflib.get_close_matches(str(root), DATASETS, cutoff=0.6) if name != str(root)]
@@ -357,6 +366,12 @@ def read_split(root: Path, split: str) -> list[str]:
         raise DistillError(f"{path} lists {twice!r} twice; remove one of the two lines")
     for name in names:
         _check_name(path, name)
+    first, *more = names[0].split()
+    if Path(first).suffix.lower() in IMAGE_ENDINGS and (more or (root / IMAGES / names[0]).exists()):
+        raise DistillError(
+            f"{path} lists {names[0]!r}, and an image is listed by its name in JPEGImages alone, without the ending; "
+            f"write {Path(first).stem!r}, and so all others"
+        )
     return names
 
 
@@ -389,18 +404,23 @@ def _check_name(path: Path, name: str) -> None:
 
 
 def _split_by_name(root: Path, split: str) -> list[str]:
-    masks = [path for folder in MASK_FOLDERS for path in (root / folder).glob("*.*") if path.name[0] != "."]
-    others = set(IMAGE_ENDINGS) - {".png", ".PNG"}
+    masks: dict[Path, str] = {}  # and the names of their images, with the folders that they lie in
+    for folder in MASK_FOLDERS:
+        for path in (root / folder).rglob("*.*"):
+            below = path.relative_to(root / folder)
+            if path.is_file() and not any(part.startswith(".") for part in below.parts):
+                masks[path] = below.with_suffix("").as_posix()
+    others = {*IMAGE_ENDINGS, ".gif"} - {".png"}
     strange = next((path for path in masks if path.suffix.lower() in others), None)
     if strange:
         raise DistillError(f"{strange} is no PNG, and masks are; save it as one again, or move it elsewhere")
-    names = sorted({path.stem for path in masks if path.suffix in (".png", ".PNG")})
+    names = sorted({name for path, name in masks.items() if path.suffix in _MASK_ENDINGS})
     if len(names) < 2:
         raise DistillError(
             f"{root} has no list ImageSets/Segmentation/{split}.txt, and {len(names)} masks in SegmentationClass; put "
             f"at least two there, and their images into JPEGImages"
         )
-    checksum = {name: zlib.crc32(name.encode()) for name in names}
+    checksum = {name: zlib.crc32(os.fsencode(name)) for name in names}
     val = [name for name in names if checksum[name] % 5 == 0] or [min(names, key=checksum.__getitem__)]
     val = val[:-1] if len(val) == len(names) else val
     return val if split == "val" else [name for name in names if name not in val]
@@ -513,7 +533,15 @@ def _own_folder(data: Path, root: str | Path | None) -> Path:
     if not root:
         return data
     inside = Path(root) / data
-    return inside if inside.is_dir() and not data.is_absolute() else Path(root)
+    if inside.is_dir() and not data.is_absolute():
+        return inside
+    if Path(root).is_dir() and not any((Path(root) / part).is_dir() for part in (IMAGES, *MASK_FOLDERS)):
+        there = [path.name for path in Path(root).iterdir() if (path / IMAGES).is_dir()]
+        raise DistillError(
+            f"{root} holds neither JPEGImages nor a folder {data.name}{nearest(data.name, there)}; give the folder of "
+            f"the data, or one that holds it"
+        )
+    return Path(root)
 
 
 def scored_splits(data: str | Path, root: str | Path | None = None) -> Iterator[tuple[str, VOCFolder]]:
@@ -523,7 +551,7 @@ def scored_splits(data: str | Path, root: str | Path | None = None) -> Iterator[
     if "test" not in split_names(val.root):  # as in most folders
         return
     test = open_dataset(data, "test", root)
-    if test.mask_path(0).exists():
+    if test.has_masks():
         yield "test", test
 
 

@@ -18,11 +18,12 @@ from tqdm.auto import tqdm
 from typing_extensions import NotRequired, TypedDict
 
 from distill.data.folders import IMAGE_ENDINGS, read_image, repeated
-from distill.data.layout import IMAGES, MASKS, mask_image, new_folder, write_class_names
+from distill.data.layout import IMAGES, MASKS, left_out, mask_image, new_folder, write_class_names
 from distill.errors import DistillError, first_line
 from distill.files import Number, checked, read_json
 from distill.losses import IGNORE_INDEX
 
+_UNREAD = (".heic", ".heif", ".avif", ".gif", ".jfif", ".dng")  # pictures that are not read
 BACKGROUND, IGNORE = "_background_", "__ignore__"  # labelme's names for what is no object, and for void
 
 Point = Annotated[list[Number], Field(min_length=2, max_length=2)]  # x, y
@@ -47,10 +48,10 @@ def import_labelme(
     """Write a folder as labelme leaves it to `out`, in VOC layout; `out` is returned.
 
     Images lie beside the JSON files in `source`. All are copied, those without a JSON file too: these have no mask, and
-    belong to no split. Polygons, rectangles, circles and labelme's masks are painted in the order of the file, so that
-    later ones cover earlier ones; where nothing is painted is background, and the label `__ignore__` is void.
-    `class_names` is the order of the classes, background first, as in labelme's labels.txt, whose `__ignore__` may
-    stand before it; without it, the labels in alphabetical order.
+    belong to no split. Polygons, rectangles (turned ones too), circles and labelme's masks are painted in the order of
+    the file, so that later ones cover earlier ones; where nothing is painted is background, and the label `__ignore__`
+    is void. `class_names` is the order of the classes, background first, as in labelme's labels.txt, whose `__ignore__`
+    may stand before it; without it, the labels in alphabetical order. Files in folders below are left out, and told.
 
     Raises DistillError for a folder without labels, a JSON file that is not labelme's or whose image is missing or of
     another size, a shape that covers no area, a label that is not in `class_names`, and names that are no classes.
@@ -74,6 +75,11 @@ def _images(source: Path) -> dict[str, Path]:
     if not source.is_dir():
         raise DistillError(f"there is no folder {source}; give the one with the images and labelme's JSON files")
     found: dict[str, Path] = {}
+    below = [path for path in source.rglob("*") if path.suffix.lower() == ".json" and path.parent != source]
+    strange = [path for path in source.iterdir() if path.suffix.lower() in _UNREAD]
+    for paths, what in ((below, "JSON files in folders below"), (strange, "files of other kinds")):
+        if paths:
+            left_out(f"{len(paths)} {what}, such as {min(paths)}")
     for path in sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_ENDINGS):
         if path.name.startswith("."):  # hidden, as macOS's, which begin with ._
             continue
@@ -85,7 +91,7 @@ def _images(source: Path) -> dict[str, Path]:
 
 def _files(source: Path, images: dict[str, Path]) -> dict[str, _File]:
     """labelme's files by the names of their images."""
-    paths = sorted(path for path in source.glob("*.json") if not path.name.startswith("."))
+    paths = sorted(path for path in source.iterdir() if path.suffix.lower() == ".json" and path.name[0] != ".")
     if not paths:
         raise DistillError(f"{source} holds no JSON file; label some images in labelme, and save them there")
     for path in paths:
@@ -152,7 +158,7 @@ def paint(file: _File, class_names: Sequence[str], size: tuple[int, int], path: 
 
 def _draw(draw: ImageDraw.ImageDraw, shape: _Shape, points: list[tuple[float, float]], value: int, path: Path) -> None:
     match shape.get("shape_type") or "polygon", points:
-        case "polygon", [_, _, _, *_]:
+        case "polygon" | "rectangle" | "oriented_rectangle", [_, _, _, *_]:
             draw.polygon(points, fill=value)
         case "rectangle", [(x, y), (u, v)]:
             draw.rectangle((min(x, u), min(y, v), max(x, u), max(y, v)), fill=value)

@@ -1,17 +1,23 @@
 """Writing a folder in VOC layout: its palette, masks, lists and class names, and the folder whole or not at all."""
 
+import errno
+import signal
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import numpy as np
 from PIL import Image
+from tqdm.auto import tqdm
 
 from distill.errors import DistillError
 from distill.files import make_folder, write_text
 
 IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 BY_TEACHER = "by_teacher"  # a list of the images whose masks a teacher drew
 
 
@@ -51,6 +57,24 @@ def write_class_names(root: Path, names: Iterable[str]) -> None:
 
 
 @contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Ends by an exception, so that what was begun is removed; elsewhere than in the main thread nothing can be set."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def left_out(what: object) -> None:
+    """Told beside a progress bar, and not where a command prints its result."""
+    tqdm.write(f"left out: {what}", file=sys.stderr)
+
+
+@contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder that has those of images, masks and lists; it becomes `out`, or is removed after an error.
 
@@ -65,10 +89,17 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise DistillError(
             f"nothing can be written into {out.parent} ({error.strerror}); choose a place in another folder"
         ) from None
-    with holder as temporary:
+    with _ended_by_sigterm(), holder as temporary:
         whole = Path(temporary) / out.name
-        make_folders(whole)
-        yield whole
+        try:
+            make_folders(whole)
+            yield whole
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise DistillError(
+                f"{out} could not be written ({error.strerror}); make room, or choose a folder on another disk"
+            ) from None
         try:
             whole.rename(out)
         except OSError as error:  # as where two processes made it at once

@@ -7,8 +7,16 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from distill.data.folders import VOCFolder, read_image, read_split, split_names, unlisted_images
-from distill.data.layout import IMAGES, MASKS, mask_image, new_folder, write_class_names, write_list
+from distill.data.folders import (
+    VOCFolder,
+    mask_of,
+    read_image,
+    read_mask,
+    read_split,
+    split_names,
+    unlisted_images,
+)
+from distill.data.layout import IMAGES, MASKS, left_out, mask_image, new_folder, write_class_names, write_list
 from distill.errors import DistillError, check_number
 from distill.files import make_folder
 
@@ -19,7 +27,8 @@ def resize_dataset(
     """Write the folder `source` to `out` with images whose longer side has at most `side` pixels; `out` is returned.
 
     Images are averaged over the pixels that become one, masks take the nearest; smaller images stay as they are. Images
-    that no list names come along, as a student may learn on them by a teacher, and so do further lists, of images of
+    that no list names come along, with their masks, if any, as a student may learn on them by a teacher, and so do
+    further lists, of images of
     train, val and test; what is left out is told. `out` appears only when it is complete. With `shuffle` the list of
     train is mixed, the same way everywhere: the first images may all be of one street, and `labelled` and `limit` keep
     the first. Raises DistillError when `out` exists already, or an image that is listed cannot be read.
@@ -29,43 +38,48 @@ def resize_dataset(
     listed = split_names(source)
     chosen = [split for split in ("train", "val", "test") if split in (listed or ("train", "val"))]
     splits = {split: VOCFolder(source, split) for split in chosen or ["train"]}
+    first = next(iter(splits.values()))
     listed_ids = {name for dataset in splits.values() for name in dataset.ids}
     others = unlisted_images(source / IMAGES, listed_ids)
     total = sum(map(len, splits.values())) + len(others)
+    unscored = "test" in splits and not splits["test"].has_masks()  # as VOC's: images alone
     with new_folder(out) as whole, tqdm(total=total, desc="resizing", unit="image", disable=not progress) as bar:
         for split, dataset in splits.items():
             for index, name in enumerate(dataset.ids):
-                if split == "test" and not dataset.mask_path(0).exists():  # as VOC's: images alone
+                if split == "test" and unscored:
                     image = read_image(dataset.image_path(index))
                 else:
                     pixels, labels = (tensor.numpy() for tensor in dataset[index])
-                    image, mask = pixels.transpose(1, 2, 0), mask_image(labels.astype(np.uint8))
-                    _save(mask, whole / MASKS / f"{name}.png", side, Image.Resampling.NEAREST)
+                    image = pixels.transpose(1, 2, 0)
+                    _save_mask(labels.astype(np.uint8), whole, name, side)
                 _save_image(image, whole, name, side)
                 bar.update()
             mixed = shuffle and split == "train"
             write_list(whole, split, sorted(dataset.ids, key=_checksum) if mixed else dataset.ids)
-        _copy_lists(source, whole, set(listed) - set(splits), listed_ids)
+        copy_lists(source, whole, set(listed) - set(splits), listed_ids)
         for name, path in others.items():
             try:
-                _save_image(read_image(path), whole, name, side)
+                image, own = read_image(path), mask_of(source, name)
+                if own.exists():  # so that nobody takes it for an image without one
+                    _save_mask(read_mask(own, first.num_classes), whole, name, side)
+                _save_image(image, whole, name, side)
             except DistillError as error:
-                tqdm.write(f"left out: {error}")
+                left_out(error)
             bar.update()
-        write_class_names(whole, next(iter(splits.values())).class_names)
+        write_class_names(whole, first.class_names)
     return out
 
 
-def _copy_lists(source: Path, out: Path, splits: set[str], copied: set[str]) -> None:
+def copy_lists(source: Path, out: Path, splits: set[str], copied: set[str]) -> None:
     """Further lists, of images that were all copied; what is left out is told."""
     for split in sorted(splits):
         try:
             names = read_split(source, split)
         except DistillError as error:  # such as a list of pairs of files, which others read
-            tqdm.write(f"left out: {error}")
+            left_out(error)
             continue
         if further := set(names) - copied:
-            tqdm.write(f"left out: the list {split}, with {len(further)} images of no other list")
+            left_out(f"the list {split}, with {len(further)} images of no other list")
         else:
             write_list(out, split, names)
 
@@ -76,6 +90,10 @@ def _checksum(name: str) -> str:
 
 def _save_image(image: np.ndarray, out: Path, name: str, side: int) -> None:
     _save(Image.fromarray(image), out / IMAGES / f"{name}.png", side, Image.Resampling.BOX)
+
+
+def _save_mask(labels: np.ndarray, out: Path, name: str, side: int) -> None:
+    _save(mask_image(labels), out / MASKS / f"{name}.png", side, Image.Resampling.NEAREST)
 
 
 def _save(picture: Image.Image, path: Path, side: int, how: Image.Resampling) -> None:

@@ -36,6 +36,7 @@ class WithUnlabelled(VOCFolder):
         if broken:
             raise DistillError(f"{broken} is a link to a file that is not there; restore that, or remove the link")
         self.extra = _others(there, self.folder, [labelled, *splits_to_score(labelled.root)])
+        self.known = len(there) - len(self.extra)  # images of the splits, which are left out
         if not self.extra:
             more = f" but {len(there)} that are of its train, val and test, or have their names" if there else ""
             raise DistillError(f"{self.folder} holds no images{more}; give a folder of .jpg or .png files")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from torch import nn
+from tqdm.auto import tqdm
 
 from distill.data.check import unlearnable
 from distill.data.folders import VOCFolder
@@ -57,6 +58,16 @@ def check_labelled(dataset: VOCFolder, first: int = 0, whole: bool = False) -> N
             return
     if fault := unlearnable(dataset, found):
         raise DistillError(fault)
+
+
+def check_every_image(train: VOCFolder, progress: bool) -> None:
+    """Read every image and mask once, those without labels too, as random crops do.
+
+    So a faulty one is found before training, and not in its midst: mending it makes other data of them, with which no
+    run goes on.
+    """
+    for index in tqdm(range(len(train)), desc="reading train", unit="image", delay=5, disable=not progress):
+        train.check_proportions(index, train[index][1])
 
 
 def frozen_norms(student: nn.Module) -> list[nn.Module]:

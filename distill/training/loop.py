@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ from distill.training.allocator import keep_freed_memory
 from distill.training.batches import Batch, batches_for
 from distill.training.board import Board
 from distill.training.checkpoint import PARTS, read_checkpoint, write_checkpoint
-from distill.training.checks import check_labelled, check_student, check_width, frozen_norms, with_unlabelled
+from distill.training.checks import (
+    check_every_image,
+    check_labelled,
+    check_student,
+    check_width,
+    frozen_norms,
+    with_unlabelled,
+)
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.interrupt import CtrlC, ctrl_c_after
 from distill.training.optimizer import make_optimizer, make_schedule, set_up
@@ -41,7 +48,7 @@ from distill.training.parallel import (
     shared_layers,
 )
 from distill.training.presets import choose_options, choose_settings, defaults_for, make_student
-from distill.training.runs import Run, begun, config_of, is_finished, run_folder, write_history
+from distill.training.runs import Run, begun, config_of, is_finished, keep_place, run_folder, write_history
 from distill.training.settings import Settings, for_device
 from distill.training.tally import Clocks, Tally
 
@@ -117,7 +124,8 @@ def fit(
     if unlabelled is not None:
         train = with_unlabelled(train, unlabelled, terms)
         if progress and ranks.first:
-            tqdm.write(f"{len(train.extra)} further images without masks, of {train.folder}")
+            others = f"; {train.known} are of train, val or test, or have their names" if train.known else ""
+            tqdm.write(f"{len(train.extra)} further images without masks, of {train.folder}{others}")
     given = None if isinstance(student, str) else student  # the caller's, to be trained in place
     if given is not None and "output_stride" in settings:
         raise DistillError("output_stride belongs to a student given by name; build this network with it")
@@ -144,9 +152,14 @@ def fit(
     if ranks.agree(ranks.first and is_finished(folder, config, resume)):
         if progress and ranks.first:
             tqdm.write(f"{folder} holds this very run, finished: nothing is trained")
+        if ranks.first:
+            with suppress(DistillError):  # a folder that is not to be written to is still a run
+                keep_place(folder, train.root)
         return _done(folder, given)
     loop = _Loop(student, teacher, built, train, chosen, seed, target, folder, progress, on_epoch, ranks)
     check_labelled(train, chosen.labelled)
+    if ranks.first and chosen.augment == "crops" and not (folder / "last.pt").exists():  # the others read all at once
+        check_every_image(train, progress)
     for split in scored.values():
         check_labelled(split, whole=True)
     try:

@@ -158,6 +158,11 @@ class Run:
         if root is None and self.data_root and data not in named:  # its folder, which may hold another of its name
             return open_dataset(self.data_root, split, limit=limit)
         root = root or self.data_root
+        if root is None and data not in named and not Path(data).is_dir():
+            raise DistillError(
+                f"the data of {self.path}, a folder called {data}, are no longer where they were; give data_root "
+                f"(--data-root), where they are now"
+            )
         if data == "sample" and root and (Path(root) / IMAGES).is_dir() and not (Path(root) / "sample.txt").exists():
             return open_dataset(Path(root), split, limit=limit)  # a folder of that name, and not the drawn scenes
         return open_dataset(data, split, root, limit)
@@ -410,7 +415,8 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
         return False
     if different:
         said = {
-            "content": "content of the images",
+            "content": "content (images, masks, lists or class names)",
+            "data": "name of the data",
             "code": "code of the method",
             "start": "first weights (of a network of yours: set PyTorch's seed)",
         }
@@ -453,6 +459,7 @@ def begun(
             if alone:
                 remove_parts(folder)
             _write_config(folder, config, data_root, device, ranks)
+            keep_place(folder, data_root)
         yield finished
 
 
@@ -461,6 +468,14 @@ def _write_config(folder: Path, config: dict[str, Any], data_root: Path, device:
         about = {**environment(device), "processes": ranks.world, "data_root": str(data_root.resolve())}
         write_json(folder / "environment.json", about)
         write_json(folder / "config.json", config)
+
+
+def keep_place(folder: Path, data_root: Path) -> None:
+    """Where the data are now, which may have been moved since the run was begun."""
+    path, place = folder / "environment.json", str(data_root.resolve())
+    there = read_json(path) if is_whole(path) else None
+    if isinstance(there, dict) and there.get("data_root") != place:
+        write_json(path, {**there, "data_root": place})
 
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:

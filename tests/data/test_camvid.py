@@ -167,7 +167,7 @@ def test_a_folder_is_copied_with_smaller_images(
     (source / "JPEGImages" / "broken.JPG").write_bytes(b"no picture")
     capsys.readouterr()
     again = resize_dataset(source, tmp_path / "again", 20, progress=False)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "the list odd, with 1 images" in said and "broken.JPG cannot be read" in said
     assert VOCFolder(again, "hard").ids == VOCFolder(source, "val").ids[:1]
     assert VOCFolder(again, "test").image_path(0).exists() and not VOCFolder(again, "test").mask_path(0).exists()

@@ -1,6 +1,9 @@
 """Reading VOC layout: what is read, and what is said of folders with faults."""
 
+import errno
+import os
 import shutil
+import signal
 import struct
 import zlib
 from collections.abc import Callable
@@ -12,8 +15,9 @@ import scipy.io
 import torch
 from PIL import Image
 
+from distill.cli import main
 from distill.data import folders as datasets
-from distill.data.check import check_dataset
+from distill.data.check import check_dataset, unlisted
 from distill.data.folders import (
     VOC_CLASSES,
     VOCFolder,
@@ -23,6 +27,7 @@ from distill.data.folders import (
     read_picture,
     scored_splits,
 )
+from distill.data.layout import new_folder
 from distill.data.resize import resize_dataset
 from distill.data.sample import SAMPLE_CLASSES
 
@@ -650,3 +655,79 @@ def test_a_place_that_cannot_be_written_to_is_named(
     refused(
         tmp_path, "Permission denied", "another folder", call=lambda: resize_dataset(tiny_sample, tmp_path / "o", 8)
     )
+
+
+def test_a_test_split_that_lacks_some_masks_is_at_fault_whichever_they_are(
+    voc_folder: Callable[..., Path], tmp_path: Path, refused
+) -> None:
+    mask = np.indices((16, 16)).sum(0) % 2
+    root = voc_folder({"train": [mask], "val": [mask], "test": [mask] * 3}, class_names=("background", "thing"))
+    (root / "SegmentationClass" / "test0.png").unlink()
+    assert [name for name, _ in scored_splits(root)] == ["val", "test"]
+    assert "test0.png is missing" in check_dataset(root, progress=False)["test"]["problems"][0]
+    refused("test0.png is missing", call=lambda: resize_dataset(root, tmp_path / "small", 8, progress=False))
+    for index in (1, 2):
+        (root / "SegmentationClass" / f"test{index}.png").unlink()
+    assert [name for name, _ in scored_splits(root)] == ["val"]
+
+
+def test_masks_of_images_in_no_list_come_along_in_a_smaller_copy(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own / "ImageSets/Segmentation/train.txt").write_text("train0\n")
+    assert unlisted(own) == (1, 1)
+    assert main(["data", "check", str(own)]) == 0 and "1 images in no list, 1 of them" in capsys.readouterr().out
+    small = resize_dataset(own, tmp_path / "small", 8, progress=False)
+    assert unlisted(small) == (1, 1) and (small / "SegmentationClass/train1.png").exists()
+    (own / "SegmentationClass/train1.png").write_bytes(b"no mask")
+    small = resize_dataset(own, tmp_path / "smaller", 8, progress=False)
+    told = capsys.readouterr()
+    assert unlisted(small) == (0, 0) and "left out" in told.err and not told.out
+
+
+def test_masks_in_folders_and_with_any_ending_count_without_lists(own: Path, refused) -> None:
+    shutil.rmtree(own / "ImageSets")
+    for folder, ending in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (own / folder / "city").mkdir()
+        for number in range(8):
+            shutil.copy(own / folder / f"train0.{ending}", own / folder / "city" / f"{number}.{ending}")
+    (own / "SegmentationClass/city/3.png").rename(own / "SegmentationClass/city/3.Png")
+    train, val = VOCFolder(own, "train"), VOCFolder(own, "val")
+    assert sorted(train.ids + val.ids) == [*(f"city/{number}" for number in range(8)), "train0", "train1", "val0"]
+    assert all(not found["problems"] for found in check_dataset(own, progress=False).values())
+    (own / "SegmentationClass/train1.png").rename(own / "SegmentationClass/train1.gif")
+    refused("train1.gif is no PNG", call=lambda: VOCFolder(own, "train"))
+
+
+@pytest.mark.parametrize("line", ["train0.jpg", "JPEGImages/train0.jpg SegmentationClass/train0.png"])
+def test_a_list_with_endings_is_told_how_to_name_images(own: Path, line: str, refused) -> None:
+    (own / "ImageSets/Segmentation/train.txt").write_text(f"{line}\n")
+    refused("train.txt lists", "without the ending", "'train0'", call=lambda: VOCFolder(own, "train"))
+    (own / "ImageSets/Segmentation/train.txt").write_text("train0\n")
+    assert VOCFolder(own, "train").ids == ["train0"]
+
+
+def test_check_finds_an_image_that_cannot_be_scaled(voc_folder: Callable[..., Path]) -> None:
+    root = voc_folder({"train": [np.ones((2, 300))], "val": [MASK]}, CAMVID_LIKE)
+    assert "300 x 2 pixels, too long and thin" in check_dataset(root, progress=False)["train"]["problems"][0]
+
+
+def test_a_name_that_is_not_in_the_root_is_told(own: Path, refused) -> None:
+    assert open_dataset("own", "val", own.parent).ids == ["val0"] == open_dataset("mine", "val", own).ids
+    refused("neither JPEGImages nor a folder onw", "'own'", call=lambda: open_dataset("onw", "val", own.parent))
+
+
+def test_a_full_disk_is_a_sentence_and_sigterm_leaves_nothing(tmp_path: Path, refused) -> None:
+    def write(error: Callable[[], object]) -> None:
+        with new_folder(tmp_path / "new") as whole:
+            (whole / "JPEGImages" / "one.png").write_bytes(b"picture")
+            error()
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    refused("new could not be written (No space left", "make room", call=lambda: write(full))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        write(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert not list(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) == before

@@ -154,3 +154,19 @@ def test_mistakes_are_told(folder: Path, tmp_path: Path, refused: Callable[..., 
     (folder / "b.png").rename(folder / "a.png")
     assert cli.main(["data", "labelme", str(folder), "--out", str(out)]) == 0
     refused("is there already", call=lambda: import_labelme(folder, out))
+
+
+def test_what_is_not_imported_is_told_and_capitals_are_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "sub").mkdir()
+    label(folder / "sub", "b", shape("dog", SQUARE))
+    label(folder, "a", shape("cup", SQUARE, "rectangle"), shape("cup", SQUARE, "oriented_rectangle"))
+    text = (folder / "a.json").read_text()
+    (folder / "a.json").unlink()
+    (folder / "a.JSON").write_text(text, encoding="utf-8-sig")  # as some editors on Windows begin a file
+    (folder / "c.heic").write_bytes(b"")
+    out = import_labelme(folder, tmp_path / "out", progress=False)
+    assert (mask_of(out, "a") == 1).sum() == 64
+    told = capsys.readouterr()
+    assert "1 JSON files in folders below, such as" in told.err and "c.heic" in told.err and not told.out

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageOps
 
@@ -102,3 +103,18 @@ def test_what_is_scored_keeps_its_labels_though_it_is_in_train_too(tiny_sample: 
     write_list(whole, "train", [*VOCFolder(whole, "train").ids, val.ids[0]])
     out = label_by_teacher(whole, tmp_path / "out", keep=2, device="cpu", progress=False)
     assert torch.equal(VOCFolder(out, "val")[0][1], val[0][1]) and val.ids[0] not in VOCFolder(out, "by_teacher").ids
+
+
+def test_further_lists_come_along_and_an_image_that_cannot_be_read_does_not(
+    tiny_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(tiny_sample, whole)
+    names = read_split(whole, "train")
+    write_list(whole, "night", names[:2])
+    (whole / "JPEGImages" / "torn.jpg").write_bytes(b"no picture")
+    with Image.open(VOCFolder(whole, "train").image_path(0)) as picture:
+        ImageOps.mirror(picture).save(whole / "JPEGImages" / "new.png")
+    out = label_by_teacher(whole, tmp_path / "out", device="cpu", progress=False)
+    assert read_split(out, BY_TEACHER) == ["new"] and read_split(out, "night") == names[:2]
+    assert "torn.jpg cannot be read" in capsys.readouterr().err

@@ -5,11 +5,13 @@ Each leaves one sentence, and a run that the same command takes up where its las
 
 import contextlib
 import functools
+import itertools
 import multiprocessing
 import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ import kill
 import nbformat
 import pytest
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from distill import Run, fit, open_dataset
@@ -527,3 +530,43 @@ def test_several_steps_are_looked_at_together_where_a_gpu_would_have_to_be_waite
         "step 9 of epoch 1: ce is inf, loss is inf", "0-8-0, 0-8-1", call=lambda: loop._check_finite(steps, 0, 9)
     )
     assert "0-8-15 and 24 more; nothing was saved yet" in message
+
+
+def test_a_faulty_image_is_found_before_training_whenever_it_comes(
+    train: Callable[..., Run], tiny_sample: Path, tmp_path: Path, refused
+) -> None:
+    """Its first epoch may leave it out; once something is trained, mending it would make another run of this."""
+    data, more = tmp_path / "data", tmp_path / "more"
+    shutil.copytree(tiny_sample, data)
+    more.mkdir()
+    ImageOps.mirror(Image.open(open_dataset(data).image_path(0))).save(more / "new.png")
+    for faulty in (open_dataset(data).image_path(5), more / "new.png"):
+        content = faulty.read_bytes()
+        faulty.write_bytes(content[: len(content) // 2])
+        given = {"data": data, "data_root": None, "augment": "crops", "crop_size": 17, "limit": 7, "batch_size": 4}
+        given |= {"unlabelled": more, "method": "kd"}
+        refused(f"{faulty} cannot be read", call=lambda given=given: train(**given))
+        faulty.write_bytes(content)
+    assert train(**given).finished
+
+
+def test_a_run_whose_data_were_moved_knows_where_they_are_now(
+    train: Callable[..., Run], tiny_sample: Path, tmp_path: Path, refused
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    places = [tmp_path / name / "mine" for name in ("here", "there", "elsewhere")]
+    shutil.copytree(tiny_sample, places[0])
+    with pytest.raises(Stopped):
+        train(data=places[0], data_root=None, on_epoch=stop)
+    for before, place in itertools.pairwise(places):  # of an unfinished run, and of a finished one
+        place.parent.mkdir()
+        before.rename(place)
+        run = train(data=place, data_root=None)
+        assert run.data_root == place.resolve() and len(run.images_of("val")) == 6
+    shutil.rmtree(place)
+    refused("the data of", "called mine", "--data-root", call=lambda: run.images_of("val"))

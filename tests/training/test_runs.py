@@ -116,10 +116,6 @@ def test_closed_gap_is_the_gains_share_of_the_way_to_the_teacher(records: list[d
     assert "closed" not in compare(records)[1]
 
 
-def test_two_records_of_one_seed_are_refused(records: list[dict], refused) -> None:
-    refused("sakd", "seed 1", "resnet18", call=lambda: compare([*records, entry("sakd", 1, 0.5)]))
-
-
 def test_table_is_markdown_in_points(records: list[dict]) -> None:
     lines = markdown_table(compare(records, teacher_miou=0.69)).splitlines()
     assert len({line.count("|") for line in lines[:4]}) == 1 and "scored too rarely" in lines[5]
