@@ -1,8 +1,13 @@
 """Distil segmentation networks: teachers, students, losses, one trainer, and scores."""
 
+import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# On Linux the threads that share a convolution wait for each other in a loop, which takes ten times as long where
+# another program wants the processor; so they go to sleep sooner. Read when torch is imported, here or before.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 try:
     import torchvision  # noqa: F401 (only to see whether it can be imported)

@@ -338,6 +338,25 @@ def kept_memory() -> str:
     return "\n\n".join([head, "\n".join(lines)])
 
 
+def waiting_threads() -> str:
+    """What it saves that threads which wait go to sleep sooner."""
+    record = read("waiting.json")
+    machine = record["environment"]
+    lines = ["| machine | seconds | usually | ratio |", f"|{'---|' * 4}"]
+    for row in record["runs"]:
+        ratios = row["ratios"]
+        spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        lines.append(f"| {row['machine']} | {row['ours']:.1f} | {row['usual']:.1f} | {spread} |")
+    head = (
+        f"### Threads that wait\n\nOn Linux the threads that share a convolution wait for each other in a loop, which "
+        f"takes many times as long where a program of another terminal wants a processor. `import distill`, before PyTorch "
+        f"is imported, lets them go to sleep sooner (`GOMP_SPINCOUNT`, where it is not set). Seconds of a short run, {record['repeats']} pairs "
+        f"in turns, {machine['threads']} threads on {machine['cores']} cores of an {machine['processor']}, PyTorch "
+        f"{machine['torch']}, {record['date']}; `python benchmarks/waiting.py`."
+    )
+    return "\n\n".join([head, "\n".join(lines)])
+
+
 def export_points() -> list[dict]:
     """The points of `charts.export_chart`: one core."""
     points = []

@@ -133,7 +133,15 @@ def steps() -> str:
         f"{machine['processor']}, PyTorch {machine['torch']}, {measured[0]['date']}."
     )
     return "\n\n".join(
-        [head, "\n".join(lines), _limits(measured), _loading(measured), blocks.losses(), blocks.kept_memory()]
+        [
+            head,
+            "\n".join(lines),
+            _limits(measured),
+            _loading(measured),
+            blocks.losses(),
+            blocks.kept_memory(),
+            blocks.waiting_threads(),
+        ]
     )
 
 

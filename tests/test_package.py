@@ -109,3 +109,19 @@ def test_no_file_is_too_large_for_a_clone() -> None:
     assert sizes, "git lists no files"
     assert max(sizes.values()) < 15_000_000
     assert sum(sizes.values()) < 60_000_000
+
+
+@pytest.mark.parametrize(("given", "kept"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_waiting_threads_go_to_sleep_sooner_unless_told_otherwise(given: dict[str, str], kept: str) -> None:
+    """Set before PyTorch is imported, as libgomp reads it then."""
+    code = (
+        "import os, sys, importlib.abc\n"
+        "class Watch(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch': print(os.environ.get('GOMP_SPINCOUNT'))\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "import distill\n"
+    )
+    usual = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    asked = [sys.executable, "-c", code]
+    assert subprocess.run(asked, env=usual | given, capture_output=True, text=True, check=True).stdout == f"{kept}\n"
