@@ -349,10 +349,10 @@ def waiting_threads() -> str:
         lines.append(f"| {row['machine']} | {row['ours']:.1f} | {row['usual']:.1f} | {spread} |")
     head = (
         f"### Threads that wait\n\nOn Linux the threads that share a convolution wait for each other in a loop, which "
-        f"takes many times as long where a program of another terminal wants a processor. `import distill`, before PyTorch "
-        f"is imported, lets them go to sleep sooner (`GOMP_SPINCOUNT`, where it is not set). Seconds of a short run, {record['repeats']} pairs "
-        f"in turns, {machine['threads']} threads on {machine['cores']} cores of an {machine['processor']}, PyTorch "
-        f"{machine['torch']}, {record['date']}; `python benchmarks/waiting.py`."
+        f"takes many times as long where a program of another terminal wants a processor. `import distill`, before "
+        f"PyTorch is imported, lets them go to sleep sooner (`GOMP_SPINCOUNT`, unless set). Seconds of a short "
+        f"run, {record['repeats']} pairs in turns, {machine['threads']} threads on {machine['cores']} cores of an "
+        f"{machine['processor']}, PyTorch {machine['torch']}, {record['date']}; `python benchmarks/waiting.py`."
     )
     return "\n\n".join([head, "\n".join(lines)])
 
