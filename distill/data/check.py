@@ -12,9 +12,11 @@ from tqdm.auto import tqdm
 from distill.data.folders import (
     AUGMENTED_LISTS,
     IMAGE_ENDINGS,
+    MASK_ENDINGS,
     AugmentedVOC,
     VOCFolder,
     mask_of,
+    masks_of,
     read_class_names,
     read_split,
     split_names,
@@ -94,11 +96,14 @@ def _open_split(root: Path, split: str) -> VOCFolder:
 
 
 def _several(dataset: VOCFolder, index: int) -> list[str]:
-    """Where two files have the name of one image: which is read depends on their endings."""
-    read = dataset.image_path(index)
-    paths = (read.parent / f"{Path(dataset.ids[index]).name}{ending}" for ending in IMAGE_ENDINGS)
-    others = [path for path in paths if path.exists() and not path.samefile(read)]
-    return [f"{path} has the name of {read}, which is read in its place; remove one of the two" for path in others]
+    """Where two files have the name of one image or mask: which is read depends on their endings and folders."""
+    name, image, mask = dataset.ids[index], dataset.image_path(index), dataset.mask_path(index)
+    found = [(image, image.parent / f"{Path(name).name}{ending}") for ending in IMAGE_ENDINGS]
+    found += [(mask, path) for path in masks_of(dataset.root, name) if mask.suffix in MASK_ENDINGS]
+    others = [(read, path) for read, path in found if path.exists() and not path.samefile(read)]
+    return [
+        f"{path} has the name of {read}, which is read in its place; remove one of the two" for read, path in others
+    ]
 
 
 def _check_split(dataset: VOCFolder, names: tuple[str, ...], progress: bool) -> dict[str, Any]:

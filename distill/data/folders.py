@@ -56,7 +56,7 @@ VOC_CLASSES = (
 )
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_ENDINGS = tuple(name for ending in _ENDINGS for name in (ending, ending.upper()))  # as cameras write them
-_MASK_ENDINGS = (".png", ".PNG", ".Png")
+MASK_ENDINGS = (".png", ".PNG", ".Png")
 MASK_FOLDERS = (MASKS, "SegmentationClassPNG")
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
 DATASETS = ("sample", "pascal")
@@ -187,7 +187,12 @@ def _first_existing(paths: list[Path]) -> Path:
 
 def mask_of(root: Path, name: str) -> Path:
     """The file of an image's mask; where there is none, the one that is expected."""
-    return _first_existing([root / folder / f"{name}{end}" for folder in MASK_FOLDERS for end in _MASK_ENDINGS])
+    return _first_existing(masks_of(root, name))
+
+
+def masks_of(root: Path, name: str) -> list[Path]:
+    """Where an image's mask may be, the usual place first."""
+    return [root / folder / f"{name}{ending}" for folder in MASK_FOLDERS for ending in MASK_ENDINGS]
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -414,7 +419,7 @@ def _split_by_name(root: Path, split: str) -> list[str]:
     strange = next((path for path in masks if path.suffix.lower() in others), None)
     if strange:
         raise DistillError(f"{strange} is no PNG, and masks are; save it as one again, or move it elsewhere")
-    names = sorted({name for path, name in masks.items() if path.suffix in _MASK_ENDINGS})
+    names = sorted({name for path, name in masks.items() if path.suffix in MASK_ENDINGS})
     if len(names) < 2:
         raise DistillError(
             f"{root} has no list ImageSets/Segmentation/{split}.txt, and {len(names)} masks in SegmentationClass; put "

@@ -707,6 +707,15 @@ def test_a_list_with_endings_is_told_how_to_name_images(own: Path, line: str, re
     assert VOCFolder(own, "train").ids == ["train0"]
 
 
+def test_check_tells_of_two_masks_of_one_image(own: Path) -> None:
+    (own / "SegmentationClassPNG").mkdir()
+    shutil.copy(own / "SegmentationClass/val0.png", own / "SegmentationClassPNG/val0.png")
+    report = check_dataset(own, progress=False)
+    assert not report["train"]["problems"]
+    (problem,) = report["val"]["problems"]
+    assert problem.startswith(f"{own / 'SegmentationClassPNG/val0.png'} has the name of")
+
+
 def test_check_finds_an_image_that_cannot_be_scaled(voc_folder: Callable[..., Path]) -> None:
     root = voc_folder({"train": [np.ones((2, 300))], "val": [MASK]}, CAMVID_LIKE)
     assert "300 x 2 pixels, too long and thin" in check_dataset(root, progress=False)["train"]["problems"][0]
