@@ -22,16 +22,10 @@ from PIL import Image
 from distill.data.camvid import download_camvid
 from distill.data.check import check_dataset, unlisted
 from distill.data.download import download
-from distill.data.folders import (
-    make_default_sample,
-    open_dataset,
-    read_class_names,
-    read_image,
-    repeated,
-    split_names,
-)
+from distill.data.folders import make_default_sample, open_dataset, read_class_names, repeated, split_names
 from distill.data.labelme import import_labelme
 from distill.data.layout import mask_image
+from distill.data.pictures import read_image
 from distill.data.resize import resize_dataset
 from distill.data.sample import SAMPLE_SIZES, make_sample
 from distill.doctor import examine

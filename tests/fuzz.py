@@ -29,9 +29,10 @@ from safetensors.torch import save
 
 from distill import DistillError, build_model, load_teacher
 from distill.data.check import check_dataset
-from distill.data.folders import VOCFolder, read_image, read_mask
+from distill.data.folders import VOCFolder
 from distill.data.labelme import import_labelme
 from distill.data.layout import voc_palette
+from distill.data.pictures import read_image, read_mask
 from distill.files import PROJECT, read_json, write_json
 from distill.lab.export import with_metadata
 from distill.lab.tables import compare, markdown_table, read_study, record

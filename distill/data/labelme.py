@@ -17,8 +17,9 @@ from pydantic import Field
 from tqdm.auto import tqdm
 from typing_extensions import NotRequired, TypedDict
 
-from distill.data.folders import IMAGE_ENDINGS, read_image, repeated
+from distill.data.folders import IMAGE_ENDINGS, repeated
 from distill.data.layout import IMAGES, MASKS, left_out, mask_image, new_folder, write_class_names
+from distill.data.pictures import read_image
 from distill.errors import DistillError, first_line
 from distill.files import Number, checked, read_json
 from distill.losses import IGNORE_INDEX

@@ -7,16 +7,9 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from distill.data.folders import (
-    VOCFolder,
-    mask_of,
-    read_image,
-    read_mask,
-    read_split,
-    split_names,
-    unlisted_images,
-)
+from distill.data.folders import VOCFolder, mask_of, read_split, split_names, unlisted_images
 from distill.data.layout import IMAGES, MASKS, left_out, mask_image, new_folder, write_class_names, write_list
+from distill.data.pictures import read_image, read_mask
 from distill.errors import DistillError, check_number
 from distill.files import make_folder
 

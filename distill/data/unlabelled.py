@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torchvision import tv_tensors
 
-from distill.data.folders import MASK_FOLDERS, VOCFolder, images_below, read_image, splits_to_score
+from distill.data.folders import MASK_FOLDERS, VOCFolder, images_below, splits_to_score
 from distill.data.layout import IMAGES, LISTS
+from distill.data.pictures import read_image
 from distill.errors import DistillError
 from distill.losses import IGNORE_INDEX
 

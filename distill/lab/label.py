@@ -7,15 +7,7 @@ from pathlib import Path
 from torch import nn
 from tqdm.auto import tqdm
 
-from distill.data.folders import (
-    VOCFolder,
-    mask_of,
-    read_image,
-    read_split,
-    split_names,
-    splits_to_score,
-    unlisted_images,
-)
+from distill.data.folders import VOCFolder, mask_of, read_split, split_names, splits_to_score, unlisted_images
 from distill.data.layout import (
     BY_TEACHER,
     IMAGES,
@@ -26,6 +18,7 @@ from distill.data.layout import (
     write_class_names,
     write_list,
 )
+from distill.data.pictures import read_image
 from distill.data.resize import copy_lists
 from distill.errors import DistillError, check_number
 from distill.files import make_folder

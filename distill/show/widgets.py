@@ -26,7 +26,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from distill.data.folders import VOCFolder, read_image
+from distill.data.folders import VOCFolder
+from distill.data.pictures import read_image
 from distill.errors import DistillError
 from distill.losses import IGNORE_INDEX
 from distill.show.plots import BAR_LOOKS, Colours, colour_mask, probability_chart, show_grid

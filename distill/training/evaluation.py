@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
-from distill.data.folders import VOCFolder, read_image, read_picture
+from distill.data.folders import VOCFolder
+from distill.data.pictures import read_image, read_picture
 from distill.data.resize import shrunk
 from distill.data.transforms import normalise
 from distill.errors import DistillError, check_number, first_line, lacking_memory

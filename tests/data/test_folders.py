@@ -18,16 +18,9 @@ from PIL import Image
 from distill.cli import main
 from distill.data import folders as datasets
 from distill.data.check import check_dataset, unlisted
-from distill.data.folders import (
-    VOC_CLASSES,
-    VOCFolder,
-    augmented_ids,
-    data_root,
-    open_dataset,
-    read_picture,
-    scored_splits,
-)
+from distill.data.folders import VOC_CLASSES, VOCFolder, augmented_ids, data_root, open_dataset, scored_splits
 from distill.data.layout import new_folder
+from distill.data.pictures import read_picture
 from distill.data.resize import resize_dataset
 from distill.data.sample import SAMPLE_CLASSES
 

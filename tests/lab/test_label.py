@@ -11,8 +11,9 @@ import torch
 from PIL import Image, ImageOps
 
 from distill import cli, load_teacher, open_dataset, predict
-from distill.data.folders import VOCFolder, read_mask, read_split
+from distill.data.folders import VOCFolder, read_split
 from distill.data.layout import BY_TEACHER, write_list
+from distill.data.pictures import read_mask
 from distill.lab.label import label_by_teacher
 
 
