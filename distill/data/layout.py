@@ -78,10 +78,12 @@ def left_out(what: object) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder that has those of images, masks and lists; it becomes `out`, or is removed after an error.
 
-    Raises DistillError when `out` exists.
+    Raises DistillError when `out` exists, would lie among the images of a data set, or cannot be written.
     """
     if out.exists():
         raise DistillError(f"{out} is there already; choose another folder, or delete it")
+    if among := next((place for place in out.absolute().parents if place.name in (IMAGES, MASKS)), None):
+        raise DistillError(f"{out} would lie among the files of {among.parent}; choose a folder elsewhere")
     make_folder(out.parent)
     try:
         holder = tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent)

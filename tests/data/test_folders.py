@@ -700,6 +700,11 @@ def test_a_list_with_endings_is_told_how_to_name_images(own: Path, line: str, re
     assert VOCFolder(own, "train").ids == ["train0"]
 
 
+def test_a_copy_does_not_lie_among_the_images_that_it_is_of(own: Path, refused) -> None:
+    inside = own / "JPEGImages" / "small"
+    refused(f"{inside} would lie among the files of {own}", call=lambda: resize_dataset(own, inside, 8))
+
+
 def test_check_tells_of_two_masks_of_one_image(own: Path) -> None:
     (own / "SegmentationClassPNG").mkdir()
     shutil.copy(own / "SegmentationClass/val0.png", own / "SegmentationClassPNG/val0.png")
