@@ -29,7 +29,7 @@ STUDIES += ("camvid-by-teacher", "camvid-by-teacher-92", "camvid-few-teacher", "
 HELD_OUT = "camvid-baseline"
 ALONE, KD = f"{AGAIN}/resnet18/baseline", "camvid/resnet18/kd"
 FEW, MORE, HALF = (f"camvid-labels/{labels}-labels/resnet18/baseline" for labels in (46, 92, 183))
-NEWER = ("cirkd", "cwd", "mse")  # methods of camvid-leaderboard that the study camvid does not have
+NEWER = ("cirkd", "cwd", "mse", "fitnet", "dist")  # methods of camvid-leaderboard that the study camvid does not have
 ROWS = {  # by the folder of their runs, the rows of the table and those that they are compared with
     ALONE: ("ResNet-18 alone", ""),
     "camvid-long/resnet18/baseline": ("ResNet-18 alone, twice the epochs", ALONE),
