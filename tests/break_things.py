@@ -128,7 +128,7 @@ BREAKS = (
     Break("a cache of other images", "training/batches", "path.stat().st_size, path.stat().st_mtime_ns", "0"),
     Break("test images in training", "data/folders", "if name not in held_out]", "]"),
     Break("links out of the folder", "data/folders", "    _check_link(path, self.ids[index])", "    pass"),
-    Break("cameras held upright", "data/folders", "= ImageOps.exif_transpose(image)", "= image"),
+    Break("cameras held upright", "data/pictures", "= ImageOps.exif_transpose(image)", "= image"),
     Break("the label of what crops add", "data/transforms", "return 0 if padding", "return 0 if True or padding"),
     Break("colours not normalised", "data/transforms", ".div_(255).sub_(mean).div_(std)", ".div_(255)"),
     Break(
