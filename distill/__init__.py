@@ -5,8 +5,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-# On Linux the threads that share a convolution wait for each other in a loop, which takes ten times as long where
-# another program wants the processor; so they go to sleep sooner. Read when torch is imported, here or before.
+# On Linux the threads that share a convolution wait for each other in a loop, which takes many times as long where
+# another program wants the processor (benchmarks/waiting.py); so they go to sleep sooner. Read when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 try:

@@ -90,7 +90,7 @@ BUILT_IN = frozenset(METHODS)  # what every process knows
 ALIASES = {"proposed": "sakd"}
 _RESERVED = ("ce", "loss", "epoch", "lr", "seconds", "cpu_seconds", "val_miou")  # of a line of the history
 _OWN: dict[str, tuple[Path, str]] = {}  # by method: the file that `load_methods` ran for it, and its SHA-256
-_WRITTEN: dict[type[Term], str] = {}  # the SHA-256 of what the reader wrote of a registered class
+_WRITTEN: dict[object, str] = {}  # the SHA-256 of what the reader wrote of a registered class
 
 
 def register_method(name: str, term: type[Term]) -> None:
@@ -234,7 +234,8 @@ def code_of(names: Iterable[str]) -> dict[str, str]:
 
     It is that of the whole file that `load_methods` ran, or of the class.
     """
-    written = {name: _WRITTEN[term] for name in names if (term := METHODS.get(name)) in _WRITTEN and term}
+    names = list(names)
+    written = {name: _WRITTEN[METHODS[name]] for name in names if METHODS.get(name) in _WRITTEN}
     return written | {name: _OWN[name][1] for name in names if name in _OWN}
 
 

@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 from distill.data.folders import (
     AUGMENTED_LISTS,
     IMAGE_ENDINGS,
-    MASK_ENDINGS,
     AugmentedVOC,
     VOCFolder,
     mask_of,
@@ -99,7 +98,7 @@ def _several(dataset: VOCFolder, index: int) -> list[str]:
     """Where two files have the name of one image or mask: which is read depends on their endings and folders."""
     name, image, mask = dataset.ids[index], dataset.image_path(index), dataset.mask_path(index)
     found = [(image, image.parent / f"{Path(name).name}{ending}") for ending in IMAGE_ENDINGS]
-    found += [(mask, path) for path in masks_of(dataset.root, name) if mask.suffix in MASK_ENDINGS]
+    found += [(mask, path) for path in masks_of(dataset.root, name) if mask.suffix != ".mat"]  # SBD's own
     others = [(read, path) for read, path in found if path.exists() and not path.samefile(read)]
     return [
         f"{path} has the name of {read}, which is read in its place; remove one of the two" for read, path in others

@@ -53,7 +53,7 @@ VOC_CLASSES = (
 )
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_ENDINGS = tuple(name for ending in _ENDINGS for name in (ending, ending.upper()))  # as cameras write them
-MASK_ENDINGS = (".png", ".PNG", ".Png")
+_MASK_ENDINGS = (".png", ".PNG", ".Png")
 MASK_FOLDERS = (MASKS, "SegmentationClassPNG")
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
 DATASETS = ("sample", "pascal")
@@ -189,7 +189,7 @@ def mask_of(root: Path, name: str) -> Path:
 
 def masks_of(root: Path, name: str) -> list[Path]:
     """Where an image's mask may be, the usual place first."""
-    return [root / folder / f"{name}{ending}" for folder in MASK_FOLDERS for ending in MASK_ENDINGS]
+    return [root / folder / f"{name}{ending}" for folder in MASK_FOLDERS for ending in _MASK_ENDINGS]
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -304,7 +304,7 @@ def _split_by_name(root: Path, split: str) -> list[str]:
     strange = next((path for path in masks if path.suffix.lower() in others), None)
     if strange:
         raise DistillError(f"{strange} is no PNG, and masks are; save it as one again, or move it elsewhere")
-    names = sorted({name for path, name in masks.items() if path.suffix in MASK_ENDINGS})
+    names = sorted({name for path, name in masks.items() if path.suffix in _MASK_ENDINGS})
     if len(names) < 2:
         raise DistillError(
             f"{root} has no list ImageSets/Segmentation/{split}.txt, and {len(names)} masks in SegmentationClass; put "

@@ -21,10 +21,10 @@ def resize_dataset(
 
     Images are averaged over the pixels that become one, masks take the nearest; smaller images stay as they are. Images
     that no list names come along, with their masks, if any, as a student may learn on them by a teacher, and so do
-    further lists, of images of
-    train, val and test; what is left out is told. `out` appears only when it is complete. With `shuffle` the list of
-    train is mixed, the same way everywhere: the first images may all be of one street, and `labelled` and `limit` keep
-    the first. Raises DistillError when `out` exists already, or an image that is listed cannot be read.
+    further lists, of images of train, val and test; what is left out is told. `out` appears only when it is complete.
+    With `shuffle` the list of train is mixed, the same way everywhere: the first images may all be of one street, and
+    `labelled` and `limit` keep the first. Raises DistillError when `out` exists already, or an image that is listed
+    cannot be read.
     """
     source, out = Path(source), Path(out)
     check_number("side", side, 8, 100_000)

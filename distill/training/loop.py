@@ -158,7 +158,9 @@ def fit(
         return _done(folder, given)
     loop = _Loop(student, teacher, built, train, chosen, seed, target, folder, progress, on_epoch, ranks)
     check_labelled(train, chosen.labelled)
-    if ranks.first and chosen.augment == "crops" and not (folder / "last.pt").exists():  # the others read all at once
+    if (
+        ranks.first and chosen.augment == "crops" and not (folder / "last.pt").exists()
+    ):  # flip reads all of them at once
         check_every_image(train, progress)
     for split in scored.values():
         check_labelled(split, whole=True)
