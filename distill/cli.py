@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from traceback import walk_tb
@@ -32,7 +32,7 @@ from distill.doctor import examine
 from distill.errors import DistillError, check_number, enough_memory, first_line, nearest
 from distill.files import make_folder, replace_file, write_json, write_text
 from distill.lab import bench, latency, tune
-from distill.lab.comparison import draw, markdown, read_findings, report, tables
+from distill.lab.comparison import Findings, at_equal_time, draw, markdown, read_findings, report, tables
 from distill.lab.diagnose import diagnose
 from distill.lab.export import FORMATS, export
 from distill.lab.label import label_by_teacher
@@ -426,7 +426,7 @@ def _add_study(commands: Commands) -> None:
     command.add_argument("--threads", type=int, help="of each run (default: 1 on the CPU)")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
     command.add_argument(
-        "--shard", metavar="K/N", help="only every N-th run from the K-th on: machines that share a disk divide a study"
+        "--shard", metavar="K/N", help="only the K-th of N parts: machines that share a disk divide a study"
     )
     command.add_argument(
         "--only", metavar="PATTERN", help="only runs with such names as --dry-run prints, e.g. '*/kd/*'"
@@ -452,7 +452,8 @@ def _study(options: argparse.Namespace) -> None:
 def _add_tune(commands: Commands) -> None:
     meaning = "choose the weights of methods: equally many candidates each, on images held out from train"
     command = _command(commands, "tune", _tune, meaning, defaults=True)
-    command.add_argument("--methods", nargs="+", default=["kd"], metavar="NAME", help="single ones, such as kd ofd")
+    single = "single ones, such as kd ofd (default: kd)"
+    command.add_argument("--methods", nargs="+", default=["kd"], metavar="NAME", help=single)
     _own_methods(command)
     command.add_argument("--backbone", default="resnet18", help="resnet18, mobilenetv2, resnet101 or timm:NAME")
     command.add_argument("--teacher", default="sample", help="as for train")
@@ -461,7 +462,7 @@ def _add_tune(commands: Commands) -> None:
     command.add_argument("--preset", choices=PRESETS, help="default: voc for pascal, else sample")
     command.add_argument("--budget", type=int, default=4, help="candidates for each method")
     command.add_argument("--spread", type=float, default=1.0, help="powers of ten from one candidate to the next")
-    command.add_argument("--seed", type=int, default=100)
+    command.add_argument("--seed", type=int, default=100, help="of all runs; none that a study has")
     command.add_argument("--jobs", type=int, help="runs at a time (default: one per GPU, or one per core)")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
     command.add_argument("--out", type=Path, default=Path("tune"), help="folder of the runs and of tune.json")
@@ -520,10 +521,18 @@ def _compare(options: argparse.Namespace) -> None:
     for sentence in missing:
         print(f"distill: {sentence}", file=sys.stderr)
     if options.json:  # printed last: whoever reads it may stop reading
-        rows = [{"variant": name, **row} for name, table in tables(found).items() for row in table]
-        print(json.dumps([_no_nan(row) for row in rows], indent=1))
+        rows = [row for name, table in tables(found).items() for row in _for_programs(found, name, table)]
+        print(json.dumps(rows, indent=1))
     else:
         print(markdown(found))
+
+
+def _for_programs(found: Findings, name: str, table: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of a variant's table, each with that of the second table, over a longer baseline, where it has one."""
+    timed = {(row["backbone"], row["method"]): _no_nan(row) for row in at_equal_time(found, name)}
+    for row in table:
+        over = timed.get((row["backbone"], row["method"]))
+        yield {"variant": name, **_no_nan(row), **({"over_longer_baseline": over} if over else {})}
 
 
 def _no_nan(row: dict[str, Any]) -> dict[str, Any]:

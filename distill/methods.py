@@ -356,7 +356,10 @@ def method_terms(name: str) -> list[str]:
     for part in name.lower().split("+"):
         part = ALIASES.get(part.strip(), part.strip())
         if part not in METHODS:
-            raise DistillError(f"There is no method {part!r}{nearest(part, [*METHODS, *ALIASES])}.")
+            raise DistillError(
+                f"There is no method {part!r}; one of your own is to be registered first (--own-methods FILE, or "
+                f"register_method){nearest(part, [*METHODS, *ALIASES])}"
+            )
         if part in names:
             raise DistillError(f"The method {part} appears twice in {name!r}; name it once and set its weight instead.")
         names.append(part)

@@ -4,7 +4,7 @@ from statistics import median
 
 from distill.lab import latency
 from distill.lab.curves import interval95, late_rise, twice_as_long
-from distill.lab.tables import compare, markdown_table, plus_minus, read_study, results_file
+from distill.lab.tables import compare, markdown_table, plus_minus, read_study, results_file, seconds_of
 from distill.show import charts
 from studies.shared import gain_of, over_longer, read, recorded_on, said, tried_alone
 
@@ -146,9 +146,7 @@ def as_long(name: str) -> str:
     several = len({machine for row in rows for machine in row["seconds_on"]}) > 1
     for row in rows:
         miou = plus_minus(sum(row["scores"]) / len(row["scores"]), interval95(row["scores"]))
-        seconds = f"{row['seconds']:.0f}"
-        if several:
-            seconds = ", ".join(f"{taken:.0f} ({machine})" for machine, taken in row["seconds_on"].items())
+        seconds = seconds_of(row["seconds_on"]) if several else f"{row['seconds']:.0f}"
         cells = [row["backbone"], row["method"], row["epochs"], seconds, miou, gain_of(row)]
         lines.append(f"| {' | '.join(map(str, cells))} | {len(row['scores'])} |")
     methods = {run["method"] for run in read(f"{name}-long.json")["runs"]}
@@ -185,7 +183,7 @@ def weights(name: str = "sample", where: str = "val") -> str:
         f"many candidates for each: {charts.network_name(alone['backbone'])}, {alone['settings']['epochs']} epochs, "
         f"one run per weight. The baseline of that seed has {100 * alone['val_miou']:.1f}. Baselines of the study that "
         f"differ in nothing but the seed lie up to {spread:.1f} points apart, so smaller differences decide nothing. "
-        f"{_beyond(edge, far)} Every weight is below the baseline for {' and '.join(below) or 'no method'}."
+        f"{_beyond(edge, far)} For {' and '.join(below) or 'no method'} every weight tried scores below the baseline."
     )
     return head + "\n\n" + "\n".join(lines)
 

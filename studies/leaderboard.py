@@ -1,10 +1,19 @@
 """The leaderboard: what README.md and results/README.md say of all methods, at equal epochs and at equal time."""
 
 from distill.lab.literature import alone_elsewhere, families, leaderboard
-from distill.lab.tables import compare, not_converged, plus_minus, read_study, results_file, verdict_of
+from distill.lab.tables import (
+    compare,
+    not_converged,
+    plus_minus,
+    read_study,
+    results_file,
+    seconds_of,
+    seconds_on,
+    verdict_of,
+)
 from distill.lab.tune import percent
 from distill.show import charts
-from studies.shared import anchor, read, recorded_on, seconds_on, so_far
+from studies.shared import anchor, read, recorded_on, so_far
 
 SIDES = "A verdict here says only on which side of zero the interval lies."
 
@@ -134,7 +143,7 @@ def of_photographs() -> str:
         cells += [] if other else 4 * [""]
         among = longer if row is twice else runs
         own = [run for run in among if (run["backbone"], run["method"]) == (network, method)]
-        cells.append(", ".join(f"{taken:.0f} ({machine})" for machine, taken in seconds_on(own).items()))
+        cells.append(seconds_of(seconds_on(own)))
         lines.append(f"| {' | '.join(cells)} |")
     head = (
         f"### {PHOTOGRAPHS}: methods on photographs\n\n{charts.network_name(network)} on CamVid at half "

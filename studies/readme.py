@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from distill.lab.comparison import read_findings, tables
-from distill.lab.tables import compare, read_study, results_file
+from distill.lab.tables import compare, read_study, results_file, seconds_on
 from distill.show import charts
 from distill.training.presets import SLIM
 from studies import camvid, leaderboard, quirks, undone
@@ -21,10 +21,10 @@ from studies.conditions import (
     lead_over,
 )
 from studies.labels import lead
-from studies.shared import corrected, gain_of, gains_of, over_longer, read, score, seconds_on, steps
+from studies.shared import corrected, gain_of, gains_of, over_longer, read, score, steps
 
 NOISY_LABELS = "500 labels, three in ten wrong"
-USUALLY, QUARTER = "500 labels", "500 labels, a quarter of these channels"
+USUALLY, QUARTER = "500 labels", "500 labels, a tiny student: a quarter of the channels of the others"
 ALL_PHOTOGRAPHS = "367 labels, photographs"
 SMALL = "mobilenetv2"
 SMALL_ON_PHOTOGRAPHS = f"{ALL_PHOTOGRAPHS}; {charts.network_name(SMALL)}"
@@ -167,8 +167,9 @@ def _of_drawings(rows: list[Line]) -> list[str]:
     return [
         f"**Drawings, labels few or wrong:** a teacher that knows better helps{more}: with further images without "
         f"labels `kd` leads by {gains}; with three labels in ten wrong by {gain_of(wrong.leads['kd'])}.",
-        f"**Drawings, labels many and right:** no method of {epochs} epochs is ahead of {charts.network_name(STUDENT)} "
-        f"alone that trains as many seconds{_but_tiny(by_name.get(QUARTER))}.{_as_many(epochs)}",
+        f"**Drawings, labels many and right:** no method of {epochs} epochs is shown to be ahead of "
+        f"{charts.network_name(STUDENT)} alone that trains as many seconds{_but_tiny(by_name.get(QUARTER))}."
+        f"{_as_many(epochs)}",
     ]
 
 
@@ -186,10 +187,10 @@ def _of_photographs(rows: list[Line]) -> list[str]:
     perhaps += [f"masks of a teacher of the same 46 labels ({gain_of(own)})"] if own["verdict"] == "better" else []
     also = f" Less sure: {'; '.join(perhaps)}." if perhaps else ""
     return [
-        "**Photographs, few labels:** it helps to put the masks of a teacher that had learned from all labels in the "
-        f"place of those that are missing: {_by_labels(few, MASKS)}.{also}",
-        f"**Photographs, all labels:** no distillation loss is ahead of the best {charts.network_name(STUDENT)} alone, "
-        f"which had twice the steps{_and_on_small(full)}.",
+        "**Photographs, few labels:** masks that a teacher draws for the other photographs help, if that teacher had "
+        f"learned from all labels: {_by_labels(few, MASKS)}.{also}",
+        f"**Photographs, all labels:** no distillation loss is shown to be ahead of the best "
+        f"{charts.network_name(STUDENT)} alone, which had twice the steps{_and_on_small(full)}.",
     ]
 
 

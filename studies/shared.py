@@ -7,7 +7,7 @@ from distill.files import PROJECT, read_json
 from distill.lab.comparison import Findings
 from distill.lab.curves import interval95, late_rise, verdict
 from distill.lab.plan import load_study, plan
-from distill.lab.tables import plus_minus, read_study, results_file
+from distill.lab.tables import plus_minus, read_study, results_file, seconds_on
 from distill.show import charts
 
 
@@ -74,7 +74,7 @@ def corrected(rows: list[dict]) -> str:
     """What Holm's correction leaves of a table's intervals."""
     tested = [row for row in rows if row.get("p_holm") is not None]
     kept = said([row for row in tested if row["p_holm"] < 0.05])
-    return f"After Holm's correction for {len(tested)} comparisons: {kept or 'none does.'}"
+    return f"After Holm's correction for {len(tested)} comparisons: {kept or 'no interval excludes zero.'}"
 
 
 def average(runs: list[dict], key: str) -> float:
@@ -109,14 +109,6 @@ def lead_row(runs: list[dict], alone: dict[int, dict]) -> dict:
     about = {key: runs[0][key] for key in ("backbone", "method")} | {"epochs": runs[0]["settings"]["epochs"]}
     scores = {"scores": [run["miou"] for run in runs], "seconds": average(runs, "cpu_seconds")}
     return about | gain | scores | {"seconds_on": seconds_on(runs)}
-
-
-def seconds_on(runs: list[dict]) -> dict[str, float]:
-    """Processor seconds by machine: those of two cannot be compared, nor have a mean."""
-    there: dict[str, list[dict]] = {}
-    for run in runs:
-        there.setdefault(run.get("machine", "an unknown machine"), []).append(run)
-    return {machine: average(found, "cpu_seconds") for machine, found in sorted(there.items())}
 
 
 def over_longer(name: str) -> list[dict]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from distill import Run, evaluate, undo_class_weights
 from distill.cli import explained
 from distill.files import PROJECT, read_json, write_json
+from distill.lab.plan import load_study
 from distill.training.runs import environment, find_runs
 from studies.shared import mean_of
 
@@ -29,7 +30,8 @@ STUDIES += ("camvid-by-teacher", "camvid-by-teacher-92", "camvid-few-teacher", "
 HELD_OUT = "camvid-baseline"
 ALONE, KD = f"{AGAIN}/resnet18/baseline", "camvid/resnet18/kd"
 FEW, MORE, HALF = (f"camvid-labels/{labels}-labels/resnet18/baseline" for labels in (46, 92, 183))
-NEWER = ("cirkd", "cwd", "mse", "fitnet", "dist")  # methods of camvid-leaderboard that the study camvid does not have
+OLDER, ALL = (load_study(PROJECT / "studies" / f"{name}.toml").methods for name in ("camvid", "camvid-leaderboard"))
+NEWER = [method for method in ALL if method not in OLDER]
 ROWS = {  # by the folder of their runs, the rows of the table and those that they are compared with
     ALONE: ("ResNet-18 alone", ""),
     "camvid-long/resnet18/baseline": ("ResNet-18 alone, twice the epochs", ALONE),
@@ -191,9 +193,9 @@ def in_short() -> str:
     """What the README says of it."""
     rise = [curve[SHARES.index(chosen())] - curve[0] for curve in scores()[ALONE].values()]
     return (
-        f"**Class weights can look like a teacher.** The students of photographs learned with them. In as many epochs "
-        f"`kd` leads {ROWS[ALONE][0]}, trained once more for this, by {_lead(KD, ALONE, 0.0)}; with {chosen():.0%} of "
-        f"the class weights taken from the logits of both (`undo_class_weights`, no training) by "
+        "**Class weights can look like a teacher.** All students of photographs were trained with class weights. In as "
+        f"many epochs `kd` leads {ROWS[ALONE][0]}, trained once more for this, by {_lead(KD, ALONE, 0.0)}; with "
+        f"{chosen():.0%} of the class weights taken from the logits of both (`undo_class_weights`, no training) by "
         f"{_lead(KD, ALONE, chosen())}: the student alone gains {mean_of(rise)} by it.{_small()}"
     )
 
@@ -204,8 +206,11 @@ def _small() -> str:
     twice = "camvid-long/mobilenetv2/baseline"
     if not leads(ofd, twice):
         return ""
-    equal, longer = (f"{_lead(ofd, over, chosen())} of {_lead(ofd, over, 0.0)}" for over in (alone, twice))
-    return f" `ofd` on MobileNetV2 keeps {equal} then, and over the student alone in twice the epochs {longer}."
+    equal, longer = (f"from {_lead(ofd, over, 0.0)} to {_lead(ofd, over, chosen())}" for over in (alone, twice))
+    return (
+        f" For `ofd` on MobileNetV2 little changes: its lead goes {equal} at equal epochs, and {longer} over the "
+        "student alone with twice the epochs."
+    )
 
 
 if __name__ == "__main__":

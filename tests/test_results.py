@@ -189,7 +189,7 @@ def test_the_readmes_answer_is_printed_only_where_the_rows_say_it() -> None:
     assert "Drawings" not in said("not settled", "not settled", "better") + said("better", "better", "better")
     assert "Photographs" not in said("not settled", "better", "better")
     said_of_masks = said("not settled", "better", "better", MASKS)
-    assert "a teacher that had learned from all labels in the place of those that are missing: +2.0" in said_of_masks
+    assert "help, if that teacher had learned from all labels: +2.0" in said_of_masks
     both = {what: {"verdict": "better", "gain": 0.02, "gain_interval": 0.01} for what in (MASKS, "ofd")}
     few, every = (Line(Setting(name, ("sample", ""), None), [], leads, "") for name, leads in
                   (("46 photographs", both), (ALL_PHOTOGRAPHS, {"ofd": {"verdict": "not settled"}})))  # fmt: skip

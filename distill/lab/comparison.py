@@ -122,7 +122,9 @@ def read_findings(paths: Sequence[Path]) -> Findings:
     """From folders with runs below them and recorded studies (.json). Raises DistillError when there are none."""
     findings = Findings()
     for path in paths:
-        if path.suffix == ".json":
+        if path.suffix == ".toml":
+            raise DistillError(f"{path} is a study file, without scores; give the record or the folder of its runs")
+        if path.is_file() or path.suffix == ".json":
             findings.add(read_study(path)[0], read_json(path), path)
         else:
             _add_runs(findings, path)
@@ -248,18 +250,22 @@ def rows_of(findings: Findings, name: str) -> list[dict[str, Any]]:
 def at_equal_time(findings: Findings, name: str) -> list[dict[str, Any]]:
     """The rows of `compare` for a variant's methods, each over the shortest baselines that take at least as long.
 
-    Those are baselines of any variant that have more epochs than the method, ran on the same machine, and differ in
-    nothing else but how often they were scored; with equally many epochs a baseline takes less, since it computes no
+    Those are baselines of any variant that have more epochs than the method, ran on the same machine, and differ from
+    the table's own baselines, or where it has none from the method's runs, in nothing else but how often they were
+    scored; with equally many epochs a baseline takes less, since it computes no
     distillation loss. Their time is their epochs times the mean time of an epoch over all of them, since the same work
     may take a tenth more or less another day. Where a method takes longer than all of them, or nothing is known of
     time, it has no row; Holm's correction is for the rows that there are. A row has `lent_epochs`, the baseline's
     epochs, and `lent_seconds`, their time; its `pairs` may be fewer than its seeds.
     """
     found = []
-    own = [entry for entry in rows_of(findings, name) if entry["method"] != "baseline"]
+    table = rows_of(findings, name)
+    own = [entry for entry in table if entry["method"] != "baseline"]
     for backbone, method in dict.fromkeys((entry["backbone"], entry["method"]) for entry in own):
         runs = [entry for entry in own if (entry["backbone"], entry["method"]) == (backbone, method)]
-        pairs = [compare([*alone, *runs]) for alone in _baselines(findings, backbone) if _but_for_epochs(alone, runs)]
+        named = [entry for entry in table if (entry["backbone"], entry["method"]) == (backbone, "baseline")] or runs
+        there = [alone for alone in _baselines(findings, backbone) if len(_machines([*alone, *runs])) == 1]
+        pairs = [compare([*alone, *runs]) for alone in there if _but_for_epochs(alone, named)]
         known = [(alone, row) for alone, row in pairs if "gain" in row and _timed(alone) and _timed(row)]
         known = [(alone, row) for alone, row in known if alone["epochs"] > row["epochs"]]
         if not known or len({row["processor"] for _, row in known}) > 1:
@@ -285,14 +291,14 @@ def _baselines(findings: Findings, backbone: str) -> list[list[dict[str, Any]]]:
     return list(by_variant.values())
 
 
-def _but_for_epochs(alone: list[dict[str, Any]], runs: list[dict[str, Any]]) -> bool:
-    """Whether baselines differ from a method's runs at most in their epochs, and in how often they were scored; all of
-    one machine.
-    """
-    if len({entry.get("machine") for entry in [*alone, *runs]}) > 1:
-        return False
+def _machines(runs: list[dict[str, Any]]) -> set[str | None]:
+    return {entry.get("machine") for entry in runs}
+
+
+def _but_for_epochs(alone: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
+    """Whether baselines differ from other runs at most in their epochs, and in how often they were scored."""
     try:
-        check_comparable([*alone, *runs], apart={"settings.epochs", "settings.evaluate_every", "samples"})
+        check_comparable([*alone, *others], apart={"settings.epochs", "settings.evaluate_every", "samples"})
     except DistillError:
         return False
     return True

@@ -184,9 +184,9 @@ class _Case:
         found = (
             f"On {len(self.learned_from)} training images that have labels the baseline has "
             f"{_points(self.own_train.miou)} mIoU, on {len(self.some['val'])} of val "
-            f"{_points(self.own_miou)}"
+            f"{_points(self.own[0].miou)} (its first seed)"
         )
-        if self.own_train.miou - self.own_miou <= OVERFIT:
+        if self.own_train.miou - self.own[0].miou <= OVERFIT:
             return Finding("overfitting", True, found)
         return Finding(
             "overfitting",

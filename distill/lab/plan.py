@@ -70,7 +70,7 @@ def plan(study: StudyFile, folder: Path, data_root: str | None = None, device: s
         for variant in study.variants:
             both = _joined(study, variant)
             for student in variant.students or study.students:
-                for method in variant.methods or study.methods:
+                for method in methods_of(study, variant):
                     teacher, options = source if method != "baseline" else None, _options(study, variant, method)
                     taught = {"method": method, "teacher": teacher, "method_options": options}
                     out = run_folder(folder, variant_folder(variant.name), student, method, seed)
@@ -79,8 +79,13 @@ def plan(study: StudyFile, folder: Path, data_root: str | None = None, device: s
     return runs
 
 
+def methods_of(study: StudyFile, variant: Variant) -> list[str]:
+    """A variant's methods; one that borrows its baselines inherits none from the study."""
+    return variant.methods or [name for name in study.methods if not (variant.baseline and name == "baseline")]
+
+
 def plan_teacher(study: StudyFile, folder: Path, data_root: str | None = None, device: str = "auto") -> Planned | None:
-    """The run that trains the teacher, where the file has a table for it: a baseline, without the study's limit."""
+    """The run that trains the teacher, where the file has a table for it: a baseline, without the study's limits."""
     own = study.teacher
     if not isinstance(own, TrainedTeacher):
         return None
@@ -89,6 +94,8 @@ def plan_teacher(study: StudyFile, folder: Path, data_root: str | None = None, d
     for key in ("limit", "recipe", *(() if same else ("data_root",))):
         if key not in own.model_fields_set:
             table.pop(key, None)
+    if "labelled" not in own.settings:
+        table["settings"].pop("labelled", None)
     with within("teacher"):
         taught = {"method": "baseline", "teacher": None, "method_options": None}
         return _planned(table, folder / "teacher", own.backbone, own.seed, data_root if same else None, device, taught)

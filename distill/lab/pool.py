@@ -76,9 +76,10 @@ def run_all(
     """Do the jobs in their order, as many at a time as there are places.
 
     After a failure nothing new is begun, but where training diverged, which says nothing of other runs. What runs is
-    finished, and a DistillError says what failed, and why; an unforeseen failure leaves its output in the file `log`.
+    finished, and a DistillError says what failed, and why; unforeseen failures leave their output in the file `log`.
     On Ctrl-C, all children are ended.
     """
+    log.unlink(missing_ok=True)
     waiting, free = deque(jobs), list(places)
     children: list[_Child] = []
     failed: list[tuple[str, str]] = []
@@ -143,7 +144,8 @@ def _reason(child: _Child, log: Path) -> str:
         return last.removeprefix("distill: ")
     if code < 0:
         return f"its process was ended by signal {-code}, as the system does when memory runs out; lower --jobs"
-    log.write_text(said + "\n", encoding="utf-8")
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"{child.job.name}\n\n{said}\n\n")
     return f"{last[:200]} (its whole output is in {log})"
 
 

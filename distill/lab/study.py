@@ -26,8 +26,9 @@ from distill.files import PROJECT, checked, make_folder, read_json, write_json
 from distill.lab.comparison import STUDY_FILE, Findings, rows_of
 from distill.lab.plan import Planned, load_study, plan, plan_teacher, teacher_source
 from distill.lab.pool import Job, progress_bar, run_all, slots
+from distill.lab.study_file import StudyFile
 from distill.lab.tables import RecordedTeacher, check_comparable, described, machine_of, read_study, record
-from distill.methods import check_known_elsewhere, code_of, method_terms
+from distill.methods import check_known_elsewhere, code_of, method_terms, with_every_option
 from distill.networks.teachers import fingerprint, load_teacher
 from distill.training.evaluation import check_classes, evaluate
 from distill.training.parallel import pick_device
@@ -78,8 +79,9 @@ class Study:
         self.teacher_run = plan_teacher(self.content, self.folder, data_root, device)
         self.runs = plan(self.content, self.folder, data_root, device)
         self.number, self.of = _shard(shard, len(self.runs)) if shard is not None else (1, 1)
+        part = _parts(self.content, self.runs, self.of)
         self.chosen = [run for run in self.runs if fnmatchcase(run.name, only or "*") or run.name == only]
-        self.own = [run for run in self.runs[self.number - 1 :: self.of] if run in self.chosen]
+        self.own = [run for run in self.chosen if part[run.folder] == self.number - 1]
         if self.chosen and not self.own:
             raise DistillError(f"no run with a name like {only} is in shard {shard} of {self.path}; give another shard")
         if not self.own:
@@ -155,7 +157,8 @@ class Study:
         there = read_study(self.results)[0] if self.before else []  # which says what is wrong with a damaged one
         lost = [entry for entry in there if _key(entry) not in planned]
         if lost:
-            name = "/".join(str(part) for part in _key(lost[0]) if part != "")
+            variant, backbone, method, seed = _key(lost[0])
+            name = "/".join([*([variant] if variant else []), backbone, method, f"seed{seed}"])
             raise DistillError(
                 f"{self.results} records {len(lost)} runs that {self.path} does not name, such as {name}; give another "
                 f"file with --results"
@@ -204,7 +207,7 @@ class Study:
         jobs = []
         source = teacher_source(self.content, self.folder)
         there = self.teacher_run is None or self.teacher_run.finished  # not where nothing is left to be taught
-        if source is not None and there and any(run.keywords["teacher"] for run in self.runs):
+        if source is not None and there and any(run.keywords["teacher"] for run in self.chosen):
             teacher = load_teacher(source)
             check_classes("teacher", teacher, open_dataset(self.content.data, "train", self.root))
             self.weights, self.scored_on = fingerprint(teacher), _images(self.content.data, self.root)
@@ -229,15 +232,16 @@ class Study:
         """DistillError where runs that are there differ from each other, or from the file, in more than they may."""
         there = [(run, described(Run(run.folder)) | {"variant": run.variant}) for run in self.runs if run.begun]
         there += [(run, self.records[run.folder]) for run in self.runs if not run.begun and run.folder in self.records]
-        asked = {run.variant: self._asked(run) for run in self.runs}
+        asked = {name: self._asked(run) for name, run in {run.variant: run for run in self.runs}.items()}
         variants = self.content.as_written().get("variants", [])
         findings = Findings([*asked.values(), *(entry for _, entry in there)], variants)
         for variant in asked:
             rows_of(findings, variant)
         for run, entry in there:
             self._check_network(run, entry)
-            options = run.keywords["method_options"] or {}
-            found = {term: {name: entry["terms"].get(term, {}).get(name) for name in options[term]} for term in options}
+            options = _options_of(run)
+            every = with_every_option(entry["terms"])
+            found = {term: {name: every.get(term, {}).get(name) for name in own} for term, own in options.items()}
             asked_for = {"terms": options, "code": code_of(method_terms(run.keywords["method"]))}
             check_comparable([entry | asked_for | {"name": f"the study {self.path}"}, entry | {"terms": found}])
         teacher = self.teacher_run
@@ -249,6 +253,8 @@ class Study:
         """DistillError where a run that is there has another network or seed than the file asks for."""
         asked, model = run.keywords, entry.get("model") or {}
         pairs = {"seed": (entry.get("seed"), asked["seed"]), "backbone": (entry.get("backbone"), asked["student"])}
+        if "initial_weights" in entry:  # older runs do not say
+            pairs["initial weights"] = (entry["initial_weights"], asked["weights"] or "random")
         if model.get("backbone") == asked["student"]:
             shape = asked["student"], model["num_classes"], asked["preset"], run.settings.output_stride, asked["width"]
             pairs |= {f"model's {key}": (model.get(key), value) for key, value in _model_config(*shape).items()}
@@ -265,9 +271,12 @@ class Study:
         known: dict[str, Any] = {}
         if self.image_size is not None:  # the data were looked at
             train = open_dataset(asked["data"], "train", asked["data_root"], asked["limit"])
-            if asked["unlabelled"]:
-                known = {"unlabelled": len(WithUnlabelled(train, asked["unlabelled"]).extra)}
+            val = open_dataset(asked["data"], "val", asked["data_root"])
             known |= {"images": len(train), "class_names": list(train.class_names)}
+            if asked["unlabelled"]:
+                train = WithUnlabelled(train, asked["unlabelled"])
+                known["unlabelled"] = len(train.extra)
+            known["content"] = {"train": train.fingerprint(), "val": val.fingerprint()}
         return {
             "name": f"the study {self.path}",
             "variant": run.variant,
@@ -386,6 +395,28 @@ def _shard(text: str, runs: int) -> tuple[int, int]:
             f"most {runs}"
         )
     return int(number), int(of)
+
+
+def _parts(study: StudyFile, runs: list[Planned], of: int) -> dict[Path, int]:
+    """By a run's folder the number of its shard, from 0.
+
+    Runs that are compared stay together, because seconds of two machines cannot be: all methods of a student and seed.
+    Where there are fewer of these than shards, every run is dealt out by itself.
+    """
+    lent = any(variant.baseline for variant in study.variants)
+    compared = {
+        run.folder: ("" if lent else run.variant, run.keywords["student"], run.keywords["seed"]) for run in runs
+    }
+    places = {key: place for place, key in enumerate(dict.fromkeys(compared.values()))}
+    if len(places) < of:
+        return {run.folder: place % of for place, run in enumerate(runs)}
+    return {folder: places[key] % of for folder, key in compared.items()}
+
+
+def _options_of(run: Planned) -> dict[str, dict[str, Any]]:
+    """Every option that a run's terms get, as a record has it, but for those that the network decides (None)."""
+    every = json.loads(json.dumps(with_every_option(run.keywords["method_options"] or {})))
+    return {term: {name: value for name, value in own.items() if value is not None} for term, own in every.items()}
 
 
 def _key(entry: dict[str, Any]) -> tuple[Any, ...]:

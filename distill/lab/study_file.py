@@ -178,9 +178,20 @@ def _variants(given: object) -> object:
     return variants
 
 
-def _check_borrowed(variant: Variant, lender: Variant, methods: list[str]) -> None:
+def _check_borrowed(study: "StudyFile", variant: Variant, lender: Variant) -> None:
     """DistillError where a variant's runs could not be compared with another's baselines."""
-    if "baseline" not in (lender.methods or methods):
+    if "baseline" in variant.methods:
+        raise DistillError(
+            f"variant {variant.name} is compared with the baselines of {lender.name} and has baseline among its own "
+            f"methods; leave one of the two out"
+        )
+    lent = lender.students or study.students
+    if missing := [name for name in variant.students or study.students if name not in lent]:
+        raise DistillError(
+            f"variant {variant.name} has the student {missing[0]}, and {lender.name}, with whose baselines it is "
+            f"compared, has not; add it to the students of {lender.name}, or leave it out"
+        )
+    if "baseline" not in (lender.methods or study.methods):
         raise DistillError(
             f"variant {variant.name} is compared with the baselines of {lender.name}, which has none; add baseline to "
             f"its methods, or name another variant"
@@ -228,7 +239,7 @@ class StudyFile(_Table):
         _check_names("variant", (variant.baseline for variant in self.variants if variant.baseline), names)
         for variant in self.variants:
             if variant.baseline:
-                _check_borrowed(variant, self.variants[names.index(variant.baseline)], self.methods)
+                _check_borrowed(self, variant, self.variants[names.index(variant.baseline)])
         return self
 
     @model_validator(mode="after")
@@ -237,6 +248,18 @@ class StudyFile(_Table):
         used = sorted({term for method in methods for term in method_terms(method)})
         if used and self.teacher is None:
             raise DistillError(f'teacher is missing, and {" and ".join(used)} learn from one; name it, as "sample"')
+        return self
+
+    @model_validator(mode="after")
+    def _options_are_used(self) -> "StudyFile":
+        of = [variant.methods or self.methods for variant in self.variants]
+        tables = [("method_options", self.method_options, [name for methods in of for name in methods])]
+        for variant, methods in zip(self.variants, of, strict=True):
+            tables.append((f"method_options of variant {variant.name}", variant.method_options, methods))
+        for where, options, methods in tables:
+            terms = {term for method in methods for term in method_terms(method)}
+            if unused := [term for term in options if term not in terms]:
+                raise DistillError(f"{where} has {unused[0]}, and no method there has that term; leave it out")
         return self
 
     @property

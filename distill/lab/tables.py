@@ -1,6 +1,6 @@
 """Tables from many runs: what is recorded of each, which may be compared, means, intervals and gains."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from distill.lab.curves import (
 )
 from distill.training.runs import RecordedEpoch, Run
 from distill.training.settings import NEUTRAL, with_every_setting
+
+EQUAL_TIME = "gain on val, equal time"  # the head of a column
 
 
 class _Settings(TypedDict):
@@ -118,6 +120,7 @@ def described(run: Run) -> dict[str, Any]:
         **({"code": config["method"]["code"]} if "code" in config["method"] else {}),
         "seed": config["seed"],
         "start": config["start"],
+        **({"initial_weights": config["initial_weights"]} if "initial_weights" in config else {}),
         **({"content": config["content"]} if config.get("content") else {}),
         "images": config["images"],
         **({"unlabelled": config["unlabelled"]} if "unlabelled" in config else {}),
@@ -287,6 +290,7 @@ def _row(
     if any(entry.get("shared_clock") for entry in seeds.values()):
         row["shared_clock"] = True
     row["machines"] = sorted({entry["machine"] for entry in seeds.values() if entry.get("machine")})
+    row["seconds_on"] = seconds_on(seeds.values(), clock)
     if epochs := {entry["settings"]["epochs"] for entry in seeds.values() if "epochs" in (entry.get("settings") or {})}:
         row["epochs"] = max(epochs)
     rises = [rise for entry in seeds.values() if (rise := late_rise(entry)) is not None]
@@ -294,6 +298,14 @@ def _row(
         row["late_rise"] = float(np.mean(rises))
     pairs = [(entry, baseline[seed]) for seed, entry in seeds.items() if seed in baseline]
     return row if key[2] == "baseline" or not pairs else row | _gains(pairs, teacher_miou, clock)
+
+
+def seconds_on(runs: Iterable[dict[str, Any]], clock: str = "cpu_seconds") -> dict[str, float]:
+    """Seconds per run by machine: those of two cannot be compared, nor have a mean."""
+    there: dict[str, list[float]] = {}
+    for run in runs:
+        there.setdefault(run.get("machine", "an unknown machine"), []).append(run[clock])
+    return {machine: float(np.mean(found)) for machine, found in sorted(there.items())}
 
 
 def _gains(
@@ -343,18 +355,21 @@ def class_gains(records: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str
     return {row: {name: float(np.mean(found)) for name, found in classes.items()} for row, classes in gains.items()}
 
 
+def seconds_of(on: dict[str, float]) -> str:
+    """Of `seconds_on`, with the machines' names."""
+    return ", ".join(f"{seconds:.0f} ({machine})" for machine, seconds in on.items())
+
+
 def markdown_table(rows: list[dict[str, Any]]) -> str:
     """Rows of `compare` as a Markdown table, in points of mIoU, and below it which baselines may not have converged."""
     gain = "gain, equal epochs" if _equal_epochs(rows) else "gain"
     clock = "processor seconds" if any(row.get("processor") for row in rows) else "seconds"
-    lines = [
-        f"| student | method | mIoU | {gain} | gain on val, equal time | gap closed | verdict | seeds | epochs "
-        f"| {clock} per run |",
-        f"|{'---|' * 10}",
-    ]
+    heads = ["student", "method", "mIoU", gain, EQUAL_TIME, "gap closed", "verdict", "seeds", "epochs"]
+    heads.append(f"{clock} per run")
+    machines = sorted({name for row in rows for name in row.get("machines", ())})
     unfinished = not_converged(rows)
-    for row in rows:
-        cells = [
+    table = [
+        [
             row["backbone"],
             row["method"],
             plus_minus(row["miou"], row["miou_interval"]),
@@ -364,9 +379,16 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             verdict_of(row, unfinished),
             _seeds(row),
             str(row.get("epochs", "")),
-            f"{row['seconds']:.0f}",
+            seconds_of(row["seconds_on"]) if len(machines) > 1 else f"{row['seconds']:.0f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        for row in rows
+    ]
+    place = heads.index(EQUAL_TIME)
+    if not any(cells[place] for cells in table):  # a column without any entry tells nothing
+        for cells in (heads, *table):
+            del cells[place]
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *table)]
+    lines.insert(1, f"|{'---|' * len(heads)}")
     notes = [
         f"The baseline of {backbone} may not have converged: its mIoU on val still rose by {100 * rise:.1f} points "
         f"over the last quarter. Some rise is usual while the learning rate falls to zero; train twice as long to see "
@@ -383,7 +405,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             "The seconds are wall-clock times of a machine that did other things too, so nothing is said about equal "
             "time."
         )
-    if len(machines := sorted({name for row in rows for name in row.get("machines", ())})) > 1:
+    if len(machines) > 1:
         notes.append(f"The runs are of several machines ({', '.join(machines)}), whose seconds cannot be compared.")
     notes += _by_chance(rows)
     return "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)

@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from distill.data.folders import MASK_FOLDERS, VOCFolder, open_dataset, read_split, split_names
 from distill.data.layout import BY_TEACHER, IMAGES, LISTS, write_class_names, write_list
 from distill.errors import DistillError, Diverged, check_number
@@ -36,6 +38,11 @@ from distill.training.settings import NEUTRAL
 # Settings that only Python can give.
 _NO_FLAGS = ["optimizer", "head_lr_factor", "schedule", "warmup", "connector_epochs", "clip"]
 _NO_FLAGS += ["distilled_dropout", "teacher_mode", "divisions", "padding"]
+
+
+class _Tuned(TypedDict):
+    best: dict[str, float]
+    runs: list[dict[str, Any]]
 
 
 def tune(
@@ -58,8 +65,9 @@ def tune(
 
     `methods` are single terms, such as kd; `settings` are fields of `Settings`, and the other arguments are as for
     `fit`. The choice is by mIoU on the images held out, between the last two after as many epochs as the settings say:
-    `record["best"]` has the weight by method. Raises DistillError for unknown methods and methods without a
-    weight, for a folder that holds another tuning, and when a run fails or all candidates of a method diverge.
+    `record["best"]` has the weight by method, also of methods that were tuned in this folder before. Raises
+    DistillError for unknown methods and methods without a weight, for a folder that holds another tuning, and when a
+    run fails or all candidates of a method diverge.
     """
     check_number("budget", budget, 1, 64)
     check_number("spread", spread, 0.01, 10, whole=False)
@@ -80,6 +88,7 @@ def tune(
     _same_as_before(out, asked)
     places = slots(device, jobs)
     alive = {method: _candidates(method, budget, spread) for method in methods}
+    others = _other_methods(out, methods, budget=budget, spread=spread, epochs=chosen.epochs)
     held = hold_out(train, out / "data")
     write_json(out / "asked.json", asked)
     common = {"student": student, "teacher": teacher, "data": str(held), "seed": seed, "progress": False}
@@ -102,7 +111,12 @@ def tune(
             alive = {method: _best_first(method, weights, scores) for method, weights in alive.items()}
     some = next(path for path in planned.values() if (path / "scores.json").exists())
     # As it would be typed for these runs; where data and teacher lay is no business of the record.
-    command = ["python -m distill tune --methods", *methods, f"--backbone {student} --dataset {name_of(data)}"]
+    command = [
+        "python -m distill tune --methods",
+        *others["best"],
+        *methods,
+        f"--backbone {student} --dataset {name_of(data)}",
+    ]
     command += [f"--budget {budget} --spread {spread:g} --epochs {chosen.epochs} --seed {seed}", *_flags(given)]
     command += [] if preset == defaults_for(data).preset else [f"--preset {preset}"]
     command += ["--own-methods FILE"] if code_of(methods) else []
@@ -116,9 +130,9 @@ def tune(
         "budget": budget,
         "spread": spread,
         "epochs": chosen.epochs,
-        "best": {method: weights[0] for method, weights in alive.items()},
+        "best": others["best"] | {method: weights[0] for method, weights in alive.items()},
         "environment": Run(some).environment,
-        "runs": runs,
+        "runs": others["runs"] + runs,
     }
     write_json(out / "tune.json", record)
     return record
@@ -244,8 +258,32 @@ def _same_as_before(out: Path, asked: dict[str, Any]) -> None:
         and path.exists()
         and (there := checked(read_json(path), dict[str, Any], path, "what a tuning was asked")) != asked
     ):
-        what = next(key for key in (*asked, *there) if there.get(key) != asked.get(key))
+        what = _first_difference(there, asked)
+        if what == "settings":
+            what = _first_difference(there["settings"], asked["settings"])
         raise DistillError(f"{out} holds a tuning whose {what} differs from what is asked for; choose another --out")
+
+
+def _first_difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+    return next(key for key in (*other, *one) if one.get(key) != other.get(key))
+
+
+def _other_methods(out: Path, methods: Sequence[str], **asked: Any) -> dict[str, Any]:
+    """The record of an earlier call, of the methods that this one does not tune, or an empty one.
+
+    Raises DistillError where they had other candidates than `asked`, so that one table could not hold both.
+    """
+    path = out / "tune.json"
+    empty: dict[str, Any] = {"best": {}, "runs": []}
+    there = checked(read_json(path), _Tuned, path, "the record of a tuning") if path.exists() else empty
+    best = {method: weight for method, weight in there["best"].items() if method not in methods}
+    differing = [key for key, value in asked.items() if there.get(key) != value]
+    if best and differing:
+        raise DistillError(
+            f"{path} records {', '.join(best)} with {differing[0]} {there.get(differing[0])}, and "
+            f"{asked[differing[0]]} is asked for; name these methods too, or choose another --out"
+        )
+    return {"best": best, "runs": [run for run in there["runs"] if run["method"] in best]}
 
 
 def hold_out(train: VOCFolder, out: Path) -> Path:

@@ -42,6 +42,7 @@ KIND_LOOKS = {
     "classes": LOOKS["sakd"],
 }
 _NETWORKS = {"resnet18": "ResNet-18", "mobilenetv2": "MobileNetV2", "resnet101": "ResNet-101"}
+_METHODS = {"fitnet": "FitNet", "attnfd": "AttnFD"}  # the others are written in capitals
 _GAIN = "gain over the baseline, points of mIoU"
 
 
@@ -503,7 +504,7 @@ def method_name(method: str) -> str:
     """`kd+sakd` to KD+SAKD, `sakd-plain` to SAKD-plain; `baseline`, `teacher` and what is said of them stay words."""
     if method.startswith(("baseline", "teacher")):
         return method
-    return re.sub(r"(^|\+)\w+", lambda term: term[0].upper(), method)
+    return re.sub(r"(?:^|(?<=\+))\w+", lambda term: _METHODS.get(term[0], term[0].upper()), method)
 
 
 def network_name(backbone: str) -> str:

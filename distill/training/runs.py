@@ -410,6 +410,8 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
         found["code"] = found["method"].pop("code", None)
         found["method"]["terms"] = with_every_option(found["method"]["terms"])
     config["content"] = config["content"] if "content" in there else None  # runs of before do not tell
+    for found in (there, config):
+        found.pop("initial_weights", None)  # `start` tells more
     different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
     if different and keeps_nothing(folder):
         return False

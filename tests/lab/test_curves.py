@@ -1,5 +1,6 @@
 """Has it converged, who is ahead at equal time, is a gain settled? Each against a slow or known answer."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from distill.cli import main
 from distill.files import PROJECT, read_json, write_json
-from distill.lab.comparison import Findings, at_equal_time, markdown
+from distill.lab.comparison import Findings, at_equal_time, markdown, read_findings
 from distill.lab.curves import (
     MANY,
     gain_at_equal_time,
@@ -234,6 +236,31 @@ def test_each_method_is_compared_with_the_shortest_baseline_that_took_as_long() 
     assert found["kd"]["lent_seconds"] == pytest.approx(120 * per_epoch) and found["kd"]["verdict"] == "better"
     raw = [row["p"] for row in found.values()]
     assert [row["p_holm"] for row in found.values()] == pytest.approx(holm(raw))
+
+
+def test_longer_baselines_are_of_the_kind_that_a_variant_names() -> None:
+    decays = {"weak": 0.02, "strong": 0.2, "taught": 0.02, "strong, longer": 0.2}
+    records = [of_variant("weak", 60, 0.4, 120), of_variant("strong", 60, 0.51, 120)]
+    records += [of_variant("taught", 24, 0.5, 110, "ofd"), of_variant("strong, longer", 90, 0.53, 180)]
+    for entry in records:
+        entry["settings"] = entry["settings"] | {"weight_decay": decays[entry["variant"]]}
+    variants = [{"name": name, "settings": {"weight_decay": decay, "epochs": 1}} for name, decay in decays.items()]
+    variants[2]["baseline"] = "strong"
+    (row,) = at_equal_time(Findings(records, variants), "taught")
+    assert row["gain"] == pytest.approx(-0.01) and row["lent_epochs"] == 60
+    records[2]["cpu_seconds"] = 150.0
+    assert [row["lent_epochs"] for row in at_equal_time(Findings(records, variants), "taught")] == [90]
+
+
+def test_programs_get_both_tables_and_a_record_may_have_any_name(tmp_path: Path, capsys, refused) -> None:
+    records = [of_variant("96", 96, 0.5, 100), of_variant("96", 96, 0.6, 110, "kd"), of_variant("120", 120, 0.58, 120)]
+    write_json(tmp_path / "record", {"runs": records})
+    assert main(["compare", str(tmp_path / "record"), "--json"]) == 0
+    alone, taught, _ = json.loads(capsys.readouterr().out)
+    assert "over_longer_baseline" not in alone and taught["gain"] == pytest.approx(0.1)
+    assert taught["over_longer_baseline"]["gain"] == pytest.approx(0.02)
+    (tmp_path / "own.toml").write_text("")
+    refused("own.toml is a study file", call=lambda: read_findings([tmp_path / "own.toml"]))
 
 
 def test_the_tables_of_a_study_with_longer_baselines_have_the_gains_over_them() -> None:

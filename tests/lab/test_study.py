@@ -152,6 +152,21 @@ def test_a_variant_may_have_narrower_students(write: Callable[..., Path], refuse
     refused("width is 0", "give a number", call=lambda: load_study(write("limit = 16", "limit = 16\nwidth = 0.0")))
 
 
+def test_a_variant_that_borrows_baselines_inherits_none(write: Callable[..., Path]) -> None:
+    runs = plan(load_study(write('methods = ["kd"]\nstudents', "students")), Path(), device="cpu")
+    own = [run.keywords["method"] for run in runs if run.variant == "8 labels" and run.keywords["seed"] == 0]
+    assert own == ["kd", "kd+sakd"]
+
+
+def test_a_teacher_that_is_trained_gets_all_labels(write: Callable[..., Path]) -> None:
+    table = 'teacher = { backbone = "resnet101" }\nlimit = 12'
+    text = GOOD.replace("epochs = 3", "epochs = 3\nlabelled = 4")
+    study = load_study(write('teacher = "sample"', table, text))
+    teacher = plan_teacher(study, Path(), device="cpu")
+    assert teacher.settings.labelled == 0 and teacher.keywords["limit"] is None and teacher.settings.epochs == 3
+    assert plan(study, Path(), device="cpu")[0].settings.labelled == 4
+
+
 def test_what_a_power_cut_left_empty_is_neither_begun_nor_finished(write: Callable[..., Path], tmp_path: Path) -> None:
     run = plan(load_study(write()), tmp_path, device="cpu")[0]
     run.folder.mkdir(parents=True)
@@ -248,6 +263,28 @@ MISTAKES = {
         'name = "all labels"',
         'name = "all labels"\nmethods = ["kd"]',
         "has none",
+    ),
+    "baselines that are borrowed and trained": (
+        'methods = ["kd"]\nstudents',
+        'methods = ["baseline", "kd"]\nstudents',
+        "has baseline among its own methods",
+    ),
+    "a student whose baselines nobody lends": (
+        'students = ["resnet18"]\nlimit',
+        'students = ["resnet101"]\nlimit',
+        "has the student resnet101",
+        "all labels",
+    ),
+    "an option that no method takes": (
+        "[method_options.kd]\ntemperature = 2.0",
+        "[method_options.at]\nweight = 2.0",
+        "method_options has at",
+        "no method there",
+    ),
+    "an option that no method of a variant takes": (
+        "limit = 16",
+        "limit = 16\nmethod_options = { sakd = { weight = 1.0 } }",
+        "variant 8 labels has sakd",
     ),
     "a weight below zero": ("temperature = 2.0", "weight = -1.0", "weight is -1.0"),
     "a temperature of zero": ("temperature = 2.0", "temperature = 0.0", "temperature is 0.0"),
@@ -574,6 +611,46 @@ def test_a_study_goes_on_from_its_record_where_the_runs_are_gone(
     refused("epochs", call=lambda: changed.run(jobs=1))
 
 
+def test_runs_that_are_compared_are_in_one_shard(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Seconds of two machines cannot be compared."""
+    shards = [Study(write(), tmp_path, device="cpu", shard=f"{number}/2").own for number in (1, 2)]
+    assert sorted(run.name for own in shards for run in own) == sorted(
+        run.name for run in Study(write(), tmp_path).runs
+    )
+    first, second = ({(run.keywords["student"], run.keywords["seed"]) for run in own} for own in shards)
+    assert not first & second and len(first) == len(second) == 2
+    alone = [Study(write(), tmp_path, device="cpu", shard=f"{number}/14").own for number in range(1, 15)]
+    assert [len(own) for own in alone] == [1] * 14, "with more shards than tables"
+
+
+def test_images_that_changed_are_refused_before_anything_is_trained(
+    tmp_path: Path, tiny_sample: Path, monkeypatch: pytest.MonkeyPatch, refused
+) -> None:
+    monkeypatch.setattr(study_module, "run_all", _in_this_process)
+    data, file = tmp_path / "data", tmp_path / "four.toml"
+    shutil.copytree(tiny_sample, data)
+    file.write_text(FOUR.replace("seeds = 4", "seeds = 1"))
+    Study(file, tmp_path / "runs", tmp_path / "four.json", str(data), "cpu").run(jobs=1)
+    assert [run["initial_weights"] for run in read_json(tmp_path / "four.json")["runs"]] == ["random"]
+    mask = sorted((data / "SegmentationClass").glob("train_*.png"))[0]
+    with Image.open(mask) as picture:
+        picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(mask)
+    file.write_text(FOUR.replace("seeds = 4", "seeds = 2"))
+    changed = Study(file, tmp_path / "runs", tmp_path / "four.json", str(data), "cpu")
+    refused("content of train", "four.toml", call=lambda: changed.run(jobs=1))
+    assert not (tmp_path / "runs" / "four" / "resnet18" / "baseline" / "seed1").exists()
+
+
+def test_an_option_that_left_the_file_is_refused(tmp_path: Path, refused) -> None:
+    text = (PROJECT / "studies" / "camvid-leaderboard.toml").read_text()
+    gone = "[method_options.dist]\nweight = 3.0\n"
+    assert gone in text
+    (tmp_path / "camvid-leaderboard.toml").write_text(text.replace(gone, ""))
+    record = PROJECT / "results" / "camvid-leaderboard.json"
+    changed = Study(tmp_path / "camvid-leaderboard.toml", tmp_path, record, device="cpu", keep_recorded=True)
+    refused("terms.dist is", "'weight': 3.0", call=changed.check)
+
+
 def test_shards_at_the_same_time_train_nothing_twice(tmp_path: Path, tiny_sample: Path) -> None:
     (tmp_path / "four.toml").write_text(FOUR)
     words = [sys.executable, "-m", "distill", "study", str(tmp_path / "four.toml"), "--runs", str(tmp_path / "runs")]
@@ -615,7 +692,7 @@ def test_a_dry_run_lists_only_the_runs_of_the_shard(tmp_path: Path, capsys: pyte
         assert f"shard {shard}: 3 runs, 0 of them finished" in head
         listed.append([line.split("  ")[-1] for line in lines])
     everything = [run.name for run in plan(load_study(path), tmp_path)]
-    assert listed == [["teacher", *everything[::2]], everything[1::2]]
+    assert listed == [["teacher", *everything[:3]], everything[3:]]
 
 
 def test_runs_are_chosen_by_their_names(tmp_path: Path, write: Callable[..., Path], capsys, refused) -> None:
@@ -724,7 +801,12 @@ def test_what_nobody_foresaw_is_kept_in_a_file(tmp_path: Path, refused) -> None:
     for job, words in zip(jobs, (("JSONDecodeError", tmp_path / "log"), ("signal 6", "lower --jobs")), strict=True):
         with progress_bar(1, 0) as bar:
             refused(job.name, *words, call=lambda job=job: run_all([job], slots("cpu", 1), 1, bar, tmp_path / "log"))
-    assert "Traceback" in (tmp_path / "log").read_text()
+    assert not (tmp_path / "log").exists(), "it is of the last call"
+    two = [Job(name, "json.loads", {"s": "{"}) for name in ("one", "two")]
+    with progress_bar(1, 0) as bar:
+        refused("1 more failed", call=lambda: run_all(two, slots("cpu", 2), 1, bar, tmp_path / "log"))
+    said = (tmp_path / "log").read_text()
+    assert said.count("Traceback") == 2 and "one\n\nTraceback" in said and "two\n\nTraceback" in said
 
 
 # ------------------------------------------------------------------------------------ what may be in one table
@@ -872,7 +954,7 @@ def test_a_record_is_not_shortened_by_a_shorter_study_file(write: Callable[..., 
     )  # a record that lacks scores
     scored = [{**entry, "data": "sample", "split": "val", "miou": 0.5, "seconds": 1.0} for entry in there]
     write_json(tmp_path / "old.json", {"runs": scored})
-    refused("old.json records 3 runs", "8 labels/resnet18/kd/1", "--results", call=lambda: study.run(jobs=1))
+    refused("old.json records 3 runs", "8 labels/resnet18/kd/seed1", "--results", call=lambda: study.run(jobs=1))
     write_json(tmp_path / "old.json", {"runs": [{**scored[0], "data": "elsewhere"}]})
     study = Study(write("seeds = 2", "seeds = 1"), tmp_path / "runs", tmp_path / "old.json", device="cpu")
     refused("old.json records runs on elsewhere", "asks for sample", "--results", call=lambda: study.run(jobs=1))
@@ -956,6 +1038,8 @@ def test_a_study_file_that_changed_does_not_keep_other_networks(tmp_path: Path, 
     entry = {"backbone": study.runs[0].keywords["student"], "seed": 77}
     refused("seed is 77", call=lambda: study._check_network(study.runs[0], entry))
     refused("backbone is resnet101", call=lambda: study._check_network(study.runs[0], {"backbone": "resnet101"}))
+    others = {"initial_weights": "DEFAULT"}
+    refused("initial weights is DEFAULT", "for random", call=lambda: study._check_network(study.runs[0], others))
 
 
 # ------------------------------------------------------------------------------------------------ what it shows

@@ -166,6 +166,13 @@ def test_every_method_gets_as_many_runs_and_they_are_kept(
         budget=3, epochs=np.int64(2), device="cpu", out=tmp_path / "out", class_weights="log", workers=np.int64(1),
     )  # fmt: skip
     assert again["runs"] == record["runs"] and before == {path: path.stat().st_mtime_ns for path in before}
+    words = [str(word) for word in words.replace("--methods kd at", "--methods kd").split()]
+    assert cli.main(words) in (None, 0)
+    kept = read_json(tmp_path / "out" / "tune.json")
+    assert kept["best"] == record["best"] and "--methods at kd " in kept["command"], "what was tuned before stays"
+    assert sorted(map(str, kept["runs"])) == sorted(map(str, record["runs"]))
+    words[words.index("--budget") + 1] = "2"
+    assert cli.main(words) == 2 and "records at with budget 3, and 2 is asked for" in capsys.readouterr().err
 
 
 def test_a_candidate_that_diverges_is_out_and_another_question_is_refused(
@@ -186,7 +193,7 @@ def test_a_candidate_that_diverges_is_out_and_another_question_is_refused(
         "nothing was trained there, so it may be asked for another"
     )
     refused("student differs", "another --out", call=lambda: tune(["mse"], "mobilenetv2", **asked))
-    refused("settings differs", call=lambda: tune(["mse"], **{**asked, "lr": 0.2}))
+    refused("lr differs", call=lambda: tune(["mse"], **{**asked, "lr": 0.2}))
 
 
 def test_of_several_candidates_those_that_diverge_are_not_trained_longer(
