@@ -11,12 +11,13 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
+from functools import partial, partialmethod, reduce
 from operator import add
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -142,14 +143,39 @@ def _source_of(term: type[Term]) -> str:
             continue
         for name, value in vars(part).items():
             value = getattr(value, "__func__", value)  # of a static method, or one of the class
-            if isinstance(value, FunctionType):
-                try:
-                    found.append(inspect.getsource(value))
-                except (OSError, TypeError):  # typed at a prompt
-                    return ""
-            elif not name.startswith("_") and isinstance(value, bool | int | float | str | tuple | None):
-                found.append(f"{name} = {value!r}")
+            if name.startswith("__") and not isinstance(value, FunctionType | partial | partialmethod):
+                continue  # such as __doc__
+            try:
+                written = _written(value)
+            except (OSError, TypeError):  # typed at a prompt
+                return ""
+            found.append(written if isinstance(value, FunctionType) else f"{name} = {written}")
     return "\n".join(found)
+
+
+def _written(value: object) -> str:
+    """A function's source, and what other values hold; of what holds none of these, its kind."""
+    if isinstance(value, FunctionType):
+        return inspect.getsource(value)
+    if isinstance(value, bool | int | float | complex | str | bytes | None):
+        return repr(value)
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return _written(value.tolist())
+    if isinstance(value, partial | partialmethod):
+        return _written((value.func, value.args, value.keywords))
+    if isinstance(value, property):
+        return _written((value.fget, value.fset))
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_written(key)}: {_written(own)}' for key, own in value.items())}}}"
+    if isinstance(value, tuple) and len(value) == 1:
+        return f"({_written(value[0])},)"
+    if isinstance(value, list | tuple):
+        own = ", ".join(map(_written, value))
+        return f"[{own}]" if isinstance(value, list) else f"({own})"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(_written, value)))}}}"
+    inner = getattr(value, "__wrapped__", None) or getattr(value, "func", None)  # lru_cache, cached_property
+    return _written(inner) if inner is not None else getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _check_it_computes(term: type[Term]) -> None:

@@ -4,6 +4,7 @@ import json
 import linecache
 import sys
 from collections.abc import Callable
+from functools import cache, cached_property, partial, partialmethod
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from distill import DistillError, Run, fit, methods
+from distill import DistillError, Run, fit, losses, methods
 from distill.cli import main
 from distill.methods import METHODS, load_methods
 from distill.networks.saving import save_model
@@ -163,6 +164,37 @@ def test_a_class_that_is_registered_again_with_another_loss_does_not_pass_for_th
     linecache.clearcache()
     exec(OWN.replace("Gap", "Typed").replace('"gap"', '"typed"'), {"__name__": "__main__"})  # at a prompt
     assert list(methods.code_of(["gap", "typed", "kd"])) == ["gap"]
+
+
+def test_the_code_of_a_method_is_all_that_its_class_holds() -> None:
+    """A changed list, tensor, partial function or property would make another loss of it."""
+
+    def temperature(value: float) -> property:
+        if value == 2.0:
+            return property(lambda self: 2.0)
+        return property(lambda self: 8.0)
+
+    def holding(**attributes: object) -> str:
+        return methods._source_of(type("Own", (methods.PlainMapTerm,), {"__module__": "own", **attributes}))
+
+    pairs = [
+        ({"scales": [1.0]}, {"scales": [1.0, 4.0]}),
+        ({"by": {"aspp": 1}}, {"by": {"aspp": 2}}),
+        ({"_private": 1.0}, {"_private": 2.0}),
+        ({"factors": torch.ones(2)}, {"factors": torch.zeros(2)}),
+        ({"loss": partial(losses.cwd, temperature=1.0)}, {"loss": partial(losses.cwd, temperature=8.0)}),
+        ({"__init__": partialmethod(methods.PlainMapTerm.__init__, weight=1.0)},
+         {"__init__": partialmethod(methods.PlainMapTerm.__init__, weight=2.0)}),
+        ({"loss": staticmethod(cache(losses.cwd))}, {"loss": staticmethod(cache(losses.skd))}),
+        ({"value": temperature(2.0)}, {"value": temperature(8.0)}),
+        ({"value": cached_property(losses.cwd)}, {"value": cached_property(losses.skd)}),
+        ({"kinds": {"a", "b"}}, {"kinds": {"a", "c"}}),
+        ({"distance": functional.mse_loss}, {"distance": functional.l1_loss}),
+    ]  # fmt: skip
+    for one, other in pairs:
+        assert holding(**one) == holding(**one) != "" and holding(**one) != holding(**other), one
+    assert "0x" not in holding(distance=torch.dot, layer=nn.ReLU, network=nn.ReLU()), "no address, which changes"
+    assert holding(limit=3, name="x", pair=(1,)) == "limit = 3\nname = 'x'\npair = (1,)"
 
 
 def test_what_is_no_python_file_is_told(own: Path, refused: Callable[..., str]) -> None:

@@ -124,7 +124,8 @@ def export(
             content = onnx_of(program, size)
             check = check_logits(network, answer_of(content), size)
         if train and val:
-            content = quantised(content, train, size)
+            with _quiet():
+                content = quantised(content, train, size)
             check = compare_masks(network, answer_of(content), val, size)
             check_masks(check)
             metadata["scores"] = {"val": {"miou": check["miou"]}}  # its own, and not those of the network it came from
@@ -152,6 +153,10 @@ def _data_of(
 ) -> tuple[VOCFolder, VOCFolder]:
     """Images of train to calibrate on, and those of val to compare on."""
     run = run_of(source) if data is None else None
+    if run is None and data is None and network.network.class_names is None:
+        raise DistillError(
+            "int8 is calibrated on images, and this network does not say on which it was trained; give data (--dataset)"
+        )
     try:
         train, val = (
             run.images_of(split, root, count) if run is not None else open_dataset(data or "sample", split, root, count)
@@ -159,7 +164,11 @@ def _data_of(
         )
     except DistillError as error:
         raise DistillError(f"int8 is calibrated on images of train and compared on val, and {error}") from None
-    check_classes("network", network.network, train)
+    try:
+        check_classes("network", network.network, train)
+    except DistillError as error:
+        advice = "" if data is not None or run is not None else ", or name its data with data (--dataset)"
+        raise DistillError(f"{error}{advice}") from None
     return train, val
 
 
@@ -227,7 +236,7 @@ def torch_of(program: ExportedProgram, metadata: dict[str, Any]) -> bytes:
 def _quiet() -> Iterator[None]:
     """Without what PyTorch's exporter has to say about itself."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

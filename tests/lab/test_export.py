@@ -1,6 +1,8 @@
 """Exported networks: the same logits and masks as in PyTorch, and what the file says about itself."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -317,3 +319,23 @@ def test_pytorchs_own_format(network: DeepLabV3Plus, tmp_path: Path) -> None:
     images = pixels(3, 3, 50, 33)
     with torch.no_grad():
         torch.testing.assert_close(program(images), network(normalise(images)), atol=1e-4, rtol=0)
+
+
+def test_a_network_with_names_of_its_own_is_wrapped_all_the_same(tmp_path: Path, refused: Callable) -> None:
+    """An attribute `class_names` does not make it one of this package."""
+    network = nn.Conv2d(3, 5, 3, stride=4, padding=1)
+    network.class_names = list("abcde")
+    made = export(network, tmp_path / "own.onnx")
+    answer = load_onnx(made.path)(pixels(1, 3, 64, 96))
+    assert answer.shape == (1, 5, 64, 96) and made.metadata["classes"] == list("abcde")
+    network.class_names = None
+    assert export(network, tmp_path / "own.onnx").metadata["classes"][0] == "class 0"
+    refused("does not say on which", "--dataset", call=lambda: export(network, tmp_path / "own.onnx", int8=True))
+
+
+def test_memory_is_measured_below_main(tmp_path: Path) -> None:
+    script = "import distill\nfrom distill.lab import latency\n"
+    script += "latency.measure(distill.make_student('resnet18', 5), (32, 32), ways=['float32'])\n"
+    (tmp_path / "script.py").write_text(script)
+    said = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False)
+    assert said.returncode == 1 and "if __name__ == '__main__':" in said.stderr.strip().splitlines()[-1]

@@ -396,6 +396,8 @@ def test_load_mistakes(tmp_path):
         ({"backbone": "vgg16"}, "there are resnet101, resnet18, mobilenetv2"),
         ({"backbone": 18}, "no backbone '18'"),
         ({"output_stride": 32}, "output_stride must be 16 or 8, not 32"),
+        ({"output_stride": [16]}, r"output_stride must be 16 or 8, not \[16\]"),
+        ({"num_classes": True}, "num_classes must be a whole number of at least 1, not True"),
         ({"width": 0}, "width must be a number above 0"),
         ({"width": -0.5}, "width must be a number above 0"),
         ({"head_width": 0.0}, "head_width must be a number above 0"),

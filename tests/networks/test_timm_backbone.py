@@ -125,6 +125,7 @@ def test_mistakes_are_told(refused: Callable[..., str], monkeypatch: pytest.Monk
     refused("no network 'tf_efficientnet_lite'", "did you mean", call=lambda: model("tf_efficientnet_lite"))
     refused("no network 'hf-hub:somebody/x'", call=lambda: model("hf-hub:somebody/x"))  # which would be fetched
     refused("vit_tiny_patch16_224", "convolutional", call=lambda: model("vit_tiny_patch16_224"))
+    refused("halonet26t", "convolutional", call=lambda: model("halonet26t"))
     refused("width", "their own", call=lambda: build_model("timm:resnet18", 3, width=0.5))
     refused("tf_efficientnet_lite0 only", "DEFAULT", call=lambda: model("resnet18", weights="package"))
     refused("weights is 'IMAGENET1K_V1'", call=lambda: model("resnet18", weights="IMAGENET1K_V1"))

@@ -574,3 +574,72 @@ def test_it_can_be_wrapped_where_pytorch_counts_no_writing() -> None:
 
 def test_class_names_are_a_list(refused: Callable[..., str]) -> None:
     refused("class_names", "'ab'", "list", call=lambda: wrap(_WritesIntoItsInput(False), class_names="ab"))
+
+
+# Answers that are no logits of the whole image
+
+
+class Answers(nn.Module):
+    """One convolution, and what `then` makes of it."""
+
+    def __init__(self, then: Callable[[torch.Tensor], torch.Tensor], classes: int = 3, **layer: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.then = nn.Conv2d(3, classes, **{"kernel_size": 3, "padding": 1, **layer}), then
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.then(self.layer(images))
+
+
+def test_probabilities_are_no_logits(refused: Callable[..., str]) -> None:
+    soft = Answers(lambda x: x.softmax(1))
+    refused("probabilities", "its last softmax", call=lambda: wrap(soft))
+    refused("probabilities", call=lambda: load_teacher(soft))
+    assert wrap(Answers(lambda x: x.softmax(1) + 1)).num_classes == 3
+    assert wrap(Answers(lambda x: x.sigmoid(), classes=1)).num_classes == 1
+
+
+def test_logits_of_a_part_of_the_image_are_refused(refused: Callable[..., str]) -> None:
+    refused("do not show the whole image", call=lambda: wrap(Answers(lambda x: x, kernel_size=25, padding=0)))
+    assert wrap(Answers(lambda x: x, padding=0)).divisor == 1, "but for a pixel"
+
+
+def test_a_network_that_pads_gets_images_that_fit() -> None:
+    """It takes every size, and its logits are of the padded image."""
+    padded = wrap(Answers(lambda x: nn.functional.interpolate(x, scale_factor=32), stride=32, kernel_size=1, padding=0))
+    whole = Answers(lambda x: nn.functional.interpolate(x, scale_factor=32), stride=32, kernel_size=1, padding=0)
+    assert padded.divisor == 32 and wrap(whole)(torch.rand(1, 3, 65, 97)).shape == (1, 3, 65, 97)
+
+
+@pytest.mark.parametrize("patch", [12, 14, 24, 28, 48, 128])
+def test_patches_of_other_sides_than_powers_of_two(patch: int) -> None:
+    class Patches(Answers):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert images.shape[2] % patch == 0 == images.shape[3] % patch
+            return super().forward(images)
+
+    assert wrap(Patches(lambda x: x, kernel_size=patch, stride=patch, padding=0)).divisor == patch
+
+
+def test_a_pooled_pyramid_is_no_position() -> None:
+    network = smp.PSPNet("mobilenet_v2", encoder_weights=None, classes=3)
+    taps = suggest_positions(network, show=False)
+    assert not any("psp.blocks" in tap for tap in taps.values()) and "layer4" in taps
+    maps = wrap(network, taps)(torch.rand(1, 3, 128, 192), return_maps=True)[1]
+    assert all(one.shape[3] * 2 == one.shape[2] * 3 for one in maps if one.shape[1])
+
+
+def test_norms_may_be_exchanged_after_wrapping(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    wrapped = wrap(network, {"decoder": "1"})
+    wrapped = nn.SyncBatchNorm.convert_sync_batchnorm(wrapped)
+    assert wrapped.map_norms()[POSITIONS.index("decoder")] is wrapped.network[1]
+    assert isinstance(wrapped.network[1], nn.SyncBatchNorm)
+    save_model(wrapped, tmp_path / "student.safetensors")
+    assert wrapped.config["wrapped"] == {"positions": {"decoder": "1"}, "norms": {"decoder": "1"}}
+
+
+def test_the_statistics_of_an_instance_are_no_batchnorm(refused: Callable[..., str]) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.InstanceNorm2d(8), nn.Conv2d(8, 3, 1))
+    assert not wrap(network, {"decoder": "1"}).norms
+    refused("name a BatchNorm", call=lambda: wrap(network, {"decoder": "1"}, norms={"decoder": "1"}))
