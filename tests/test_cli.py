@@ -241,7 +241,7 @@ def test_compare_reads_a_recorded_study(tmp_path: Path, capsys: pytest.CaptureFi
     runs = [{**row, "method": "baseline", "miou": 0.5}, {**row, "method": "kd", "miou": 0.6}]
     (tmp_path / "study.json").write_text(json.dumps({"runs": runs, "teacher": {"miou": 0.7}}))
     assert main(["compare", str(tmp_path / "study.json")]) == 0
-    assert "| resnet18 | kd | 60.0 | +10.0 |  | 50% | not settled: one seed | 1 |  | 5 |" in capsys.readouterr().out
+    assert "| resnet18 | kd | 60.0 | +10.0 | 50% | not settled: one seed | 1 |  | 5 |" in capsys.readouterr().out
 
 
 def test_mistakes_end_with_code_2_and_one_line(

@@ -114,7 +114,8 @@ def export(
     program = traced(network, size)
     metadata = describe(source, network, size, "int8" if int8 else "float32")
     if format == "torch":
-        if size is None and (least := least_size(program)):
+        divisor = getattr(network.network, "divisor", 1)
+        if size is None and (least := least_size(program, divisor + 1 if divisor > 1 else 1)):
             metadata["input"]["least_size"] = least
         with _explained(network, size), _quiet():
             content = torch_of(program, metadata)
@@ -188,14 +189,16 @@ def traced(network: nn.Module, size: Size) -> ExportedProgram:
         return torch.export.export(network, (image,), dynamic_shapes=None if size else free)
 
 
-def least_size(program: ExportedProgram) -> list[int] | None:
+def least_size(program: ExportedProgram, fits: int = 1) -> list[int] | None:
     """Height and width of the smallest images that a program recorded for any size takes, which PyTorch finds out.
 
-    None where it takes all, or where PyTorch does not say.
+    None where it takes all, or where PyTorch does not say. `fits`: from which size on a wrapped network is resized in
+    the way that was recorded.
     """
     images = next(node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name == INPUT)
     free = [side.node.expr for side in images.shape[2:] if isinstance(side, torch.SymInt)]
     least = [int(program.range_constraints[side].lower) for side in free if side in program.range_constraints]
+    least = [max(side, fits) for side in least]
     return least if len(least) == 2 and least != [1, 1] else None
 
 

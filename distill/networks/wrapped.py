@@ -189,10 +189,13 @@ class Wrapped(nn.Module):
     @torch.no_grad()
     def _find_norms(self) -> dict[str, str]:
         """By position, the name of the BatchNorm that ran last before the map, if no other layer ran in between."""
-        image = next(self.network.parameters()).new_zeros(1, 3, 65, 97)
-        with eval_mode(self.network):
-            names = last_norms(self.network, list(self.taps.values()), lambda: self(image))
-        return {position: name for position, name in zip(self.taps, names, strict=True) if name}
+        weight, taps = next(self.network.parameters()), tuple(self.taps.values())
+        image = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(0)).to(weight)
+        with eval_mode(self.network), record(self.network, taps) as maps:
+            names = last_norms(self.network, taps, lambda: self(image))
+        # After a ReLU that is a function and no layer, a map has no negative number: its margins would be dead.
+        found = zip(self.taps, names, taps, strict=True)
+        return {position: name for position, name, tap in found if name and bool((maps[tap] < 0).any())}
 
 
 def memory_format_of(network: nn.Module) -> torch.memory_format:

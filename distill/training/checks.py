@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from distill.data.check import unlearnable
@@ -30,6 +30,10 @@ def check_student(student: object, train: VOCFolder, settings: Settings) -> None
         raise DistillError("the student is frozen, as teachers are, so no weight of it can learn; build another")
     if any(weight.is_inference() for weight in student.parameters()):
         raise DistillError("the student was built in torch.inference_mode, where nothing learns; build it outside")
+    if other := next((name for name, value in student.state_dict().items() if not isinstance(value, Tensor)), None):
+        raise DistillError(
+            f"the student keeps '{other}', which is no tensor, and files hold tensors only; leave it out"
+        )
     if student.num_classes != train.num_classes:
         raise DistillError(
             f"the student has {student.num_classes} classes and {train.root} names {train.num_classes}; build it with "

@@ -321,6 +321,18 @@ def test_pytorchs_own_format(network: DeepLabV3Plus, tmp_path: Path) -> None:
         torch.testing.assert_close(program(images), network(normalise(images)), atol=1e-4, rtol=0)
 
 
+def test_pytorchs_own_format_says_from_which_size_on_a_network_is_resized(tmp_path: Path) -> None:
+    class Divided(Foreign):
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            assert images.shape[2] % 32 == 0 == images.shape[3] % 32
+            return super().forward(images)
+
+    done = export(Divided(), tmp_path / "divided.pt2", format="torch")
+    assert done.metadata["input"]["least_size"] == [33, 33]
+    program = torch.export.load(done.path).module()
+    assert program(pixels(1, 3, 33, 33)).shape[2:] == (33, 33)
+
+
 def test_a_network_with_names_of_its_own_is_wrapped_all_the_same(tmp_path: Path, refused: Callable) -> None:
     """An attribute `class_names` does not make it one of this package."""
     network = nn.Conv2d(3, 5, 3, stride=4, padding=1)

@@ -643,3 +643,32 @@ def test_the_statistics_of_an_instance_are_no_batchnorm(refused: Callable[..., s
     network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.InstanceNorm2d(8), nn.Conv2d(8, 3, 1))
     assert not wrap(network, {"decoder": "1"}).norms
     refused("name a BatchNorm", call=lambda: wrap(network, {"decoder": "1"}, norms={"decoder": "1"}))
+
+
+class Functional(nn.Module):
+    """A block whose ReLU is a function, after which its BatchNorm has no margin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu(self.norm(self.conv(images)))
+
+
+def test_a_map_after_a_functional_relu_has_no_margin(refused: Callable[..., str]) -> None:
+    network = nn.Sequential(Functional(), nn.Conv2d(8, 3, 1))
+    teacher, student = (wrap(copy.deepcopy(network), {"decoder": tap}) for tap in ("0", "0.norm"))
+    assert teacher.norms == {} and student.norms == {"decoder": "0.norm"}
+    build = distill.methods.build_method
+    refused("BatchNorm", "decoder", call=lambda: build("ofd", teacher, student, positions=["decoder"]))
+
+
+def test_what_no_file_holds_is_told_before_training(tiny_sample: Path, refused: Callable[..., str]) -> None:
+    class Keeping(nn.Conv2d):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"seen": 1}
+
+    student = wrap(Keeping(3, CLASSES, 3, padding=1))
+    where = {"data": "sample", "data_root": tiny_sample, "device": "cpu", "progress": False}
+    refused("_extra_state", "no tensor", call=lambda: fit(student, "baseline", None, **where))
