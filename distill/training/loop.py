@@ -148,7 +148,7 @@ def fit(
     if progress and ranks.first and (both := own & set(val.ids)):
         tqdm.write(f"{len(both)} images of val are in the list of train too: its score is of images that are learned")
     config = config_of(data, train, val, student, teacher, built, seed, preset, chosen, ranks)
-    config |= {"initial_weights": weights or "random"} if given is None else {}
+    config |= {"initial_weights": str(weights or "random")} if given is None else {}
     folder = Path(out) if out else run_folder("runs", config["data"], config["model"]["backbone"], built.name, seed)
     if ranks.agree(ranks.first and is_finished(folder, config, resume)):
         if progress and ranks.first:
