@@ -252,11 +252,11 @@ def at_equal_time(findings: Findings, name: str) -> list[dict[str, Any]]:
 
     Those are baselines of any variant that have more epochs than the method, ran on the same machine, and differ from
     the table's own baselines, or where it has none from the method's runs, in nothing else but how often they were
-    scored; with equally many epochs a baseline takes less, since it computes no
-    distillation loss. Their time is their epochs times the mean time of an epoch over all of them, since the same work
-    may take a tenth more or less another day. Where a method takes longer than all of them, or nothing is known of
-    time, it has no row; Holm's correction is for the rows that there are. A row has `lent_epochs`, the baseline's
-    epochs, and `lent_seconds`, their time; its `pairs` may be fewer than its seeds.
+    scored; with equally many epochs a baseline takes less, since it computes no distillation loss. Their time is their
+    epochs times the mean time of an epoch over all of them, since the same work may take a tenth more or less another
+    day. Where a method takes longer than all of them, or nothing is known of time, it has no row; Holm's correction is
+    for the rows that there are. A row has `lent_epochs`, the baseline's epochs, and `lent_seconds`, their time; its
+    `pairs` may be fewer than its seeds.
     """
     found = []
     table = rows_of(findings, name)

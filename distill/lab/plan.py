@@ -70,7 +70,7 @@ def plan(study: StudyFile, folder: Path, data_root: str | None = None, device: s
         for variant in study.variants:
             both = _joined(study, variant)
             for student in variant.students or study.students:
-                for method in methods_of(study, variant):
+                for method in _methods_of(study, variant):
                     teacher, options = source if method != "baseline" else None, _options(study, variant, method)
                     taught = {"method": method, "teacher": teacher, "method_options": options}
                     out = run_folder(folder, variant_folder(variant.name), student, method, seed)
@@ -79,7 +79,7 @@ def plan(study: StudyFile, folder: Path, data_root: str | None = None, device: s
     return runs
 
 
-def methods_of(study: StudyFile, variant: Variant) -> list[str]:
+def _methods_of(study: StudyFile, variant: Variant) -> list[str]:
     """A variant's methods; one that borrows its baselines inherits none from the study."""
     return variant.methods or [name for name in study.methods if not (variant.baseline and name == "baseline")]
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.hooks import RemovableHandle
 
 from distill.errors import DistillError
@@ -197,9 +196,12 @@ def _changes(module: nn.Module, arguments: tuple[Any, ...], output: object) -> b
     return not arguments or output is not arguments[0] or bool(getattr(module, "inplace", False))
 
 
+_OF_ONE_IMAGE = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # whose statistics are no margin
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether it is a BatchNorm of any kind: PyTorch's, a synchronised one, torchvision's frozen one, timm's."""
-    return hasattr(module, "running_mean") and not isinstance(module, _InstanceNorm)
+    return hasattr(module, "running_mean") and not isinstance(module, _OF_ONE_IMAGE)
 
 
 _turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # a lock for every network that was asked

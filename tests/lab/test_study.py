@@ -614,9 +614,8 @@ def test_a_study_goes_on_from_its_record_where_the_runs_are_gone(
 def test_runs_that_are_compared_are_in_one_shard(write: Callable[..., Path], tmp_path: Path) -> None:
     """Seconds of two machines cannot be compared."""
     shards = [Study(write(), tmp_path, device="cpu", shard=f"{number}/2").own for number in (1, 2)]
-    assert sorted(run.name for own in shards for run in own) == sorted(
-        run.name for run in Study(write(), tmp_path).runs
-    )
+    everything = sorted(run.name for run in Study(write(), tmp_path).runs)
+    assert sorted(run.name for own in shards for run in own) == everything
     first, second = ({(run.keywords["student"], run.keywords["seed"]) for run in own} for own in shards)
     assert not first & second and len(first) == len(second) == 2
     alone = [Study(write(), tmp_path, device="cpu", shard=f"{number}/14").own for number in range(1, 15)]
