@@ -129,30 +129,71 @@ def of_photographs() -> str:
     runs, longer = (read_study(results_file(f"{name}.json"))[0] for name in (PHOTOGRAPHS, "camvid-long"))
     lead = {row["method"]: row for row in over}
     kind = {method: kind for kind, methods in families().items() for method in methods}
+    steps = {step["method"]: step["ours"] for step in read("camvid-losses.json")["steps"]}
+    kept = {method: step["saved_for_backward_bytes"] for method, step in steps.items()}
     lines = [
         "| method | compares | mIoU | seeds | gain, equal epochs | verdict | lead over twice the epochs | verdict "
-        "| processor seconds |",
-        f"|{'---|' * 9}",
+        "| processor seconds | loss | kept |",
+        f"|{'---|' * 11}",
     ]
     for row in [twice, *equal]:
         method, other = row["method"], lead.get(row["method"])
         name = f"`{method}`" if "gain" in row else f"{method}, {row['epochs']} epochs"
         cells = [name, kind.get(method, ""), plus_minus(row["miou"], row["miou_interval"]), f"{len(row['seeds'])}"]
         for one in (row, other) if other else ():
-            cells += [plus_minus(one["gain"], one["gain_interval"], "+"), one["verdict"]]
+            short = one["verdict"] if one["verdict"] in ("better", "worse") else verdict_of(one, {})
+            cells += [plus_minus(one["gain"], one["gain_interval"], "+"), short]
         cells += [] if other else 4 * [""]
         among = longer if row is twice else runs
         own = [run for run in among if (run["backbone"], run["method"]) == (network, method)]
         cells.append(seconds_of(seconds_on(own)))
+        step = steps[method]
+        cells.append(f"{step['parts']['distillation'] / step['seconds']:.0%}" if other else "")
+        cells.append(f"{kept[method] / kept['baseline']:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     head = (
         f"### {PHOTOGRAPHS}: methods on photographs\n\n{charts.network_name(network)} on CamVid at half "
         f"size, val, {alone['epochs']} epochs: the runs of the study camvid, and those of newer methods. "
         f"Runs with a teacher take {_times_as_long(runs, network)} times the seconds of the student alone on the same "
         f"machine, so that the lead over the student alone for twice the epochs is the one at about equal time. "
-        f"{SIDES}{so_far(PHOTOGRAPHS)}"
+        f"*Loss* and *kept* are as in the leaderboard of the sample, at these sizes and with this teacher "
+        f"(results/camvid-losses.json). {SIDES}{so_far(PHOTOGRAPHS)}"
     )
     return "\n\n".join([head, "\n".join(lines), _settled(taught, over, "Over twice the epochs")])
+
+
+def in_lesson() -> str:
+    """What notebook 07b says of all methods on photographs: a table, and on which side of zero intervals lie."""
+    (_, *equal), (_, *longer) = on_photographs()
+    ideas = {method: idea for methods in families().values() for method, idea in methods.items()}
+    over = {row["method"]: row for row in longer}
+    lines = ["| method | what is compared | lead in as many epochs | over the student alone, twice the epochs |"]
+    lines.append(f"|{'---|' * 4}")
+    for row in equal:
+        leads = [plus_minus(one["gain"], one["gain_interval"], "+") for one in (row, over[row["method"]])]
+        lines.append(f"| `{row['method']}` | {ideas[row['method']]} | {' | '.join(leads)} |")
+    said = (
+        f"Where do the intervals of these {len(equal)} methods lie? In as many epochs {_sides(equal)}. Over the "
+        f"student alone with twice the epochs {_sides(longer)}."
+    )
+    return "\n".join([*lines, "", said])
+
+
+def _sides(rows: list[dict]) -> str:
+    """Whose intervals lie above zero and whose below, and which of these Holm's correction leaves."""
+    said, apart = [], []
+    for side, verdict in {"above zero": "better", "below": "worse"}.items():
+        found = [row for row in rows if row["verdict"] == verdict]
+        apart += found
+        said.append(f"{len(found) or 'none'} {side}{_named(found, ' ({})')}")
+    kept = [row for row in apart if row.get("p_holm", 1) < 0.05]
+    holm = f"; Holm's correction leaves {_named(kept) or 'none'} of the {len(apart)}" if apart else ""
+    return " and ".join(said) + holm
+
+
+def _named(rows: list[dict], within: str = "{}") -> str:
+    """The methods of the rows, in a frame where there are any."""
+    return within.format(", ".join(f"`{row['method']}`" for row in rows)) if rows else ""
 
 
 def _times_as_long(runs: list[dict], network: str) -> str:

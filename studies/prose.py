@@ -5,6 +5,12 @@ readers do not see:
 
     The teacher has 84.1<!-- =teacher.test --> % mIoU.
 
+A whole table stands between two such comments:
+
+    <!-- table: photographs -->
+    ...
+    <!-- end of table -->
+
 `fill` puts the recorded values in, and a test fails where the two disagree.
 """
 
@@ -22,10 +28,13 @@ from distill.lab.tables import results_file
 from studies import camvid, undone
 from studies.conditions import lead_over
 from studies.labels import ALONE
-from studies.leaderboard import on_photographs
+from studies.leaderboard import in_lesson, on_photographs
 
 NOTEBOOKS = PROJECT / "notebooks"
 MARK = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?)<!-- =([\w.+-]+) -->")
+
+TABLE = re.compile(r"<!-- table: ([\w-]+) -->\n(?:.*?\n)?<!-- end of table -->", re.DOTALL)
+TABLES = {"photographs": in_lesson}
 
 
 @cache
@@ -41,7 +50,7 @@ def recorded() -> dict[str, str]:
         values[f"attention.{student}.interval"] = f"{100 * interval95(leads):.1f}"
     values |= _leaderboard() | _photographs() | _undone()
     seconds = sum(read_json(results_file("notebooks.json"))["seconds"].values())
-    return values | {"notebooks.minutes": f"{math.ceil(seconds / 60)}"} | _published()
+    return values | {"notebooks.minutes": f"{math.ceil(seconds / 60)}"} | _losses() | _published()
 
 
 def _leaderboard() -> dict[str, str]:
@@ -56,6 +65,18 @@ def _leaderboard() -> dict[str, str]:
         for row in rows:
             values[f"{name}.{row['method']}.gain"] = f"{100 * row['gain']:+.1f}"
             values[f"{name}.{row['method']}.interval"] = f"{100 * row['gain_interval']:.1f}"
+    return values
+
+
+def _losses() -> dict[str, str]:
+    """What each loss takes: its share of a step, and what is kept for the backward pass, in baselines."""
+    values = {}
+    for name, record in {"loss": "losses", "photographs.loss": "camvid-losses"}.items():
+        steps = {row["method"]: row["ours"] for row in read_json(results_file(f"{record}.json"))["steps"]}
+        for method, step in steps.items():
+            kept = step["saved_for_backward_bytes"] / steps["baseline"]["saved_for_backward_bytes"]
+            values[f"{name}.{method}.share"] = f"{100 * step['parts']['distillation'] / step['seconds']:.0f}"
+            values[f"{name}.{method}.kept"] = f"{kept:.1f}"
     return values
 
 
@@ -114,9 +135,10 @@ def _published() -> dict[str, str]:
 
 
 def fill(text: str) -> str:
-    """The text with every marked number set to its recorded value."""
+    """The text with every marked number, and every marked table, set to what is recorded."""
     values = recorded()
-    return MARK.sub(lambda match: f"{values[match[2]]}<!-- ={match[2]} -->", text)
+    text = MARK.sub(lambda match: f"{values[match[2]]}<!-- ={match[2]} -->", text)
+    return TABLE.sub(lambda match: f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end of table -->", text)
 
 
 def fill_notebooks() -> None:

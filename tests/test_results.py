@@ -131,6 +131,18 @@ def test_the_readme_and_the_page_of_results_say_what_was_recorded() -> None:
     assert (RESULTS / "README.md").read_text() == results_page(), "run python -m studies.report"
 
 
+def test_the_sides_of_intervals_are_told_with_what_is_left_of_them() -> None:
+    from studies.leaderboard import _sides
+
+    def row(method: str, verdict: str, p_holm: float = 1.0) -> dict:
+        return {"method": method, "verdict": verdict, "p_holm": p_holm}
+
+    assert _sides([row("at", "not settled", 0.01)]) == "none above zero and none below"
+    apart = [row("kd", "better", 0.01), row("cwd", "worse", 0.2), row("ofd", "better", 0.07)]
+    said = "2 above zero (`kd`, `ofd`) and 1 below (`cwd`); Holm's correction leaves `kd` of the 3"
+    assert _sides([*apart, row("at", "not settled")]) == said
+
+
 def test_published_numbers_in_the_docs_are_those_on_file() -> None:
     from studies.prose import MARK, recorded
 

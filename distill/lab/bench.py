@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from distill.data.folders import VOC_CLASSES, VOCFolder
 from distill.errors import DistillError, check_number, first_line
 from distill.lab import plain
-from distill.lab.steps import PARTS, Batch, Ours, Plain, Step, in_threads, saved_for_backward, seconds
+from distill.lab.steps import PARTS, Batch, Ours, Plain, Step, classes_of, in_threads, saved_for_backward, seconds
 from distill.losses import IGNORE_INDEX
 from distill.methods import method_terms
 from distill.networks.deeplab import build_model
@@ -99,20 +99,20 @@ def measure(bench: Bench, data: str | Path | None = None, cache: bool = False) -
 # -------------------------------------------------------------------------------------------------- one step
 
 
-def measure_steps(bench: Bench) -> list[dict[str, Any]]:
-    """One row per student and method."""
-    batch = random_batch(bench)
-    teacher = make_teacher(bench, batch[0])
+def measure_steps(bench: Bench, teacher: nn.Module | None = None) -> list[dict[str, Any]]:
+    """One row per student and method; `teacher`: another than the preset's ResNet-101 with random weights."""
+    batch = random_batch(bench, len(VOC_CLASSES) if teacher is None else classes_of(teacher))
+    teacher = make_teacher(bench, batch[0]) if teacher is None else teacher
     pairs = list(product(bench.backbones, bench.methods))
     bar = tqdm(pairs, desc="steps", leave=False, disable=not bench.progress)
     return [_step_row(bench, backbone, method, teacher, batch) for backbone, method in bar]
 
 
-def random_batch(bench: Bench) -> Batch:
+def random_batch(bench: Bench, classes: int = len(VOC_CLASSES)) -> Batch:
     size, count = bench.settings.crop_size, bench.settings.batch_size
     generator = torch.Generator().manual_seed(bench.seed)
     images = torch.randn(count, 3, size, size, generator=generator)
-    labels = torch.randint(len(VOC_CLASSES), (count, size, size), generator=generator)
+    labels = torch.randint(classes, (count, size, size), generator=generator)
     labels[torch.rand(labels.shape, generator=generator) < 0.05] = IGNORE_INDEX
     return images.to(bench.device), labels.to(bench.device)
 

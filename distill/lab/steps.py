@@ -12,12 +12,11 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from distill.data.folders import VOC_CLASSES
 from distill.lab import plain
 from distill.losses import cross_entropy
 from distill.methods import build_method
@@ -42,9 +41,9 @@ class Step:
         self, backbone: str, method: str, preset: str, settings: Settings, seed: int, teacher: nn.Module, batch: Batch
     ) -> None:
         self.settings, self.device = settings, batch[0].device
-        student = make_student(backbone, len(VOC_CLASSES), preset, settings.output_stride, seed)
-        self.student = student.to(self.device).to(memory_format=self.layout).train()
         self.teacher = freeze(copy.deepcopy(teacher)).to(memory_format=self.layout)
+        student = make_student(backbone, classes_of(teacher), preset, settings.output_stride, seed)
+        self.student = student.to(self.device).to(memory_format=self.layout).train()
         with parallel.seeded(seed):
             self.method = build_method(method, self.teacher, self.student).train()
         self.images, self.labels = batch[0].contiguous(memory_format=self.layout), batch[1]
@@ -155,6 +154,10 @@ class Ours(Step):
             term(*given)
         del vars(term)["compare"]
         return seconds(lambda: torch.autograd.backward([term.compare(*maps) for maps in compared]), self.device)
+
+
+def classes_of(network: nn.Module) -> int:
+    return cast(int, network.num_classes)
 
 
 def saved_for_backward(step: Step) -> int:

@@ -18,6 +18,7 @@ from distill.data.transforms import cut, draw_view
 from distill.lab import bench, plain
 from distill.lab.bench import Bench, choose, make_teacher, random_batch
 from distill.lab.steps import PARTS, Ours, Plain, saved_for_backward
+from distill.networks.deeplab import build_model
 from distill.training import loop as training
 from distill.training.batches import FlippedBatches
 from distill.training.parallel import ALONE
@@ -206,6 +207,16 @@ def test_what_does_not_fit_on_a_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     machine = {"device": "cpu", "threads": 1}
     report = bench.report({"options": options, "environment": machine, "steps": [row], "loading": []})
     assert "| resnet18 | kd | plain | out of memory | – | – | – |" in report
+
+
+def test_steps_with_a_teacher_of_other_classes_are_measured() -> None:
+    """As benchmarks/losses.py does with the teacher of photographs; `ofd` asks it for margins as well."""
+    small = choose(["baseline", "ofd"], ["resnet18"], **SMALL)
+    teacher = build_model("resnet18", num_classes=3, width=0.125, head_width=0.125).eval()
+    alone, taught = (row["ours"] for row in bench.measure_steps(small, teacher))
+    assert alone["parts"]["teacher"] < taught["parts"]["teacher"]
+    assert alone["saved_for_backward_bytes"] < taught["saved_for_backward_bytes"]
+    assert random_batch(small, 3)[1].unique().tolist() == [0, 1, 2, losses.IGNORE_INDEX]
 
 
 def test_compiled_networks_are_measured_beside_the_others(
