@@ -629,7 +629,23 @@ def _bench(options: argparse.Namespace) -> None:
         write_json(options.json, result)
 
 
+# What says nothing of one image in a finished network, and its default.
+_OF_TRAINING: dict[str, object] = {
+    "methods": bench.METHODS,
+    "backbones": bench.STUDENTS,
+    "batch_size": None,
+    "precision": "auto",
+    "cache": False,
+    "seed": 0,
+}
+
+
 def _latency(options: argparse.Namespace) -> None:
+    unused = [name for name, usual in _OF_TRAINING.items() if getattr(options, name, usual) != usual]
+    if unused:
+        raise DistillError(f"--{unused[0].replace('_', '-')} has no effect with --latency; leave it out")
+    if options.device not in ("auto", "cpu"):
+        raise DistillError(f"--latency measures on the CPU; leave out --device {options.device}")
     check_number("steps", options.steps, 1, 10_000)
     if options.json:
         make_folder(options.json.parent)

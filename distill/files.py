@@ -195,8 +195,8 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-# A number that a run can have: not infinite, and not what a damaged file makes of one.
-Number = Annotated[float, Field(gt=-1e15, lt=1e15)]
+# A number that a run can have: one of float32 at most, where a damaged file may hold any.
+Number = Annotated[float, Field(gt=-3.5e38, lt=3.5e38)]
 
 _ANEW = "restore it, or run again into another folder"
 

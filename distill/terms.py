@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from distill import losses
 from distill.errors import DistillError, check_number, nearest
 from distill.networks.backbones import POSITIONS
+from distill.networks.taps import is_norm
 
 # How OFD and SAKD divide each position's loss: the early, large maps count less.
 DIVIDERS = dict(zip(POSITIONS, (8, 4, 2, 1, 1, 16), strict=True))
@@ -454,7 +455,7 @@ def _last_norms(teacher: nn.Module, positions: Sequence[str]) -> list[nn.BatchNo
     norms += [None] * (len(POSITIONS) - len(norms))
     chosen = [norms[POSITIONS.index(position)] for position in positions]
     for position, norm in zip(positions, chosen, strict=True):
-        if not hasattr(norm, "running_mean"):  # true of BatchNorm, SyncBatchNorm and torchvision's frozen one
+        if norm is None or not is_norm(norm):
             raise DistillError(
                 f"The teacher has no BatchNorm at {position}, from which ofd takes its margin; use sakd or kd instead, "
                 "or leave that position out with `positions`."

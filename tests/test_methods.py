@@ -316,9 +316,10 @@ def test_the_method_follows_the_students_precision():
 # Teachers that cannot serve
 
 
-def test_a_teacher_without_batchnorm_cannot_teach_ofd():
+@pytest.mark.parametrize("other", [nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True), None])
+def test_a_teacher_without_batchnorm_cannot_teach_ofd(other):
     teacher, student = Fake(TEACHER_CHANNELS), Fake(STUDENT_CHANNELS)
-    teacher.norms[4] = nn.GroupNorm(2, 8)
+    teacher.norms[4] = other
     with pytest.raises(DistillError, match=r"no BatchNorm at aspp.*sakd or kd"):
         build_method("ofd", teacher, student)
     assert build_method("ofd", teacher, student, positions=POSITIONS[:4]).needs_teacher

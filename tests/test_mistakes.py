@@ -993,6 +993,16 @@ def no_steps_of_latency(world: World) -> list:
     return ["bench", "--latency", "sample", "--steps", "-5"]
 
 
+@case("--batch-size", "--latency", "leave it out")
+def a_batch_of_latency(world: World) -> list:
+    return ["bench", "--latency", "sample", "--batch-size", "4"]
+
+
+@case("on the CPU", "leave out --device cuda")
+def latency_on_a_gpu(world: World) -> list:
+    return ["bench", "--latency", "sample", "--device", "cuda"]
+
+
 @case("nowhere", "no run or network", "folders of runs")
 def latency_of_a_network_that_is_missing(world: World) -> list:
     return ["bench", "--latency", world.root / "nowhere"]

@@ -159,6 +159,14 @@ def test_a_run_is_read_from_its_folder(tmp_path: Path) -> None:
         assert run.history == history
 
 
+def test_a_loss_may_be_any_number_of_float32(tmp_path: Path, refused) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "history.jsonl").write_text('{"epoch": 1, "seconds": 1.5, "loss": 3e38}\n')
+    assert Run(folder).history[0]["loss"] == 3e38
+    (folder / "history.jsonl").write_text('{"epoch": 1, "seconds": 1.5, "loss": 3e39}\n')
+    refused("history.jsonl", "loss", call=lambda: Run(folder).history)
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, refused) -> None:
     refused(tmp_path, "config.json", call=lambda: Run(tmp_path))
     refused("config.json", call=lambda: Run(tmp_path / "nothing"))
