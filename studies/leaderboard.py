@@ -1,8 +1,7 @@
 """The leaderboard: what README.md and results/README.md say of all methods, at equal epochs and at equal time."""
 
-from distill.lab.literature import alone_elsewhere, families, leaderboard
+from distill.lab.literature import PHOTOGRAPHS, alone_elsewhere, families, leaderboard, on_photographs
 from distill.lab.tables import (
-    compare,
     not_converged,
     plus_minus,
     read_study,
@@ -104,21 +103,6 @@ def _table(equal: list[dict], timed: dict[str, dict]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-PHOTOGRAPHS = "camvid-leaderboard"
-
-
-def on_photographs() -> tuple[list[dict], list[dict]]:
-    """As `tables.compare` has them: rows at equal epochs, and rows beside the student alone for twice the epochs.
-
-    The baseline comes first in either. The longer student's runs are those of the study
-    camvid-long: most were made on other days and machines than those with a teacher, so no seconds are compared.
-    """
-    equal, _ = leaderboard(f"{PHOTOGRAPHS}.json")
-    runs, _ = read_study(results_file(f"{PHOTOGRAPHS}.json"))
-    longer = [run for run in read_study(results_file("camvid-long.json"))[0] if run["backbone"] == equal[0]["backbone"]]
-    return equal, compare([*longer, *(run for run in runs if run["method"] != "baseline")])
 
 
 def of_photographs() -> str:

@@ -23,12 +23,12 @@ import nbformat
 
 from distill.files import PROJECT, read_json
 from distill.lab.curves import interval95
-from distill.lab.literature import alone_elsewhere, leaderboard, paired_difference
+from distill.lab.literature import alone_elsewhere, leaderboard, on_photographs, paired_difference
 from distill.lab.tables import results_file
 from studies import camvid, undone
 from studies.conditions import lead_over
 from studies.labels import ALONE
-from studies.leaderboard import in_lesson, on_photographs
+from studies.leaderboard import in_lesson
 
 NOTEBOOKS = PROJECT / "notebooks"
 MARK = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?)<!-- =([\w.+-]+) -->")

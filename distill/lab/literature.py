@@ -6,7 +6,7 @@ from typing import Any
 from distill.errors import DistillError
 from distill.files import read_json
 from distill.lab.comparison import Findings, at_equal_time, read_findings, tables
-from distill.lab.tables import not_converged, plus_minus, results_file, verdict_of
+from distill.lab.tables import compare, not_converged, plus_minus, read_study, results_file, verdict_of
 
 # What each kind of method asks of teacher and student.
 QUESTIONS = {
@@ -99,6 +99,22 @@ def leaderboard(name: str = "leaderboard.json") -> tuple[list[dict[str, Any]], d
         raise DistillError(f"{name} is no leaderboard: it has not one student, with a baseline for every method")
     taught.sort(key=lambda row: -float(row["gain"]))
     return [alone, *taught], {row["method"]: row for row in at_equal_time(found, variant)}
+
+
+PHOTOGRAPHS = "camvid-leaderboard"
+
+
+def on_photographs() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The recorded study of photographs: its rows at equal epochs, and those over the student alone for twice as many.
+
+    In either the baseline comes first; those at equal epochs are in the order of their gains. The longer student's
+    runs are those of the study camvid-long: most were made on other days and machines than those with a teacher, so
+    no seconds are compared.
+    """
+    equal, _ = leaderboard(f"{PHOTOGRAPHS}.json")
+    runs, longer = (read_study(results_file(f"{name}.json"))[0] for name in (PHOTOGRAPHS, "camvid-long"))
+    alone = [run for run in longer if run["backbone"] == equal[0]["backbone"]]
+    return equal, compare([*alone, *(run for run in runs if run["method"] != "baseline")])
 
 
 def alone_elsewhere(alone: Mapping[str, Any], timed: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from distill.files import read_json
 from distill.lab import literature
 from distill.lab.comparison import read_findings, tables
 from distill.lab.tables import results_file
@@ -56,3 +57,21 @@ def test_differences_are_paired_by_seed() -> None:
     expected = [scores["sakd", seed] - scores["sakd-plain", seed] for seed in seeds]
     assert literature.paired_difference("sakd", "sakd-plain")["resnet18"] == expected
     assert all(values == [] for values in literature.paired_difference("sakd", "nfd").values())
+
+
+def test_methods_on_photographs_are_also_beside_the_longer_student() -> None:
+    """From scores as they were recorded, without the tables."""
+    (alone, *equal), (longer, *over) = literature.on_photographs()
+    assert (alone["method"], longer["method"]) == ("baseline", "baseline") and longer["epochs"] == 2 * alone["epochs"]
+    assert [row["gain"] for row in equal] == sorted((row["gain"] for row in equal), reverse=True)
+    assert {row["method"] for row in over} == {row["method"] for row in equal}
+    found = {row["method"]: row["gain"] for row in over}
+    scores = {}
+    for name in (literature.PHOTOGRAPHS, "camvid-long"):
+        for run in read_json(results_file(f"{name}.json"))["runs"]:
+            if run["backbone"] == alone["backbone"]:
+                scores.setdefault((name, run["method"]), {})[run["seed"]] = run["miou"]
+    twice = scores["camvid-long", "baseline"]
+    for row in equal:
+        own = scores[literature.PHOTOGRAPHS, row["method"]]
+        assert found[row["method"]] == pytest.approx(sum(own[seed] - twice[seed] for seed in own) / len(own))
