@@ -35,6 +35,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"{f'; did you mean {close[0]!r}? There are' if close else '; there are'} {', '.join(known)}"
 
 
+def meant(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """In brackets, after an unknown name, the nearest of many; nothing where none is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def first_line(error: Exception) -> str:
     """Another library's message, short enough for a sentence."""
     line = (str(error).splitlines() or [type(error).__name__])[0]

@@ -269,9 +269,9 @@ class Method(nn.Module):
     """loss, parts = method(student_output, teacher_output, labels).
 
     `loss` is cross-entropy (void ignored) plus the weighted terms; `parts` holds the same summands by name,
-    detached. Its parameters are the connectors' alone: teacher and student stay outside. With `divide_by`, the
-    size of the whole batch, cross-entropy is divided by it once more, and KD by classes and batch, as in the published
-    code; 0 leaves them as they are.
+    detached. Its parameters are those of its terms, such as connectors: teacher and student stay outside. With
+    `divide_by`, the size of the whole batch, cross-entropy is divided by it once more, and KD by classes and batch, as
+    in the published code; 0 leaves them as they are.
     `class_weights` (C,), where there are any, are those of `losses.cross_entropy`.
     `pieces` says in how many calls a batch comes: the schedules of the terms move on at the first of them.
     """

@@ -12,7 +12,7 @@ from distill.lab.tables import (
 )
 from distill.lab.tune import percent
 from distill.show import charts
-from studies.shared import anchor, read, recorded_on, so_far
+from studies.shared import anchor, loss_costs, read, recorded_on, so_far
 
 SIDES = "A verdict here says only on which side of zero the interval lies."
 
@@ -77,17 +77,14 @@ def _ahead(rows: list[dict]) -> str:
 
 
 def _table(equal: list[dict], timed: dict[str, dict]) -> str:
-    compares = {method: kind for kind, methods in families().items() for method in methods}
-    steps = {step["method"]: step["ours"] for step in read("losses.json")["steps"]}
-    kept = {method: step["saved_for_backward_bytes"] for method, step in steps.items()}
+    compares, costs, unfinished = _kinds(), loss_costs("losses"), not_converged(equal)
     lines = [
         "| method | compares | mIoU | seeds | gain, equal epochs | verdict | gain, equal time | verdict "
         "| processor seconds | loss | kept |",
         f"|{'---|' * 11}",
     ]
     for row in equal:
-        method, step = row["method"], steps[row["method"]]
-        lent, unfinished = timed.get(method), not_converged(equal)
+        method, (share, kept), lent = row["method"], costs[row["method"]], timed.get(row["method"])
         cells = [
             f"`{method}`" if "gain" in row else method,
             compares.get(method, ""),
@@ -98,11 +95,16 @@ def _table(equal: list[dict], timed: dict[str, dict]) -> str:
             f"{plus_minus(lent['gain'], lent['gain_interval'], '+')} ({_rival(lent)})" if lent else "",
             lent["verdict"] if lent else "",
             f"{row['seconds']:.0f}{'' if row['machines'] == equal[0]['machines'] else ' *'}",
-            f"{step['parts']['distillation'] / step['seconds']:.0%}" if "gain" in row else "",
-            f"{kept[method] / kept['baseline']:.2f}",
+            f"{share:.0%}" if "gain" in row else "",
+            f"{kept:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _kinds() -> dict[str, str]:
+    """What each method compares."""
+    return {method: kind for kind, methods in families().items() for method in methods}
 
 
 def of_photographs() -> str:
@@ -112,9 +114,7 @@ def of_photographs() -> str:
     network = alone["backbone"]
     runs, longer = (read_study(results_file(f"{name}.json"))[0] for name in (PHOTOGRAPHS, "camvid-long"))
     lead = {row["method"]: row for row in over}
-    kind = {method: kind for kind, methods in families().items() for method in methods}
-    steps = {step["method"]: step["ours"] for step in read("camvid-losses.json")["steps"]}
-    kept = {method: step["saved_for_backward_bytes"] for method, step in steps.items()}
+    compares, costs = _kinds(), loss_costs("camvid-losses")
     lines = [
         "| method | compares | mIoU | seeds | gain, equal epochs | verdict | lead over twice the epochs | verdict "
         "| processor seconds | loss | kept |",
@@ -123,7 +123,7 @@ def of_photographs() -> str:
     for row in [twice, *equal]:
         method, other = row["method"], lead.get(row["method"])
         name = f"`{method}`" if "gain" in row else f"{method}, {row['epochs']} epochs"
-        cells = [name, kind.get(method, ""), plus_minus(row["miou"], row["miou_interval"]), f"{len(row['seeds'])}"]
+        cells = [name, compares.get(method, ""), plus_minus(row["miou"], row["miou_interval"]), f"{len(row['seeds'])}"]
         for one in (row, other) if other else ():
             short = one["verdict"] if one["verdict"] in ("better", "worse") else verdict_of(one, {})
             cells += [plus_minus(one["gain"], one["gain_interval"], "+"), short]
@@ -131,9 +131,8 @@ def of_photographs() -> str:
         among = longer if row is twice else runs
         own = [run for run in among if (run["backbone"], run["method"]) == (network, method)]
         cells.append(seconds_of(seconds_on(own)))
-        step = steps[method]
-        cells.append(f"{step['parts']['distillation'] / step['seconds']:.0%}" if other else "")
-        cells.append(f"{kept[method] / kept['baseline']:.2f}")
+        share, kept = costs[method]
+        cells += [f"{share:.0%}" if other else "", f"{kept:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     head = (
         f"### {PHOTOGRAPHS}: methods on photographs\n\n{charts.network_name(network)} on CamVid at half "

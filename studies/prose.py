@@ -29,6 +29,7 @@ from studies import camvid, undone
 from studies.conditions import lead_over
 from studies.labels import ALONE
 from studies.leaderboard import in_lesson
+from studies.shared import loss_costs
 
 NOTEBOOKS = PROJECT / "notebooks"
 MARK = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?)<!-- =([\w.+-]+) -->")
@@ -72,11 +73,8 @@ def _losses() -> dict[str, str]:
     """What each loss takes: its share of a step, and what is kept for the backward pass, in baselines."""
     values = {}
     for name, record in {"loss": "losses", "photographs.loss": "camvid-losses"}.items():
-        steps = {row["method"]: row["ours"] for row in read_json(results_file(f"{record}.json"))["steps"]}
-        for method, step in steps.items():
-            kept = step["saved_for_backward_bytes"] / steps["baseline"]["saved_for_backward_bytes"]
-            values[f"{name}.{method}.share"] = f"{100 * step['parts']['distillation'] / step['seconds']:.0f}"
-            values[f"{name}.{method}.kept"] = f"{kept:.1f}"
+        for method, (share, kept) in loss_costs(record).items():
+            values |= {f"{name}.{method}.share": f"{100 * share:.0f}", f"{name}.{method}.kept": f"{kept:.1f}"}
     return values
 
 

@@ -87,6 +87,16 @@ def steps(run: dict) -> int:
     return epochs * (run["samples"] // epochs // run["settings"]["batch_size"])
 
 
+def loss_costs(record: str) -> dict[str, tuple[float, float]]:
+    """By method, as benchmarks/losses.py recorded them: the loss's share of a step, and what a step keeps for the
+    backward pass, in steps of the baseline.
+    """
+    steps = {row["method"]: row["ours"] for row in read(f"{record}.json")["steps"]}
+    kept = {method: step["saved_for_backward_bytes"] for method, step in steps.items()}
+    shares = {method: step["parts"]["distillation"] / step["seconds"] for method, step in steps.items()}
+    return {method: (shares[method], kept[method] / kept["baseline"]) for method in steps}
+
+
 def score(runs: list[dict]) -> str:
     """The mean mIoU of runs, and half of its interval."""
     return plus_minus(average(runs, "miou"), interval95([run["miou"] for run in runs]))

@@ -6,11 +6,10 @@ the same trainer as every student. About half an hour on one core; an interrupte
 
 import argparse
 import datetime
-from pathlib import Path
 
 import torch
 
-from distill import fit, load_teacher, open_dataset
+from distill import Run, fit, load_teacher, open_dataset
 from distill.cli import explained
 from distill.data.sample import SAMPLE_SIZES, make_sample
 from distill.files import PROJECT, write_json
@@ -30,15 +29,12 @@ def main() -> None:
     root = make_sample(PROJECT / "data" / "sample-teacher", **{**SAMPLE_SIZES, "train": IMAGES})
     out = PROJECT / "runs" / "teacher"
     run = fit("resnet101", "baseline", None, "sample", data_root=root, out=out, seed=0, **SETTINGS)
-    ship(run.path)
+    ship(run)
 
 
-def ship(run: Path) -> None:
+def ship(run: Run) -> None:
     """Store the run's network in half precision, and score the stored file, for that is what readers load."""
-    from distill.training.runs import Run
-
-    finished = Run(run)
-    save_model(finished.student(), PROJECT / "data" / SHIPPED, half=True)
+    save_model(run.student(), PROJECT / "data" / SHIPPED, half=True)
     teacher = load_teacher("sample")
     scores = {split: evaluate(teacher, open_dataset("sample", split)).to_json() for split in ("val", "test")}
     write_json(
@@ -46,10 +42,10 @@ def ship(run: Path) -> None:
         {
             "command": "python studies/teacher.py",
             "date": datetime.date.today().isoformat(),
-            "environment": finished.environment,
-            "config": finished.config,
-            "history": finished.history,
-            "seconds": round(sum(line["seconds"] for line in finished.history)),
+            "environment": run.environment,
+            "config": run.config,
+            "history": run.history,
+            "seconds": round(sum(line["seconds"] for line in run.history)),
             "fingerprint": fingerprint(teacher),
             "scores": scores,
         },

@@ -846,6 +846,11 @@ def preset_of_a_student_is_misspelt(world: World) -> Callable:
     return lambda: distill.make_student("resnet18", 3, preset="Sample")
 
 
+@case("no backbone", "resnet18")
+def a_backbone_that_is_no_name(world: World) -> object:
+    return lambda: distill.make_student(5, 3)
+
+
 @case("seed is 1.5")
 def seed_of_a_student_is_no_whole_number(world: World) -> Callable:
     return lambda: distill.make_student("resnet18", 3, seed=1.5)

@@ -128,13 +128,13 @@ def _convert(part: Path, paths: list[str], whole: Path) -> None:
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
     for path in sorted(paths):
         _, folder, name = path.split("/")
-        split, mask_of = folder.removesuffix("annot"), folder.endswith("annot")
+        split, is_mask = folder.removesuffix("annot"), folder.endswith("annot")
         try:
             picture = Image.open(part / path)
             pixels = np.asarray(picture)
         except OSError as error:
             raise DistillError(f"{part / path} cannot be read as a picture ({first_line(error)})") from None
-        if not mask_of:
+        if not is_mask:
             names[split].append(Path(name).stem)
             shutil.copyfile(part / path, whole / IMAGES / name)
             continue

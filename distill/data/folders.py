@@ -8,7 +8,6 @@ begin with `__ignore__`, which stands for void; masks may lie in SegmentationCla
 divided by name (see `read_split`).
 """
 
-import difflib
 import glob
 import hashlib
 import os
@@ -25,7 +24,7 @@ from torchvision import tv_tensors
 from distill.data.layout import IMAGES, LISTS, MASKS
 from distill.data.pictures import read_image, read_mask
 from distill.data.sample import SAMPLE_SIZES, make_sample
-from distill.errors import DistillError, check_number, nearest
+from distill.errors import DistillError, check_number, meant, nearest
 from distill.files import PROJECT
 
 VOC_CLASSES = (
@@ -56,7 +55,7 @@ IMAGE_ENDINGS = tuple(name for ending in _ENDINGS for name in (ending, ending.up
 _MASK_ENDINGS = (".png", ".PNG", ".Png")
 MASK_FOLDERS = (MASKS, "SegmentationClassPNG")
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
-DATASETS = ("sample", "pascal")
+DATASETS, PASCAL = ("sample", "pascal"), ("pascal", "pascal+sbd")
 
 
 def data_root() -> Path:
@@ -235,10 +234,9 @@ def read_split(root: Path, split: str) -> list[str]:
     val. Further images do not move those that are there, unless val has only one, for want of such a checksum.
     """
     if not root.is_dir():
-        close = [name for name in difflib.get_close_matches(str(root), DATASETS, cutoff=0.6) if name != str(root)]
+        near = meant(str(root), [name for name in DATASETS if name != str(root)])
         raise DistillError(
-            f"there is no folder {root}{f' (did you mean {close[0]!r}?)' if close else ''}; give the folder that holds "
-            f"JPEGImages, SegmentationClass and ImageSets"
+            f"there is no folder {root}{near}; give the folder that holds JPEGImages, SegmentationClass and ImageSets"
         )
     path = _list_path(root, split)
     if not path.exists():
@@ -396,7 +394,7 @@ def open_dataset(
         raise DistillError(f"the data are a {type(data).__name__}; give a folder, or the name {' or '.join(DATASETS)}")
     if str(data) == "sample":
         return VOCFolder(make_default_sample(root), split, limit)
-    if str(data) in ("pascal", "pascal+sbd"):
+    if str(data) in PASCAL:
         folder = Path(root) if root else data_root()
         voc = _find_voc(folder)
         if str(data) == "pascal+sbd" and split == "train":

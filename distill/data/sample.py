@@ -1,7 +1,7 @@
 """The sample data: small procedural scenes in VOC folder layout, so that nothing has to be downloaded.
 
 Twenty cut-out shapes are placed on a dull, cluttered background. Three classes share each hue, so colour alone
-narrows the choice and shape must decide; one object in twenty has a hue of another family. Textures,
+narrows the choice and shape must decide; one object in twenty has a hue drawn from all families. Textures,
 light, shadows and occlusion are drawn independently of the class.
 """
 

@@ -403,7 +403,7 @@ def figures(findings: Findings) -> Iterator[tuple[str, Figure | str, str]]:
         alt = f"mIoU on validation images{of} against the seconds of training, by method; the teacher as a line."
         yield f"{prefix}time", _over_time(findings, name, rows), alt
         yield f"{prefix}curves", _curves(findings, name), f"Loss and validation mIoU{of} by epoch, mean over seeds."
-        yield from costs.charts(prefix, name, rows, of)
+        yield from costs.figures(prefix, name, rows, of)
 
 
 def by_labels(findings: Findings) -> dict[str, dict[int, tuple[float, float]]]:
@@ -412,7 +412,7 @@ def by_labels(findings: Findings) -> dict[str, dict[int, tuple[float, float]]]:
 
     Empty where variants do not differ in that, where some differ in other things, and for several students at a time.
     """
-    lines: dict[str, dict[int, tuple[float, float]]] = {}
+    lines: dict[tuple[str, int], dict[int, tuple[float, float]]] = {}  # by method and, if more, images
     for name, rows in tables(findings).items():
         own = next(entry for entry in findings.records if (entry.get("variant") or "") == name)
         images = own.get("images") or 0
@@ -420,15 +420,19 @@ def by_labels(findings: Findings) -> dict[str, dict[int, tuple[float, float]]]:
         for row in rows:
             if labelled < images and row["method"] == "baseline":  # lent by the variant of as many labels
                 continue
-            label = charts.method_name(row["method"]) + (f", distilled on {images}" if labelled < images else "")
-            if labelled in lines.setdefault(label, {}) or row["backbone"] != rows[0]["backbone"]:
+            line = lines.setdefault((row["method"], images if labelled < images else 0), {})
+            if labelled in line or row["backbone"] != rows[0]["backbone"]:
                 return {}
-            lines[label][labelled] = (row["miou"], row["miou_interval"])
-    for label, line in lines.items():  # with all labels, the two are one
-        method, _, images = label.partition(", distilled on ")
-        if images and int(images) in lines.get(method, {}):
-            line[int(images)] = lines[method][int(images)]
-    return lines if len({place for line in lines.values() for place in line}) > 1 else {}
+            line[labelled] = (row["miou"], row["miou_interval"])
+    for (method, images), line in lines.items():  # with all labels, the two are one
+        if images in lines.get((method, 0), {}):
+            line[images] = lines[method, 0][images]
+    if len({place for line in lines.values() for place in line}) < 2:
+        return {}
+    return {
+        charts.method_name(method) + (f", distilled on {images}" if images else ""): line
+        for (method, images), line in lines.items()
+    }
 
 
 def _nested(gains: dict[tuple[str, str], dict[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -486,7 +490,7 @@ class _Costs:
             found = []
         return dict(zip(self.configs, found, strict=False))
 
-    def charts(
+    def figures(
         self, prefix: str, name: str, rows: list[dict[str, Any]], of: str
     ) -> Iterator[tuple[str, Figure | str, str]]:
         records = {(entry["backbone"], entry["method"]): entry for entry in rows_of(self.findings, name)}
@@ -518,8 +522,8 @@ class _Costs:
         return costs | ({"milliseconds": known[str(config)]} if str(config) in known else {})
 
 
-def _config(teacher: dict[str, Any] | None) -> dict[str, Any] | None:
+def _config(network: dict[str, Any] | None) -> dict[str, Any] | None:
     """What builds a teacher's or a student's network; None for one of another library."""
-    if not teacher or "backbone" not in teacher or "wrapped" in teacher:
+    if not network or "backbone" not in network or "wrapped" in network:
         return None
-    return {key: value for key, value in teacher.items() if key != "weights"}
+    return {key: value for key, value in network.items() if key != "weights"}

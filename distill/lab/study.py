@@ -35,16 +35,8 @@ from distill.training.parallel import pick_device
 from distill.training.presets import make_student
 from distill.training.runs import Run, name_of
 
-_SAME = (
-    "python",
-    "torch",
-    "torchvision",
-    "system",
-    "processor",
-    "cores",
-    "threads",
-    "device",
-)  # what may change a score
+# What may change a score.
+_SAME = ("python", "torch", "torchvision", "system", "processor", "cores", "threads", "device")
 
 
 class Study:

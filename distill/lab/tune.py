@@ -109,7 +109,7 @@ def tune(
             scores = {row: _score(path) for row, path in planned.items()}
             runs += [{"method": m, "weight": w, "epochs": epochs, "val_miou": s} for (m, w), s in scores.items()]
             alive = {method: _best_first(method, weights, scores) for method, weights in alive.items()}
-    some = next(path for path in planned.values() if (path / "scores.json").exists())
+    some = next(path for path in planned.values() if (path / "scores.json").exists())  # of the last rung
     # As it would be typed for these runs; where data and teacher lay is no business of the record.
     command = [
         "python -m distill tune --methods",

@@ -273,7 +273,7 @@ def build_model(
     Raises:
         DistillError: an argument is out of range, or the weights do not fit or cannot be downloaded.
     """
-    backbone = _canonical(backbone)
+    backbone = canonical(backbone)
     head_width = width if head_width is None else head_width
     _check_numbers(num_classes, output_stride, width, head_width)
     rates = _check_rates(_ATROUS_RATES[output_stride] if atrous_rates is None else atrous_rates)
@@ -291,7 +291,8 @@ def build_model(
     return model
 
 
-def _canonical(backbone: str) -> str:
+def canonical(backbone: str) -> str:
+    """The name that a backbone has here; DistillError for one that there is not."""
     name = _ALIASES.get(backbone, backbone) if isinstance(backbone, str) else repr(backbone)
     if name not in BACKBONES and not str(name).startswith(PREFIX):
         raise DistillError(f"There is no backbone {str(backbone)!r}{nearest(str(backbone), BACKBONES)}.")

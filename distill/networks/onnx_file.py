@@ -93,9 +93,8 @@ def load_onnx(path: str | Path) -> OnnxNetwork:
     try:
         session = session_of(str(path))
         found = session.get_modelmeta().custom_metadata_map
-        ends = [
-            (node.name, node.type, list(node.shape)) for node in (*session.get_inputs(), *session.get_outputs())
-        ]  # names that are no text are found here
+        # Names that are no text are found here.
+        ends = [(node.name, node.type, list(node.shape)) for node in (*session.get_inputs(), *session.get_outputs())]
     except Exception as error:  # ONNX Runtime has errors of many kinds
         raise DistillError(
             f"{path} is no ONNX file that ONNX Runtime can read ({_reason(error)}); write it anew with "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from threading import RLock, get_ident
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -13,7 +12,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from distill.errors import DistillError
+from distill.errors import DistillError, meant
 
 
 @contextmanager
@@ -70,10 +69,8 @@ def hook_at(module: nn.Module, name: str, keep: Callable[[str, Tensor], None]) -
             keep(name, value)
 
     def given(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any] | None = None) -> None:
-        values = (
-            *arguments,
-            *(named or {}).values(),
-        )  # without `named`, where another thread removes its hook meanwhile
+        # Without `named`, where another thread removes its hook meanwhile.
+        values = (*arguments, *(named or {}).values())
         if values:
             mine(values[0])
 
@@ -89,8 +86,7 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
     try:
         return module.get_submodule(path)
     except AttributeError:
-        close = get_close_matches(path, [known for known, _ in module.named_modules()], n=1, cutoff=0.4)
-        near = f" (did you mean '{close[0]}'?)" if close else ""
+        near = meant(path, [known for known, _ in module.named_modules()], cutoff=0.4)
         raise DistillError(f"The network has no submodule '{path}'{near}; see named_modules().") from None
 
 
@@ -111,9 +107,8 @@ def made_by(module: nn.Module, run: Callable[[], object]) -> tuple[object, list[
 
     Of a module that runs several times only the last run counts, as in `record`.
     """
-    given: dict[
-        int, tuple[object, list[tuple[str, bool, int]]]
-    ] = {}  # by id: the tensor stays, so that it keeps its id
+    # By id: the tensor stays, so that it keeps its id.
+    given: dict[int, tuple[object, list[tuple[str, bool, int]]]] = {}
     runs: Counter[str] = Counter()
 
     def keep(name: str, child: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
@@ -128,9 +123,8 @@ def made_by(module: nn.Module, run: Callable[[], object]) -> tuple[object, list[
         answer = run()
     made = []
     for tensor, makers in given.values():
-        names = {
-            name: activation for name, activation, run in makers if run == runs[name]
-        }  # `record` keeps the last run
+        # `record` keeps the last run.
+        names = {name: activation for name, activation, turn in makers if turn == runs[name]}
         if names:
             inner = next((name for name, activation in names.items() if activation), None)
             made.append(Made(tensor, tuple(names), f"{inner}:input" if inner else list(names)[-1]))

@@ -5,7 +5,6 @@ timm is Ross Wightman's collection of image classifiers, https://github.com/hugg
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.errors import DistillError, first_line
+from distill.errors import DistillError, first_line, meant
 from distill.networks.taps import eval_mode, last_norms, origins, record
 
 PREFIX = "timm:"
@@ -147,10 +146,8 @@ class TimmBackbone(nn.Module):
 def _known(name: str) -> str:
     # A name with a host in it, such as hf-hub:…, would have timm fetch what to build.
     if not timm().is_model(name):
-        near = get_close_matches(name, timm().list_models(), n=1)
-        raise DistillError(
-            f"timm has no network {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}; see timm.list_models()"
-        )
+        near = meant(name, timm().list_models())
+        raise DistillError(f"timm has no network {name!r}{near}; see timm.list_models()")
     return name
 
 

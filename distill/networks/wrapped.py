@@ -92,8 +92,7 @@ class Wrapped(nn.Module):
         `POSITIONS`.
         """
         size = tuple(images.shape[2:])
-        # Rounded up without a negative number, whose division an exported file rounds towards zero.
-        fitting = tuple((side + self.divisor - 1) // self.divisor * self.divisor for side in size)
+        fitting = tuple(_rounded_up(side, self.divisor) for side in size)
         with record(self.network, tuple(self.taps.values()) if return_maps else ()) as recorded:
             resized = _resize(images, fitting, self._any_size(size))
             resized = resized.clone() if self.writes else resized  # others see the same images
@@ -147,7 +146,7 @@ class Wrapped(nn.Module):
 
     def _check_logits(self) -> None:
         """ValueError for logits that show a part of the image, or more; DistillError for probabilities."""
-        height = -(-65 // self.divisor) * self.divisor
+        height = _rounded_up(65, self.divisor)
         width = 2 * height  # in a square what is cut off all around would not show
         logits = _logits(self.network(next(self.network.parameters()).new_zeros(1, 3, height, width)))
         if abs(logits.shape[3] - 2 * logits.shape[2]) > 2:  # rounding of either side may do as much
@@ -178,7 +177,7 @@ class Wrapped(nn.Module):
     @torch.no_grad()
     def _writes_into_its_input(self) -> bool:
         """Whether it changes the images, at a size that it gets as it is; so taken where PyTorch does not tell."""
-        sides = (-(-side // self.divisor) * self.divisor for side in (65, 97))
+        sides = (_rounded_up(side, self.divisor) for side in (65, 97))
         image = next(self.network.parameters()).new_zeros(1, 3, *sides)
         if image.is_inference():
             return True
@@ -196,6 +195,11 @@ class Wrapped(nn.Module):
         # After a ReLU that is a function and no layer, a map has no negative number: its margins would be dead.
         found = zip(self.taps, names, taps, strict=True)
         return {position: name for position, name, tap in found if name and bool((maps[tap] < 0).any())}
+
+
+def _rounded_up(side: int, divisor: int) -> int:
+    """Without a negative number, whose division an exported file rounds towards zero."""
+    return (side + divisor - 1) // divisor * divisor
 
 
 def memory_format_of(network: nn.Module) -> torch.memory_format:
@@ -221,7 +225,7 @@ def suggest_positions(network: nn.Module, size: tuple[int, int] = (128, 192), sh
     depend on, such as a head for training alone. Raises DistillError when it has no maps of two sizes.
     """
     wrapped = wrap(network)
-    size = (-(-size[0] // wrapped.divisor) * wrapped.divisor, -(-size[1] // wrapped.divisor) * wrapped.divisor)
+    size = _rounded_up(size[0], wrapped.divisor), _rounded_up(size[1], wrapped.divisor)
     image = next(network.parameters()).new_zeros(1, 3, *size, requires_grad=True)
     with torch.enable_grad(), eval_mode(network):
         answer, made = made_by(network, lambda: network(image.clone()))  # which the network may write into

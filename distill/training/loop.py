@@ -120,12 +120,11 @@ def fit(
         raise DistillError(
             f"labelled is {chosen.labelled}, and train has {len(train)} images; give fewer, or 0 for all"
         )
-    own = set(train.ids)
+    own, say = set(train.ids), tqdm.write if progress and ranks.first else lambda text: None
     if unlabelled is not None:
         train = with_unlabelled(train, unlabelled, terms)
-        if progress and ranks.first:
-            others = f"; {train.known} are of train, val or test, or have their names" if train.known else ""
-            tqdm.write(f"{len(train.extra)} further images without masks, of {train.folder}{others}")
+        others = f"; {train.known} are of train, val or test, or have their names" if train.known else ""
+        say(f"{len(train.extra)} further images without masks, of {train.folder}{others}")
     given = None if isinstance(student, str) else student  # the caller's, to be trained in place
     if given is not None and "output_stride" in settings:
         raise DistillError("output_stride belongs to a student given by name; build this network with it")
@@ -138,30 +137,28 @@ def fit(
         check_classes("teacher", teacher, train)
     with seeded(seed + 1_000_003):  # connectors have a stream of their own: students start alike in every row
         built = build_method(method, teacher, student, **choose_options(terms, data, method_options))
-    if progress and ranks.first and chosen.connector_epochs >= chosen.epochs and any(True for _ in built.parameters()):
-        tqdm.write("connector_epochs are all epochs: the connectors learn, and the student itself does not")
+    if chosen.connector_epochs >= chosen.epochs and any(True for _ in built.parameters()):
+        say("connector_epochs are all epochs: the connectors learn, and the student itself does not")
     if target.type == "cpu":
         check_width(student)
         keep_freed_memory()
     scored = dict(scored_splits(data, data_root))
     val = scored["val"]
-    if progress and ranks.first and (both := own & set(val.ids)):
-        tqdm.write(f"{len(both)} images of val are in the list of train too: its score is of images that are learned")
+    if both := own & set(val.ids):
+        say(f"{len(both)} images of val are in the list of train too: its score is of images that are learned")
     config = config_of(data, train, val, student, teacher, built, seed, preset, chosen, ranks)
     config |= {"initial_weights": str(weights or "random")} if given is None else {}
     folder = Path(out) if out else run_folder("runs", config["data"], config["model"]["backbone"], built.name, seed)
     if ranks.agree(ranks.first and is_finished(folder, config, resume)):
-        if progress and ranks.first:
-            tqdm.write(f"{folder} holds this very run, finished: nothing is trained")
+        say(f"{folder} holds this very run, finished: nothing is trained")
         if ranks.first:
             with suppress(DistillError):  # a folder that is not to be written to is still a run
                 keep_place(folder, train.root)
         return _done(folder, given)
     loop = _Loop(student, teacher, built, train, chosen, seed, target, folder, progress, on_epoch, ranks)
     check_labelled(train, chosen.labelled)
-    if (
-        ranks.first and chosen.augment == "crops" and not (folder / "last.pt").exists()
-    ):  # flip reads all of them at once
+    # `flip` reads all images at once, before the first step.
+    if ranks.first and chosen.augment == "crops" and not (folder / "last.pt").exists():
         check_every_image(train, progress)
     for split in scored.values():
         check_labelled(split, whole=True)
@@ -269,7 +266,7 @@ class _Loop:
             self.teacher = copy.deepcopy(teacher).train()  # the caller's statistics must not drift
         self.settings, self.seed, self.device, self.folder, self.ranks = settings, seed, device, folder, ranks
         self.progress = progress and ranks.first
-        self.still = frozen_norms(student)  # now: the first epochs may freeze everything but connectors
+        self.still = frozen_norms(student)  # BatchNorms that the caller froze
         self.batches = batches_for(train, settings, seed, device, ranks)
         self.optimizer = make_optimizer(student, method, settings)
         self.schedule = make_schedule(self.optimizer, settings.epochs * len(self.batches), settings)

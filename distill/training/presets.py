@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from distill.data.folders import PASCAL
 from distill.errors import DistillError, check_number, nearest
 from distill.methods import options_by_term
-from distill.networks.deeplab import DeepLabV3Plus, build_model
+from distill.networks.deeplab import DeepLabV3Plus, build_model, canonical
 from distill.networks.timm_backbone import PREFIX
 from distill.training.parallel import seeded
 from distill.training.settings import Settings, what_to_give
@@ -84,11 +85,10 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class Defaults(NamedTuple):
-    """What follows from the data alone. `kind` is sample, pascal or folder; `augment` None leaves it to the preset;
-    `options` are those tuned for the data, by the term's name.
+    """What follows from the data alone: `augment` None leaves it to the preset; `options` are those tuned for the
+    data, by the term's name.
     """
 
-    kind: str
     preset: str
     augment: str | None
     options: dict[str, dict[str, Any]]
@@ -98,10 +98,10 @@ def defaults_for(data: str | Path) -> Defaults:
     """The defaults of what `open_dataset` opens under the name `data`: whatever is not a name there is a folder."""
     data = str(data)
     if data == "sample":
-        return Defaults("sample", "sample", None, TUNED["sample"])
-    if data in ("pascal", "pascal+sbd"):
-        return Defaults("pascal", "voc", "crops", {})
-    return Defaults("folder", "sample", "crops", {})  # images of all sizes, and larger ones than fit in memory
+        return Defaults("sample", None, TUNED["sample"])
+    if data in PASCAL:
+        return Defaults("voc", "crops", {})
+    return Defaults("sample", "crops", {})  # images of all sizes, and larger ones than fit in memory
 
 
 def choose_settings(preset: str, recipe: str, given: dict[str, Any], data: str | Path = "sample") -> Settings:
@@ -164,7 +164,7 @@ def make_student(
     if preset not in PRESETS:
         raise DistillError(f"there is no preset {preset!r}{nearest(str(preset), PRESETS)}")
     check_number("seed", seed, 0, 2**32 - 1)
-    backbone = "mobilenetv2" if backbone == "mobilenet" else backbone
+    backbone = canonical(backbone)
     shape = dict(SLIM.get("timm" if backbone.startswith(PREFIX) else backbone, {}) if preset == "sample" else {})
     check_number("width", width, 0.01, 8, whole=False)
     if width != 1.0:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from typing_extensions import NotRequired, TypedDict  # pydantic wants these before Python 3.12
 
-from distill.data.folders import VOCFolder, open_dataset
+from distill.data.folders import PASCAL, VOCFolder, open_dataset
 from distill.data.layout import IMAGES
 from distill.data.unlabelled import WithUnlabelled
 from distill.errors import DistillError, nearest
@@ -154,7 +154,7 @@ class Run:
 
     def images_of(self, split: str, root: str | Path | None = None, limit: int | None = None) -> VOCFolder:
         """A split of the data that it was trained on, in `root` where they lie elsewhere now."""
-        data, named = self.config["data"], ("sample", "pascal", "pascal+sbd")
+        data, named = self.config["data"], ("sample", *PASCAL)
         if root is None and self.data_root and data not in named:  # its folder, which may hold another of its name
             return open_dataset(self.data_root, split, limit=limit)
         root = root or self.data_root
@@ -406,15 +406,8 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
         _refuse_strangers(folder)
     if not is_whole(folder / "config.json"):
         return False
-    there, config = ({"processes": 1, **found} for found in (Run(folder).config, _as_json(config)))
-    for found in (there, config):
-        every = with_every_setting(found["settings"])
-        found["settings"] = {name: value for name, value in every.items() if name not in NEUTRAL}
-        found["code"] = found["method"].pop("code", None)
-        found["method"]["terms"] = with_every_option(found["method"]["terms"])
+    there, config = _decisive(Run(folder).config), _decisive(_as_json(config))
     config["content"] = config["content"] if "content" in there else None  # runs of before do not tell
-    for found in (there, config):
-        found.pop("initial_weights", None)  # `start` tells more
     different = sorted(key for key in config.keys() | there.keys() if config.get(key) != there.get(key))
     if different and keeps_nothing(folder):
         return False
@@ -431,6 +424,23 @@ def is_finished(folder: Path, config: dict[str, Any], resume: bool) -> bool:
     if not finished and not resume:
         raise DistillError(f"{folder} holds an unfinished run; resume it, or choose another --out")
     return finished
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes a configuration another run: without what changes no result, and with every default."""
+    every = with_every_setting(config["settings"])
+    method = {name: value for name, value in config["method"].items() if name != "code"}
+    method["terms"] = with_every_option(method["terms"])
+    told = {name: value for name, value in config.items() if name != "initial_weights"}  # `start` tells more
+    return (
+        {"processes": 1}
+        | told
+        | {
+            "settings": {name: value for name, value in every.items() if name not in NEUTRAL},
+            "method": method,
+            "code": config["method"].get("code"),
+        }
+    )
 
 
 def keeps_nothing(folder: Path) -> bool:

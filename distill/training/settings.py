@@ -42,14 +42,15 @@ class Settings:
     `lr` is the backbone's rate; the head and the connectors learn at `head_lr_factor` times that, but all of a network
     of your own at `lr`. `warmup` is the share of all steps over which the rate rises. During the first
     `connector_epochs` only connectors are trained. `clip` bounds the norm of the student's gradient (0: no bound).
-    `augment`: `flip`, or `crops` (see `transforms.published_crops`) of images whose short side is scaled to between
+    `augment`: `flip`, or `crops` (see `transforms.draw_view`) of images whose short side is scaled to between
     `scale_from` and `scale_to` crops. `crop_size` in pixels; `flip` takes whole images of up to twice that.
-    `output_stride`. `labelled`: only this many of the first images keep their labels for cross-entropy, 0 for all.
+    `output_stride`, 16 or 8, is that of a student given by name. `labelled`: only this many of the first images keep
+    their labels for cross-entropy, 0 for all.
     `class_weights` `log`: cross-entropy counts rare classes for more, see `losses.class_weights`.
 
     `batch_size` is the batch of one step, for any number of processes that share it (see `parallel`) and of parts in
-    which each computes its share (`accumulate`); `dist` and `cirkd`
-    compare what is in one share. With `sync_batchnorm` they share BatchNorm's statistics too; parts do not.
+    which each computes its share (`accumulate`); `dist` and `cirkd` compare what is in one share. With
+    `sync_batchnorm` they share BatchNorm's statistics too; parts do not.
     `precision`: `float32`, or `bfloat16` for the forward passes of both networks under `torch.autocast`; weights,
     losses, optimizer and scores stay in float32. `compile`: both networks through `torch.compile`. `crop_on`: `host`
     or `device` cut, scale and blur the crops, see `transforms`. `auto` chooses what suits the device.

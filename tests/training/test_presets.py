@@ -9,24 +9,24 @@ from distill.training.presets import TUNED, choose_options, choose_settings, def
 
 
 @pytest.mark.parametrize(
-    "data, kind, preset, augment",
+    "data, preset, augment",
     [
-        ("sample", "sample", "sample", None),
-        ("pascal", "pascal", "voc", "crops"),
-        ("pascal+sbd", "pascal", "voc", "crops"),
-        ("pascal-mini", "folder", "sample", "crops"),
-        ("data/pascal", "folder", "sample", "crops"),
-        (Path("pascal"), "pascal", "voc", "crops"),
-        (Path("sample"), "sample", "sample", None),
-        (Path("./my/sample"), "folder", "sample", "crops"),
+        ("sample", "sample", None),
+        ("pascal", "voc", "crops"),
+        ("pascal+sbd", "voc", "crops"),
+        ("pascal-mini", "sample", "crops"),
+        ("data/pascal", "sample", "crops"),
+        (Path("pascal"), "voc", "crops"),
+        (Path("sample"), "sample", None),
+        (Path("./my/sample"), "sample", "crops"),
     ],
 )
 def test_only_the_names_that_open_a_data_set_have_its_defaults(
-    data: str | Path, kind: str, preset: str, augment: str | None
+    data: str | Path, preset: str, augment: str | None
 ) -> None:
     known = defaults_for(data)
-    assert known[:3] == (kind, preset, augment)
-    assert known.options == (TUNED["sample"] if kind == "sample" else {}) and choose_options([], data, None) == {}
+    assert known[:2] == (preset, augment)
+    assert known.options == (TUNED["sample"] if augment is None else {}) and choose_options([], data, None) == {}
 
 
 @pytest.mark.parametrize(
